@@ -1,0 +1,157 @@
+"""The train step, and the `Engine` through which the one training loop in `lmcore.trainer` drives it.
+
+Shape letters as in `jaxlm.model`; A accumulation steps, T1 = T + 1 tokens for T targets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Int32
+
+from jaxlm.checkpoint import restore_state, save_state
+from jaxlm.decoding import Generator
+from jaxlm.functional import Model, Params
+from jaxlm.loss import IGNORED, loss_sum
+from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer
+from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
+from lmcore.config import Config, SampleConfig
+from lmcore.flops import peak_flops
+
+__all__ = ["Engine", "TrainState", "eval_step", "train_step"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that changes in training."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+def train_step(
+    model: Model, state: TrainState, batch: Int[Array, "A B T1"], lr: Float[Array, ""]
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets."""
+    config = model.config
+
+    def micro_loss(params: Params, tokens: Int[Array, "B T1"], index: Int[Array, ""]) -> Float[Array, ""]:
+        key = None
+        if config.model.dropout > 0:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), state.step), index)
+        return loss_sum(model(params), tokens[:, :-1], tokens[:, 1:], key)
+
+    def accumulate(total: tuple[Array, Params], micro: tuple[Array, Array]) -> tuple[tuple[Array, Params], None]:
+        added = jax.value_and_grad(micro_loss)(state.params, *micro)
+        return jax.tree.map(jnp.add, total, added), None
+
+    parts = len(batch)
+    if parts == 1:
+        loss, grads = jax.value_and_grad(micro_loss)(state.params, batch[0], jnp.int32(0))
+    else:
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        start = (jnp.zeros((), zeros["norm.weight"].dtype), zeros)
+        (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
+    targets = batch[:, :, 1:].size
+    grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / targets, grads), config.optim.clip)
+    directions, opt_state = make_optimizer(config.optim).update(grads, state.opt_state, state.params)
+    params = apply_updates(state.params, directions, lr)
+    return TrainState(state.step + 1, params, opt_state), {"loss": loss / targets, "grad_norm": grad_norm}
+
+
+def eval_step(
+    model: Model, params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Sum of the token losses, and how many targets count."""
+    return loss_sum(model(params), tokens, targets), jnp.sum(targets != IGNORED)
+
+
+class Engine:
+    """A jaxlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
+
+    framework = "jax"
+
+    def __init__(self, config: Config):
+        set_up_jax(config.train.precision, config.train.cpu_devices)
+        self.config = config
+        self.model = Model(config)
+        self.mesh = data_mesh(config.train)
+        whole, split = replicated(self.mesh), batch_sharding(self.mesh, axis=1)
+        self._train_step = jax.jit(
+            partial(train_step, self.model),
+            donate_argnums=0,
+            in_shardings=(whole, split, None),
+            out_shardings=whole,
+        )
+        self._eval_step = jax.jit(partial(eval_step, self.model))
+        self._generators: dict[SampleConfig, Generator] = {}
+        self.state: TrainState
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+        return self.model.parameter_count
+
+    @property
+    def device_name(self) -> str:
+        """What the model runs on, for people."""
+        devices = self.mesh.devices.flat
+        return f"{len(devices)} × {devices[0].device_kind}"
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense 16-bit peak of all devices in use, in FLOP/s, where it is known."""
+        peak = peak_flops(self.mesh.devices.flat[0].device_kind)
+        return peak and peak * self.mesh.size
+
+    def init(self) -> None:
+        """Start from the contract's initial weights."""
+        params = jax.device_put(self.model.initial_params(), replicated(self.mesh))
+        opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=replicated(self.mesh))(params)
+        self.state = TrainState(jax.device_put(jnp.int32(0), replicated(self.mesh)), params, opt_state)
+
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""]]:
+        """One update; returns `loss` and `grad_norm` without waiting for them."""
+        micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
+        self.state, metrics = self._train_step(self.state, jax.device_put(micro, batch_sharding(self.mesh, 1)), lr)
+        return metrics
+
+    def eval_step(
+        self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
+    ) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        """Sum of the token losses and the number of targets that count, without waiting for them."""
+        even = len(tokens) % self.mesh.size == 0
+        sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
+        return self._eval_step(self.state.params, *jax.device_put((tokens, targets), sharding))
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state now, write it in the background; the returned function waits for that."""
+        return save_state(folder, self.state.params, {"step": self.state.step, "state": self.state.opt_state})
+
+    def restore(self, folder: Path, optimizer: bool = True) -> None:
+        """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""
+        whole = replicated(self.mesh)
+        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole))
+        params = place(self.model.shapes)
+        if not optimizer:
+            self.state = TrainState(jnp.int32(0), restore_state(folder, params=params)["params"], None)
+            return
+        opt_state = place(jax.eval_shape(make_optimizer(self.config.optim).init, self.model.shapes))
+        step = place(jax.ShapeDtypeStruct((), jnp.int32))
+        read = restore_state(folder, params=params, optimizer={"step": step, "state": opt_state})
+        self.state = TrainState(read["optimizer"]["step"], read["params"], read["optimizer"]["state"])
+
+    def generator(self, options: SampleConfig) -> Generator:
+        """The current parameters, ready to write text."""
+        if options not in self._generators:
+            self._generators[options] = Generator(self.model, options)
+        generator = self._generators[options]
+        generator.params = {name: p.addressable_data(0) for name, p in self.state.params.items()}
+        return generator

@@ -1,0 +1,20 @@
+"""`python -m jaxlm.evaluate RUN`: see `lmcore.evaluation`."""
+
+import sys
+from collections.abc import Sequence
+
+from jaxlm.train import make_engine
+from lmcore import evaluation
+from lmcore.errors import command
+
+__all__ = ["main"]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the jaxlm engine."""
+    evaluation.main(argv, "jaxlm", make_engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

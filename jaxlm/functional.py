@@ -1,0 +1,50 @@
+"""The decoder as a pure function of its parameters, a flat dict from dotted names to arrays.
+
+Flax NNX defines the modules; a step splits them once, here, and merges them again at trace time, inside `jax.jit`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jaxlm.model import Decoder
+from lmcore.config import Config
+from lmcore.init import initial_weight
+
+__all__ = ["Model", "Params"]
+
+Params = dict[str, Array]
+"""Dotted name, such as `layers.0.mlp.up_proj.kernel`, -> array."""
+
+
+class Model:
+    """A decoder without its parameters: their names, shapes and initial values, and the way to put them in."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        precision = jnp.dtype(config.train.precision)
+        wide = jnp.promote_types(precision, jnp.float32)
+        decoder = nnx.eval_shape(lambda: Decoder(config.model, dtype=precision, remat=config.train.remat))
+        self.graph, state = nnx.split(decoder)
+        leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
+        self.paths = {name: path for name, (path, _) in leaves.items()}
+        self.shapes = {name: jax.ShapeDtypeStruct(shape, wide) for name, (_, shape) in leaves.items()}
+
+    def initial_params(self) -> Params:
+        """The contract's initial weights for `train.seed`."""
+        seed, n_layers = self.config.train.seed, self.config.model.n_layers
+        return {
+            name: jnp.asarray(initial_weight(seed, name.rpartition(".")[0], leaf.shape, n_layers), leaf.dtype)
+            for name, leaf in self.shapes.items()
+        }
+
+    def __call__(self, params: Params) -> Decoder:
+        """The decoder with these parameters."""
+        leaves = [(self.paths[name], nnx.Param(value)) for name, value in params.items()]
+        return nnx.merge(self.graph, nnx.from_flat_state(leaves))
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+        return sum(leaf.size for leaf in self.shapes.values())

@@ -1,0 +1,43 @@
+"""Summed cross-entropy of next-token predictions, over chunks of positions so that all logits never exist at once."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.model import Decoder
+
+__all__ = ["IGNORED", "cross_entropy", "loss_sum"]
+
+IGNORED = -1
+"""Target of a position that does not count."""
+CHUNK_LOGITS = 2**25
+"""Most logits to hold at once; a batch with more is cut along its positions."""
+
+
+def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """−log softmax(logits)[target] of each position, 0 where the target is ignored; in the logits' type."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(targets == IGNORED, 0, jax.nn.logsumexp(logits, axis=-1) - picked)
+
+
+def loss_sum(
+    model: Decoder, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], key: jax.Array | None = None
+) -> Float[Array, ""]:
+    """Sum of the token losses, in the parameters' type; a key switches dropout on."""
+    hidden = model.hidden(tokens, key)
+    batch, length, dim = hidden.shape
+    wanted = -(-batch * length * model.config.vocab_size // CHUNK_LOGITS)
+    chunks = next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+    if chunks == 1:
+        return cross_entropy(model.logits(hidden), targets).sum()
+
+    @jax.checkpoint
+    def chunk_loss(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + cross_entropy(model.logits(chunk[0]), chunk[1]).sum(), None
+
+    in_chunks = (
+        hidden.reshape(batch, chunks, -1, dim).swapaxes(0, 1),
+        targets.reshape(batch, chunks, -1).swapaxes(0, 1),
+    )
+    total, _ = jax.lax.scan(chunk_loss, jnp.zeros((), hidden.dtype), in_chunks)
+    return total

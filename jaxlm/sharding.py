@@ -1,0 +1,61 @@
+"""Devices and how arrays lie on them: parameters whole on each device, the batch split over a `data` axis.
+
+On a CPU, XLA runs one device's program mostly on one core, so a batch split over one device per core trains faster
+than the same batch on one device; it is also the cheapest test of the path that several accelerators take.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lmcore.config import Precision, TrainConfig
+from lmcore.errors import UserError
+from lmcore.machine import usable_cores
+
+__all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
+
+
+def set_up_jax(precision: Precision = "float32", cpu_devices: int = 1) -> None:
+    """Process-wide settings: CPU devices (0: one per core), number types, and a compilation cache in the user's folder.
+
+    Call it before the first array is made; the number of CPU devices cannot change after that.
+    """
+    jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_default_matmul_precision", None if precision == "bfloat16" else "highest")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "twinlm" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook: they serve
+        jax.config.update("jax_num_cpu_devices", cpu_devices or usable_cores())
+
+
+def data_mesh(train: TrainConfig) -> Mesh:
+    """As many devices as divide a micro-batch evenly; on accelerators, all of them.
+
+    Raises:
+        UserError: the micro-batch cannot be split over the accelerators.
+    """
+    devices = jax.devices()
+    rows = train.batch_size // train.grad_accum
+    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    if count < len(devices) and devices[0].platform != "cpu":
+        raise UserError(
+            f"train.batch_size: found {train.batch_size}, with train.grad_accum = {train.grad_accum} "
+            f"{rows} sequences at a time, expected a multiple of the {len(devices)} devices"
+        )
+    return Mesh(np.array(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The array split over the devices along `axis`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

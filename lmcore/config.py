@@ -1,0 +1,421 @@
+"""Every setting of a run, as frozen dataclasses whose defaults are the quickstart.
+
+A group checks itself when it is made and fills what can be derived (`head_dim` from `dim`, say), so a config that
+exists is valid. `lmcore.cli` reads these classes from YAML and the command line; `save` and `load` keep the resolved
+config with the run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lmcore.errors import UserError
+
+__all__ = [
+    "GROUPS",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RopeScaling",
+    "SampleConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "differences",
+    "flatten",
+    "from_dict",
+    "load",
+    "save",
+]
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+def _require(group: str, name: str, found: object, ok: bool, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{group}.{name}: found {found!r}, expected {expected}")
+
+
+def _at_least(group: str, config: object, minimum: float, *names: str) -> None:
+    for name in names:
+        found = getattr(config, name)
+        _require(group, name, found, found >= minimum, f"at least {minimum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary frequencies for contexts longer than the model was trained on."""
+
+    factor: float = 8.0
+    """How many times longer than the original the new context is."""
+    low_freq_factor: float = 1.0
+    """Wavelengths longer than original_max_seq_len / low_freq_factor are stretched in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths shorter than original_max_seq_len / high_freq_factor are left alone."""
+    original_max_seq_len: int = 8192
+    """Context length, in tokens, that the unscaled frequencies were trained for."""
+
+    def __post_init__(self) -> None:
+        group = "model.rope_scaling"
+        _at_least(group, self, 1, "factor", "original_max_seq_len")
+        _require(group, "low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "more than 0")
+        ordered = self.high_freq_factor > self.low_freq_factor
+        _require(group, "high_freq_factor", self.high_freq_factor, ordered, "more than low_freq_factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the decoder."""
+
+    vocab_size: int = 0
+    """Rows of the embedding; 0 takes the tokenizer's size."""
+    dim: int = 128
+    """Model width D."""
+    n_layers: int = 4
+    """Number of blocks L."""
+    n_heads: int = 4
+    """Number of query heads N."""
+    n_kv_heads: int = 0
+    """Number of key/value heads K, a divisor of n_heads; 0 takes n_heads (no grouping)."""
+    head_dim: int = 0
+    """Width of one head H, even; 0 takes dim / n_heads."""
+    ffn_dim: int = 0
+    """Width of the feed-forward layer F; 0 takes 8/3 of dim, rounded up to a multiple of 32."""
+    max_seq_len: int = 256
+    """Longest context, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3's frequency scaling; null for none."""
+    norm_eps: float = 1e-5
+    """Added to the mean of squares in RMSNorm."""
+    tie_embeddings: bool = True
+    """Use the embedding as the output head too."""
+    dropout: float = 0.0
+    """Share of the embedding's and of every residual branch's outputs dropped in training."""
+
+    def __post_init__(self) -> None:
+        _at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim")
+        _at_least("model", self, 1, "dim", "n_layers", "n_heads")
+        _at_least("model", self, 2, "max_seq_len")
+        if self.head_dim == 0:
+            even = self.dim % self.n_heads == 0
+            _require("model", "dim", self.dim, even, f"a multiple of n_heads = {self.n_heads}, or set model.head_dim")
+        derived = {
+            "n_kv_heads": self.n_kv_heads or self.n_heads,
+            "head_dim": self.head_dim or self.dim // self.n_heads,
+            "ffn_dim": self.ffn_dim or -(-self.dim * 8 // (3 * 32)) * 32,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        divides = self.n_heads % self.n_kv_heads == 0
+        _require("model", "n_kv_heads", self.n_kv_heads, divides, f"a divisor of n_heads = {self.n_heads}")
+        _require("model", "head_dim", self.head_dim, self.head_dim % 2 == 0, "an even number (rotary pairs)")
+        _require("model", "rope_theta", self.rope_theta, self.rope_theta > 0, "more than 0")
+        _require("model", "norm_eps", self.norm_eps, self.norm_eps > 0, "more than 0")
+        _require("model", "dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from: `files` if given, else the hub `dataset`, else the embedded stories."""
+
+    files: list[str] = field(default_factory=list)
+    """Local training text: paths or globs of .txt, .jsonl or .parquet, each also as .gz or .zst."""
+    valid_files: list[str] = field(default_factory=list)
+    """Local validation text, read as `files` is; none holds out `valid_fraction` of the documents."""
+    separator: str = "<|endoftext|>"
+    """Text between two documents of a .txt file; empty makes each file one document."""
+    dataset: str | None = None
+    """Name of a Hugging Face hub data set, or a local data set folder."""
+    subset: str | None = None
+    """Configuration of the hub data set, where it has several."""
+    split: str = "train"
+    """Split of the hub data set to train on."""
+    valid_split: str | None = None
+    """Split of the hub data set to validate on; null holds out `valid_fraction` of the documents."""
+    text_field: str = "text"
+    """Field that holds the text, in a hub data set, .jsonl or .parquet."""
+    streaming: bool = False
+    """Read the hub data set as a stream instead of downloading it first."""
+    stories: int = 12000
+    """Number of stories that the embedded generator writes when neither files nor dataset is given."""
+    max_documents: int = 0
+    """Read no more than this many training documents; 0 reads all."""
+    valid_fraction: float = 0.05
+    """Share of the documents held out for validation where no validation text is named; of a single document,
+    its last part."""
+    dir: str = "data"
+    """Folder where prepared token files are kept and found again."""
+
+    def __post_init__(self) -> None:
+        _at_least("data", self, 1, "stories")
+        _at_least("data", self, 0, "max_documents")
+        inside = 0 < self.valid_fraction < 1
+        _require("data", "valid_fraction", self.valid_fraction, inside, "more than 0 and less than 1")
+        alone = not self.valid_files or bool(self.files)
+        _require("data", "valid_files", self.valid_files, alone, "data.files beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    kind: Literal["bpe", "chars", "bytes", "file"] = "bpe"
+    """Byte-level BPE trained on the training text, its characters, the 256 bytes, or an existing `file`."""
+    vocab_size: int = 2048
+    """Size that BPE is trained to, special tokens and the 256 bytes included."""
+    file: str | None = None
+    """Path of a tokenizer.json, for kind: file."""
+    eot_token: str = "<|endoftext|>"
+    """Special token that ends a document; a tokenizer read from `file` must have it."""
+    special_tokens: list[str] = field(default_factory=list)
+    """Further special tokens to reserve when training."""
+    train_bytes: int = 100_000_000
+    """BPE learns its merges from about the first this many bytes of the training text."""
+
+    def __post_init__(self) -> None:
+        _at_least("tokenizer", self, 1, "train_bytes")
+        reserved = 257 + len(self.special_tokens)
+        if self.kind == "bpe":
+            expected = f"at least {reserved} (256 bytes and the special tokens)"
+            _require("tokenizer", "vocab_size", self.vocab_size, self.vocab_size >= reserved, expected)
+        named = (self.kind == "file") == (self.file is not None)
+        _require("tokenizer", "file", self.file, named, "a path with kind: file, and null with any other kind")
+        _require("tokenizer", "eot_token", self.eot_token, bool(self.eot_token), "a non-empty text")
+        unique = len({self.eot_token, *self.special_tokens}) == 1 + len(self.special_tokens)
+        _require("tokenizer", "special_tokens", self.special_tokens, unique, "distinct texts, none the eot_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = 3e-3
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warmup; wsd is warmup, stable, then a linear decay."""
+    warmup_steps: int | None = None
+    """Steps of linear warmup, the first of which already has lr / warmup_steps; null takes a twentieth of all."""
+    decay_fraction: float = 0.2
+    """Share of all steps that wsd spends on its decay."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the mean of squares."""
+    weight_decay: float = 0.1
+    """Decoupled decay of the matrices; norm weights are left out."""
+    clip: float = 1.0
+    """Largest global norm of the gradients; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        _at_least("optim", self, 0, "lr", "weight_decay", "clip")
+        _require("optim", "eps", self.eps, self.eps > 0, "more than 0")
+        for name in ("min_lr_ratio", "decay_fraction"):
+            found = getattr(self, name)
+            _require("optim", name, found, 0 <= found <= 1, "at least 0 and at most 1")
+        for name in ("beta1", "beta2"):
+            found = getattr(self, name)
+            _require("optim", name, found, 0 <= found < 1, "at least 0 and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What one step is and how many there are."""
+
+    steps: int = 900
+    """Optimizer updates in the whole run."""
+    batch_size: int = 16
+    """Sequences per update, over all accumulation steps and devices."""
+    grad_accum: int = 1
+    """Parts, one after another, that a batch is cut into to save memory; the update is the same."""
+    seq_len: int = 0
+    """Tokens per sequence; 0 takes model.max_seq_len."""
+    precision: Precision = "float32"
+    """Type of the matrix products; bfloat16 keeps float32 parameters, norms, softmax and loss."""
+    seed: int = 0
+    """Seed of initial weights, batch order and dropout."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
+    cpu_devices: int = 0
+    """On a CPU, jax splits the batch over this many devices; 0 takes one per core."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` continues the run in run_dir from its latest checkpoint, or starts it."""
+
+    def __post_init__(self) -> None:
+        _at_least("train", self, 1, "steps", "batch_size", "grad_accum")
+        _at_least("train", self, 0, "seq_len", "seed", "cpu_devices")
+        divides = self.batch_size % self.grad_accum == 0
+        _require("train", "grad_accum", self.grad_accum, divides, f"a divisor of batch_size = {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation loss, on the same windows of validation text each time."""
+
+    every: int = 100
+    """Steps between evaluations; the last step is always evaluated. 0 evaluates at the end only."""
+    windows: int = 128
+    """Validation sequences per evaluation during training, evenly spread; 0 takes all."""
+    batch_size: int = 0
+    """Sequences per evaluation batch; 0 takes train.batch_size / train.grad_accum."""
+
+    def __post_init__(self) -> None:
+        _at_least("eval", self, 0, "every", "windows", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved, and what is kept."""
+
+    every: int = 300
+    """Steps between checkpoints; the last step is always saved. 0 saves at the end only."""
+    keep: int = 2
+    """Number of latest checkpoints to keep; the best by validation loss is kept besides."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint", self, 0, "every")
+        _at_least("checkpoint", self, 1, "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where progress is reported, beside the terminal and metrics.jsonl."""
+
+    every: int = 10
+    """Steps between reports of the training loss."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run folder."""
+    wandb: bool = False
+    """Report to Weights & Biases (WANDB_MODE=offline works without a network)."""
+    project: str = "twinlm"
+    """Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        _at_least("log", self, 1, "every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How text is generated: temperature, then top-k, top-p and min-p, then one draw per token."""
+
+    every: int = 300
+    """Steps between samples printed during training; the last step always prints one. 0 prints at the end only."""
+    prompt: str = "Once upon a time"
+    """Text that samples begin with during training."""
+    max_tokens: int = 200
+    """Most tokens to generate."""
+    temperature: float = 0.8
+    """Divides the logits; 0 always takes the likeliest token (greedy)."""
+    top_k: int = 0
+    """Keep only this many likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest likeliest tokens whose probabilities reach this sum; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep only tokens at least this share as likely as the likeliest; 0 keeps all."""
+    seed: int = 0
+    """Seed of the draws: one seed, one text."""
+
+    def __post_init__(self) -> None:
+        _at_least("sample", self, 0, "every", "temperature", "top_k", "seed")
+        _at_least("sample", self, 1, "max_tokens")
+        _require("sample", "top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
+        _require("sample", "min_p", self.min_p, 0 <= self.min_p <= 1, "at least 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run: a folder and the groups above."""
+
+    run_dir: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        steps, longest = self.train.steps, self.model.max_seq_len
+        warmup = steps // 20 if self.optim.warmup_steps is None else self.optim.warmup_steps
+        _require("optim", "warmup_steps", warmup, 0 <= warmup < steps, f"at least 0, less than train.steps = {steps}")
+        seq_len = self.train.seq_len or longest
+        _require("train", "seq_len", seq_len, seq_len <= longest, f"at most model.max_seq_len = {longest}")
+        eval_batch = self.eval.batch_size or self.train.batch_size // self.train.grad_accum
+        object.__setattr__(self, "optim", replace(self.optim, warmup_steps=warmup))
+        object.__setattr__(self, "train", replace(self.train, seq_len=seq_len))
+        object.__setattr__(self, "eval", replace(self.eval, batch_size=eval_batch))
+
+
+GROUPS: dict[str, type] = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}  # type: ignore
+"""Name of each group of fields -> its class."""
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Make `cls`, a config class, from nested plain values such as YAML holds.
+
+    Raises:
+        UserError: a key is unknown, or a value is impossible.
+    """
+    nested = GROUPS if cls is Config else {"rope_scaling": RopeScaling}
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise UserError(f"{cls.__name__}: found the unknown field {min(unknown)!r}")
+    made = {
+        name: from_dict(nested[name], value) if name in nested and value is not None else value
+        for name, value in values.items()
+    }
+    return cls(**made)
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every field of a config, groups opened."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from flatten(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ: dotted name -> (old value, new value)."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    names = [*before, *(name for name in after if name not in before)]
+    return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML."""
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    """Read a config that `save` wrote.
+
+    Raises:
+        UserError: the file is missing or is not a config.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found {type(values).__name__}, expected a YAML mapping of config fields")
+    try:
+        return from_dict(Config, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,0 +1,40 @@
+"""One way to tell a user of a mistake: a single line on standard error and exit code 2, never a traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["UserError", "command"]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one line: the field or file, the value found, the value expected, and what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """Turn `main(argv)` into a command that returns an exit code and reports a `UserError` as one line."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output, `head` say, has gone: not a mistake
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+
+    return wrapped

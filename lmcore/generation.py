@@ -1,0 +1,116 @@
+"""`python -m jaxlm.generate RUN`, and its twin: text from a trained model, streamed, in a batch, or at a prompt."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmcore import cli
+from lmcore.config import Precision, SampleConfig, from_dict
+
+if TYPE_CHECKING:
+    from lmcore.prompting import Generator, Text
+    from lmcore.tokenizer import Tokenizer
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> None:
+    """Generate text as the command line says.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    parser = cli.command_parser(
+        f"python -m {package}.generate",
+        "Let a trained model write. Prompts longer than the model's context keep their last part; when the context is "
+        "full, its older half is forgotten. An empty prompt begins a new document.",
+        "RUN [--prompt TEXT ...] [--interactive]",
+    )
+    parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
+    parser.add_argument("--prompt", type=list[str] | None, help="Texts to go on from, one or several; null the run's.")
+    parser.add_argument("--interactive", action="store_true", help="Ask for prompts until the input ends.")
+    parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
+    parser.add_class_arguments(SampleConfig, skip={"every", "prompt"})
+    args = cli.parse_arguments(parser, argv)
+
+    from lmcore.checkpoints import find_checkpoint, load_run
+
+    checkpoint = find_checkpoint(Path(args.run))
+    config, tokenizer = load_run(checkpoint)
+    names = [name for name in SampleConfig.__dataclass_fields__ if name in args]
+    options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"})
+    train = replace(config.train, precision=args.precision or config.train.precision, cpu_devices=1)
+    engine = make_engine(replace(config, train=train))
+    engine.restore(checkpoint.state, optimizer=False)
+    writer = Writer(engine.generator, tokenizer, options, config.model.max_seq_len)
+    if args.interactive:
+        writer.interact()
+    else:
+        writer.write([config.sample.prompt] if args.prompt is None else args.prompt)
+
+
+class Writer:
+    """Prints what a model writes."""
+
+    def __init__(
+        self,
+        make_generator: "Callable[[SampleConfig], Generator]",
+        tokenizer: "Tokenizer",
+        options: SampleConfig,
+        context: int,
+    ):
+        self.make_generator, self.tokenizer, self.options, self.context = make_generator, tokenizer, options, context
+        # A character that the terminal cannot show must not end the program.
+        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
+
+    def write(self, prompts: Sequence[str]) -> None:
+        """Write after each prompt: one is streamed, several are printed when all are done."""
+        begin = time.monotonic()
+        for prompt in prompts:
+            over = len(self.tokenizer.encode(prompt)) - self.context
+            if over > 0:
+                print(
+                    f"note: the prompt's first {over} tokens do not fit the context and are left out", file=sys.stderr
+                )
+        texts = self._stream(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
+        count, seconds = sum(len(text.tokens) for text in texts), time.monotonic() - begin
+        print(f"{count} tokens, {count / seconds:,.0f} tokens/s with compilation", file=sys.stderr)
+
+    def interact(self) -> None:
+        """Ask for a prompt and write, until the input ends; Ctrl-C stops one text. Each text has a seed of its own."""
+        print("An empty line begins a new document; Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
+        while True:
+            try:
+                prompt = input("> ")
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            try:
+                self._stream(prompt)
+            except KeyboardInterrupt:
+                print()
+            self.options = replace(self.options, seed=self.options.seed + 1)
+
+    def _stream(self, prompt: str) -> "list[Text]":
+        print(prompt, end="", flush=True)
+        shown, texts = 0, []
+        for texts in self._texts([prompt]):
+            print(texts[0].text[shown:], end="", flush=True)
+            shown = len(texts[0].text)
+        print()
+        return texts
+
+    def _batch(self, prompts: Sequence[str]) -> "list[Text]":
+        *_, texts = self._texts(prompts)
+        for number, text in enumerate(texts, start=1):
+            print(f"--- {number} ---\n{text.prompt}{text.text}\n")
+        return texts
+
+    def _texts(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
+        from lmcore.prompting import write_texts
+
+        generator = self.make_generator(self.options)
+        return write_texts(generator, self.tokenizer, prompts, self.options, context=self.context)

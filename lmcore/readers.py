@@ -1,0 +1,237 @@
+"""Local files as documents: `.txt` with a separator, `.jsonl` and `.parquet`, each also as `.gz` or `.zst`.
+
+A document arrives in pieces of bounded size, so that memory does not grow with the file, not even with one that is a
+single document. Text arrives as training wants it: no byte-order mark, every line end a line feed.
+"""
+
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from lmcore.errors import UserError
+
+__all__ = ["FORMATS", "Piece", "check_format", "document", "read_documents"]
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+PACKINGS = (".gz", ".zst")
+
+READ_BYTES = 1 << 20
+PIECE = 1 << 18
+"""Characters after which a cut is looked for, small enough that several cores share one long document."""
+SEARCH = 1 << 16
+"""Characters within which it must be found."""
+
+# Byte-level BPE never joins text over these places, so that the pieces have the tokens of the whole.
+AFTER_NEWLINE = re.compile(r"(?<=\S)\n(?=\S)")
+BEFORE_SPACE = re.compile(r"(?<=\S) (?=\S)")
+
+
+class Piece(NamedTuple):
+    """A stretch of a document, at most PIECE + SEARCH characters."""
+
+    text: str
+    ends: bool
+    """Whether the document ends here."""
+
+
+def document(text: str, where: str) -> Iterator[Piece]:
+    """Cut a whole document into pieces; a blank one gives none.
+
+    Raises:
+        UserError: it holds half of a surrogate pair, which JSON allows and UTF-8 does not; `where` names the place.
+    """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"U+{ord(text[error.start]):04X} at character {error.start}"
+            raise UserError(f"{where}: found half a surrogate pair ({found}), expected Unicode text") from error
+    if text and not text.isspace():
+        yield from _pieces(text)
+
+
+def check_format(path: Path) -> tuple[str, str]:
+    """Return (format, packing) of a file by its name, such as (".txt", ".gz") or (".jsonl", "").
+
+    Raises:
+        UserError: it is none that can be read.
+    """
+    packing = path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
+    kind = Path(path.stem if packing else path.name).suffix.lower()
+    if kind not in FORMATS:
+        expected = f"{', '.join(FORMATS)}, or one of these with {' or '.join(PACKINGS)}"
+        raise UserError(f"{path}: found the ending {path.suffix!r}, expected {expected}; rename or convert the file")
+    return kind, packing
+
+
+def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[Piece]:
+    """Read one file.
+
+    Args:
+        path: the file.
+        separator: text between two documents of a .txt file; the newlines beside it belong to it. With '', and in a
+            file that has none, the whole file is one document, kept as it is.
+        text_field: field or column of .jsonl and .parquet.
+
+    Raises:
+        UserError: the file cannot be read; says where.
+    """
+    kind, packing = check_format(path)
+    with _opened(path, packing) as file:
+        if kind == ".txt":
+            yield from _read_text(file, path, separator)
+        elif kind == ".jsonl":
+            yield from _read_jsonl(file, path, text_field)
+        else:
+            yield from _read_parquet(file, path, packing, text_field)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, packing: str) -> Iterator[BinaryIO]:
+    failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    try:
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(path.open("rb"))
+            if packing == ".gz":
+                file = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
+            elif packing == ".zst":
+                try:
+                    import zstandard
+                except ImportError as error:
+                    raise UserError(f'{path}: .zst files need zstandard; pip install "twinlm[hub]"') from error
+                failures += (zstandard.ZstdError,)
+                unpacked = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                file = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, unpacked), READ_BYTES))
+            yield file
+    except failures as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_text(file: BinaryIO, path: Path, separator: str) -> Iterator[Piece]:
+    rest = ""  # text of the open document that has not been given out
+    separated = begun = False  # whether a separator has been seen, and whether part of the open document is out
+    for block in _decoded(file, path):
+        text = rest + block
+        parts = text.split(separator) if separator else [text]
+        for part in parts[:-1]:
+            yield from _close(part.strip("\n") if separated and not begun else part.rstrip("\n"), begun)
+            separated, begun = True, False
+        rest = parts[-1].lstrip("\n") if separated and not begun else parts[-1]
+        while len(rest) > PIECE + SEARCH + len(separator):
+            cut = _cut(rest, 0)
+            yield Piece(rest[:cut], ends=False)
+            rest, begun = rest[cut:], True
+    yield from _close(rest.rstrip("\n") if separated else rest, begun)
+
+
+def _close(text: str, begun: bool) -> Iterator[Piece]:
+    if begun or (text and not text.isspace()):
+        yield from _pieces(text)
+
+
+def _pieces(text: str) -> Iterator[Piece]:
+    start = 0
+    while len(text) - start > PIECE + SEARCH:
+        cut = _cut(text, start)
+        yield Piece(text[start:cut], ends=False)
+        start = cut
+    yield Piece(text[start:], ends=True)
+
+
+def _cut(text: str, start: int) -> int:
+    begin, end = start + PIECE, start + PIECE + SEARCH
+    if found := AFTER_NEWLINE.search(text, begin, end):
+        return found.end()
+    if found := BEFORE_SPACE.search(text, begin, end):
+        return found.start()
+    return begin
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, block = 0, b"-"
+    while block:
+        block = file.read(READ_BYTES)
+        held_back = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _invalid_utf8(path, offset - held_back + error.start) from error
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
+        offset += len(block)
+        yield newlines.decode(text, final=not block)
+
+
+def _invalid_utf8(path: Path, offset: int) -> UserError:
+    return UserError(f"{path}: found invalid UTF-8 at byte {offset}, expected UTF-8 text; convert the file")
+
+
+def _read_jsonl(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
+    offset = 0
+    for number, line in enumerate(file, 1):
+        where = f"{path}, line {number}"
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise _invalid_utf8(path, offset + error.start) from error
+        offset += len(line)
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: found no valid JSON ({error}), expected one object a line") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: found {type(record).__name__}, expected a JSON object with field {text_field!r}")
+        if text_field not in record:
+            raise UserError(_no_field(where, list(record), text_field))
+        yield from _value(record[text_field], where, text_field)
+
+
+def _read_parquet(file: BinaryIO, path: Path, packing: str, text_field: str) -> Iterator[Piece]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f'{path}: .parquet files need pyarrow; pip install "twinlm[hub]"') from error
+    with contextlib.ExitStack() as stack:
+        if packing:  # Parquet is read from its end
+            unpacked = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, unpacked, READ_BYTES)
+            file = cast(BinaryIO, unpacked)
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if text_field not in table.schema_arrow.names:
+                raise UserError(_no_field(str(path), table.schema_arrow.names, text_field))
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    yield from _value(value, f"{path}, row {row}", text_field)
+                    row += 1
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def _no_field(where: str, names: list[str], text_field: str) -> str:
+    return f"{where}: found fields {', '.join(names)}, expected {text_field!r}; set data.text_field"
+
+
+def _value(value: object, where: str, text_field: str) -> Iterator[Piece]:
+    if isinstance(value, str):
+        yield from document(value, where)
+    elif value is not None:
+        raise UserError(f"{where}: found {type(value).__name__} in {text_field!r}, expected text; set data.text_field")

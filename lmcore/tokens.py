@@ -1,0 +1,185 @@
+"""Token files, and the batches drawn from them.
+
+A prepared folder holds `train.bin` and `valid.bin` (raw little-endian token ids, each document followed by
+end-of-text) and `meta.json`, the header, which is written last. A batch is a pure function of (seed, step), so a run
+resumes from one integer and both twins see the same tokens.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Integer
+
+from lmcore.errors import UserError
+
+__all__ = ["FORMAT", "HEADER", "SPLITS", "Batches", "Tokens", "eval_windows", "read_header", "token_dtype"]
+
+FORMAT = 1
+"""Version of the folder's layout and of how text is cut and encoded; a folder of another version is not reused."""
+HEADER = "meta.json"
+SPLITS = ("train", "valid")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id: little-endian uint16, or uint32 above 65,536 ids."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Read a prepared folder's `meta.json`.
+
+    Raises:
+        UserError: it is missing, damaged, or of another format.
+    """
+    path = folder / HEADER
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        found = header["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a header of token files ({error}); delete {folder}") from error
+    if found != FORMAT:
+        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; delete {folder}")
+    return header
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """One split of a prepared folder, mapped from disk: memory is taken only for what is read."""
+
+    ids: Integer[np.ndarray, "tokens"]
+    """Token ids, uint16 or uint32."""
+    documents: int
+    """Documents, each ended by end-of-text; a single document cut in two counts in both splits."""
+    bytes: int
+    """UTF-8 bytes of the text."""
+    unknown: int
+    """Tokens that stand for text which the vocabulary lacks."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text for each token; end-of-text counts as a token of no bytes."""
+        return self.bytes / len(self.ids)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> "Tokens":
+        """Map `split` ("train" or "valid") of a prepared folder.
+
+        Raises:
+            UserError: the file is missing or is not what the header says.
+        """
+        header = read_header(folder)
+        path = folder / f"{split}.bin"
+        try:
+            counts = header["splits"][split]
+            dtype, tokens = np.dtype(header["dtype"]), counts["tokens"]
+            fields = {name: counts[name] for name in ("documents", "bytes", "unknown")}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / HEADER}: found no {error}; delete {folder}") from error
+        found = path.stat().st_size if path.exists() else 0
+        expected = tokens * dtype.itemsize
+        if found != expected or expected == 0:
+            raise UserError(f"{path}: found {found} bytes, expected {expected}; delete {folder}")
+        return cls(ids=np.memmap(path, dtype, mode="r"), **fields)
+
+
+class Batches:
+    """Training batches: `batch(step)` is a pure function of the arguments here and of `step`.
+
+    In each epoch the text is read as a ring from a random start and cut into windows of `seq_len` + 1 tokens that
+    overlap by one, so that every token is a target once, save the fewer than `seq_len` before the start; the windows
+    are then shuffled. Epochs follow without a gap: one batch may hold the end of one and the start of the next.
+
+    The shuffle is NumPy's sort of a counter-based generator's raw stream, which stays the same in every NumPy version
+    (`Generator.permutation` makes no such promise). The current and the last epoch's order are kept: 16 bytes per
+    window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/prepare.py` compares the alternatives.
+    """
+
+    def __init__(self, tokens: Tokens, *, seq_len: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)):
+        """Cut `tokens` into batches.
+
+        Args:
+            tokens: training text.
+            seq_len: target tokens in a row, T.
+            batch_size: rows of the whole batch, B, over all shards.
+            seed: determines every batch.
+            shard: (index, count): this process takes the index-th of count equal, contiguous parts of the rows.
+
+        Raises:
+            UserError: the text is shorter than one window, or the rows don't divide among the shards.
+        """
+        if len(tokens) <= seq_len:
+            raise UserError(
+                f"train.seq_len: found {seq_len}, expected less than the {len(tokens)} tokens of the training text; "
+                "set a smaller train.seq_len or give more text"
+            )
+        index, count = shard
+        if batch_size % count:
+            raise UserError(f"train.batch_size: found {batch_size}, expected a multiple of the {count} processes")
+        rows = batch_size // count
+        self._ids = tokens.ids
+        self._offsets = np.arange(seq_len + 1)
+        self._rows = index * rows + np.arange(rows)
+        self._batch_size = batch_size
+        self._seq_len = seq_len
+        self._seed = seed
+        self._orders: dict[int, np.ndarray] = {}
+        self.windows = len(tokens) // seq_len
+        """Windows in one epoch."""
+
+    def batch(self, step: int) -> Int32[np.ndarray, "rows T1"]:
+        """Rows of batch `step` (from 0): [:, :-1] are the inputs, [:, 1:] the targets."""
+        epochs, places = np.divmod(step * self._batch_size + self._rows, self.windows)
+        starts = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            starts[here] = self._starts(epoch)[places[here]]
+        where = (starts[:, None] + self._offsets) % len(self._ids)
+        return self._ids[where].astype(np.int32)
+
+    def _starts(self, epoch: int) -> np.ndarray:
+        order = self._orders.get(epoch)
+        if order is None:
+            draws = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(1 + self.windows)
+            offset = int(draws[0] % len(self._ids))
+            order = offset + self._seq_len * np.argsort(draws[1:], kind="stable")
+            self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1} | {epoch: order}
+        return order
+
+
+def eval_windows(
+    tokens: Tokens, *, seq_len: int, batch_size: int, windows: int
+) -> Iterator[tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]]:
+    """Yield (inputs, targets) of a fixed set of windows, evenly spread over the text.
+
+    Args:
+        tokens: validation text.
+        seq_len: targets in a row, T.
+        batch_size: rows, B; the last batch is filled with empty rows.
+        windows: number of windows; 0, or more than there are, takes all, and then every token but the first is a
+            target exactly once.
+
+    Where a row or the last window has no token left, the input is 0 and the target -1, which counts for nothing.
+
+    Raises:
+        UserError: the text has fewer than two tokens.
+    """
+    total = -(-(len(tokens) - 1) // seq_len)
+    if total < 1:
+        raise UserError(f"validation text: found {len(tokens)} tokens, expected at least 2; give more text")
+    count = min(windows or total, total)
+    for begin in range(0, count, batch_size):
+        inputs = np.zeros((batch_size, seq_len), np.int32)
+        targets = np.full((batch_size, seq_len), -1, np.int32)
+        for row, window in enumerate(range(begin, min(begin + batch_size, count))):
+            start = window * total // count * seq_len
+            ids = tokens.ids[start : start + seq_len + 1]
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = ids[1:]
+        yield inputs, targets

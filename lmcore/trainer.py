@@ -1,0 +1,277 @@
+"""The training loop: everything in a run that isn't mathematics, for both twins.
+
+Batches, the cadence of reports, evaluations, samples and checkpoints, resume, and signals are here; an `Engine` owns
+the model. The loop waits for the device only where it reports, so that the next batch is ready before it is needed.
+"""
+
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from lmcore import checkpoints, prompting
+from lmcore import config as configs
+from lmcore.checkpoints import Checkpoint, Checkpoints
+from lmcore.config import Config, SampleConfig
+from lmcore.errors import UserError
+from lmcore.flops import flops_per_token
+from lmcore.plots import plot_loss
+from lmcore.prepare import Prepared, prepare
+from lmcore.progress import Progress
+from lmcore.schedule import learning_rate
+from lmcore.tokens import Batches, Tokens, eval_windows
+from lmcore.trackers import Row, open_trackers, read_metrics
+
+__all__ = ["Diverged", "Engine", "evaluate", "run", "with_vocabulary"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The mathematics of a run, in one framework."""
+
+    framework: str
+    parameter_count: int
+    device_name: str
+    peak_flops: float | None
+
+    def init(self) -> None:
+        """Start from the initial weights of `train.seed`."""
+
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
+        """One update; returns `loss` and `grad_norm` as device scalars, without waiting for them."""
+
+    def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
+        """Sum of token losses and number of targets that are not −1, as device scalars."""
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state now and write it in the background; the returned function waits for that."""
+
+    def restore(self, folder: Path, optimizer: bool = True) -> None:
+        """Take up a saved state; without the optimizer's, only to evaluate or generate."""
+
+    def generator(self, options: SampleConfig) -> prompting.Generator:
+        """The current weights, ready to write text."""
+
+
+class Diverged(UserError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 1
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks the loop to stop after the current step; a second Ctrl-C stops at once."""
+
+    def __enter__(self) -> "StopRequest":
+        self.received: int | None = None
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True)
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """The config with `model.vocab_size` filled in from the tokenizer's.
+
+    Raises:
+        UserError: the embedding would have too few rows.
+    """
+    wanted = config.model.vocab_size or vocab_size
+    if wanted < vocab_size:
+        raise UserError(
+            f"model.vocab_size: found {wanted}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
+        )
+    return replace(config, model=replace(config.model, vocab_size=wanted))
+
+
+def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
+    """Token-weighted loss over `windows` evenly spread windows (0: all of the text).
+
+    Returns:
+        valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
+    """
+    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
+    sums = [engine.eval_step(*batch) for batch in batches]
+    loss = math.fsum(float(loss) for loss, _ in sums) / sum(int(count) for _, count in sums)
+    return {
+        "valid_loss": loss,
+        "valid_perplexity": math.exp(min(loss, 700.0)),
+        "valid_bits_per_byte": loss / math.log(2) / tokens.bytes_per_token,
+    }
+
+
+def run(config: Config, make_engine: Callable[[Config], Engine]) -> int:
+    """Train as `config` says, from the start or from the latest checkpoint.
+
+    Returns:
+        Exit code: 0, or 128 + the signal that interrupted the run.
+
+    Raises:
+        UserError: the config does not fit the run folder, the data or the machine.
+        Diverged: the loss became infinite or NaN.
+    """
+    assert config.run_dir is not None
+    prepared = prepare(config)
+    config = with_vocabulary(config, prepared.tokenizer.vocab_size)
+    engine = make_engine(config)
+    with ExitStack() as stack:
+        return Run(config, prepared, engine, stack).train()
+
+
+class Run:
+    """One run of the loop: the folder, the engine and what reports on them."""
+
+    def __init__(self, config: Config, prepared: Prepared, engine: Engine, stack: ExitStack):
+        assert config.run_dir is not None
+        self.config, self.prepared, self.engine = config, prepared, engine
+        self.folder = Path(config.run_dir)
+        latest = checkpoints.open_run(config, engine.framework)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(checkpoints.unlock_run, checkpoints.lock_run(self.folder))
+        train = config.train
+        self.batches = Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
+        self.start = self._begin(latest)
+        configs.save(config, self.folder / "config.yaml")
+        shutil.copyfile(prepared.folder / "tokenizer.json", self.folder / "tokenizer.json")
+        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
+        self.trackers = open_trackers(config, self.folder, self.start if latest else None)
+        for tracker in self.trackers:
+            stack.callback(tracker.close)
+        self.progress = Progress(train.steps, self.start)
+        self.stop = stack.enter_context(StopRequest())
+        self.clock = time.monotonic()
+        self.timed_from = self.start
+
+    def _begin(self, latest: Checkpoint | None) -> int:
+        """Fill the engine; return the number of steps already done."""
+        train, model = self.config.train, self.config.model
+        size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
+        work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
+        print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
+        if latest is None:
+            self.engine.init()
+            print(f"run folder {self.folder}", flush=True)
+            return 0
+        self.engine.restore(latest.state)
+        print(f"run folder {self.folder}, going on from step {latest.step}", flush=True)
+        return latest.step
+
+    def train(self) -> int:
+        """Take all steps that are left."""
+        config, steps = self.config, self.config.train.steps
+        with self.progress:
+            for step in range(self.start, steps):
+                metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
+                done = step + 1
+                if step == self.start:
+                    float(metrics["loss"])  # compilation is not the rate of training
+                    self._restart_clock(done)
+                saves = _due(done, config.checkpoint.every, steps)
+                evaluates = saves or _due(done, config.eval.every, steps)
+                row = None
+                if evaluates or _due(done, config.log.every, steps):
+                    row = self._report(done, metrics, evaluates)
+                if saves and row:
+                    self.checkpoints.save(done, row["valid_loss"], self.engine.save)
+                if _due(done, config.sample.every, steps):
+                    self._sample(done)
+                if self.stop.received and done < steps:
+                    return self._interrupted(done, row)
+                if row:
+                    self._restart_clock(done)
+            self.checkpoints.wait()
+        self._finish()
+        return 0
+
+    def _restart_clock(self, done: int) -> None:
+        self.clock, self.timed_from = time.monotonic(), done
+
+    def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
+        config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
+        row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
+        row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
+        mfu = None
+        if done > self.timed_from:
+            row["tokens_per_second"] = (done - self.timed_from) * per_step / (time.monotonic() - self.clock)
+            if self.engine.peak_flops:
+                used = row["tokens_per_second"] * flops_per_token(config.model, config.train.seq_len)
+                mfu = used / self.engine.peak_flops
+        if not math.isfinite(row["loss"]):
+            self._log(row, mfu)
+            raise Diverged(
+                f"the loss became {row['loss']} by step {done}; checkpoints in {self.folder} are intact; "
+                f"try a lower optim.lr than {config.optim.lr} or a smaller optim.clip than {config.optim.clip}"
+            )
+        if evaluates:
+            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
+        self._log(row, mfu)
+        return row
+
+    def _log(self, row: Row, mfu: float | None) -> None:
+        for tracker in self.trackers:
+            tracker.log(row)
+        self.progress.update(row, mfu)
+
+    def _sample(self, done: int) -> None:
+        options, context = self.config.sample, self.config.model.max_seq_len
+        generator = self.engine.generator(options)
+        [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
+        self.progress.say(f"\n{text.prompt}{text.text}\n")
+        for tracker in self.trackers:
+            tracker.text(done, "sample", text.prompt + text.text)
+
+    def _interrupted(self, done: int, row: Row | None) -> int:
+        assert self.stop.received is not None
+        self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save)
+        self.checkpoints.wait()
+        package = "jaxlm" if self.engine.framework == "jax" else "torchlm"
+        self.progress.say(
+            f"stopped at step {done}, saved; go on with: "
+            f"python -m {package}.train --run_dir {self.folder} --train.resume auto"
+        )
+        return 128 + self.stop.received
+
+    def _finish(self) -> None:
+        rows = read_metrics(self.folder / "metrics.jsonl")
+        curve = self.folder / "loss.png"
+        plot_loss(rows, curve, title=self.folder.name)
+        for tracker in self.trackers:
+            tracker.image(self.config.train.steps, curve)
+        saved = checkpoints.list_checkpoints(self.folder)
+        best, last = checkpoints.best_checkpoint(saved), saved[-1]
+        rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+        evaluated = next(row for row in reversed(rows) if "valid_loss" in row)
+        table = [
+            ("steps", f"{last.step:,} ({rows[-1]['tokens']:,} tokens)"),
+            ("training loss", f"{rows[-1]['loss']:.4f}"),
+            ("validation loss", f"{evaluated['valid_loss']:.4f}"),
+            ("perplexity", f"{evaluated['valid_perplexity']:.2f}"),
+            ("bits per byte", f"{evaluated['valid_bits_per_byte']:.4f}"),
+            ("tokens per second", f"{float(np.median(rates)):,.0f} (median)" if rates else "–"),
+            ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
+            ("loss curve", str(curve)),
+        ]
+        self.progress.summary(table)
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)

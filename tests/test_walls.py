@@ -1,0 +1,104 @@
+"""Holds the walls: lmcore knows neither framework, and each twin works where the other framework isn't installed."""
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+TORCH = {"torch", "torchvision", "torchaudio"}
+FORBIDDEN = {
+    "lmcore": JAX | TORCH | {"jaxlm", "torchlm", "parity"},
+    "jaxlm": TORCH | {"torchlm", "parity"},
+    "torchlm": JAX | {"jaxlm", "parity"},
+}
+
+BLOCKER = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+blocked, modules = (set(argument.split(",")) for argument in sys.argv[1:])
+sys.meta_path.insert(0, Blocker())
+for module in sorted(modules):
+    importlib.import_module(module)
+assert not blocked & set(sys.modules)
+"""
+
+
+def imports(source: str) -> Iterator[str]:
+    """Yield the top-level package of every import in `source`, wherever it stands, lazy and by name included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in ("import_module", "__import__"):
+                yield str(node.args[0].value).partition(".")[0]
+
+
+def modules(package: str) -> list[str]:
+    """Names of all modules of `package` that are there."""
+    return [module.name for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")]
+
+
+def import_without(blocked: set[str], names: list[str]) -> subprocess.CompletedProcess:
+    """Import modules in a fresh Python for which `blocked` packages aren't installed."""
+    arguments = [",".join(sorted(blocked)), ",".join(names)]
+    return subprocess.run([sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "package"),
+    [
+        ("import torch.nn as nn", "torch"),
+        ("from torch import Tensor", "torch"),
+        ("def f():\n    import numpy, torch", "torch"),
+        ("if TYPE_CHECKING:\n    from jax.numpy import array", "jax"),
+        ("importlib.import_module('torch.cuda')", "torch"),
+        ("__import__('jax')", "jax"),
+    ],
+)
+def test_every_way_to_import_is_seen(line: str, package: str):
+    assert package in set(imports(line))
+
+
+def test_relative_imports_and_plain_text_are_no_imports():
+    assert set(imports("from .torch import f\nx = 'import torch'\nprint('torch')")) == set()
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_source_imports_across_a_wall(package: str):
+    files = sorted((ROOT / package).rglob("*.py"))
+    across = {
+        str(path.relative_to(ROOT)): found
+        for path in files
+        if (found := FORBIDDEN[package] & set(imports(path.read_text(encoding="utf-8"))))
+    }
+    assert across == {}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_every_module_works_where_the_other_framework_is_not_installed(package: str):
+    names = modules(package)
+    if not names:
+        pytest.skip(f"{package} has no modules yet")
+    result = import_without(FORBIDDEN[package], names)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("package", "module"), [("numpy", "lmcore.plots"), ("jax", "jaxlm.model")])
+def test_the_blocker_blocks(package: str, module: str):
+    result = import_without({package}, [module])
+    assert result.returncode == 1
+    assert f"blocked: {package}" in result.stderr
