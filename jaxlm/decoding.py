@@ -22,10 +22,10 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     counts as −∞; a row of nothing but −∞ counts as all equal.
     """
     logits = jnp.nan_to_num(logits, nan=-jnp.inf, posinf=jnp.finfo(logits.dtype).max, neginf=-jnp.inf)
-    logits = jnp.where(jnp.all(jnp.isneginf(logits), axis=-1, keepdims=True), 0, logits)
     if options.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / options.temperature
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    logits = jnp.where(jnp.isneginf(highest), 0, (logits - highest) / options.temperature)
     if 0 < options.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -39,9 +39,9 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
         most = jnp.max(probabilities, axis=-1, keepdims=True)
         probabilities = jnp.where(probabilities < options.min_p * most, 0, probabilities)
     cumulative = jnp.cumsum(probabilities, axis=-1)
-    drawn = jnp.sum(cumulative <= uniforms[:, None] * cumulative[:, -1:], axis=-1)
-    last = logits.shape[-1] - 1 - jnp.argmax(probabilities[:, ::-1] > 0, axis=-1)  # rounding may carry past the end
-    return jnp.minimum(drawn, last).astype(jnp.int32)
+    total = cumulative[:, -1:]
+    threshold = jnp.minimum(uniforms[:, None] * total, jnp.nextafter(total, 0))  # below the total, also when rounded
+    return jnp.sum(cumulative <= threshold, axis=-1).astype(jnp.int32)
 
 
 class Decoding(NamedTuple):

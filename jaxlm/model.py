@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import cached_attention, causal_attention
+from jaxlm.attention import by_head, cached_attention, causal_attention
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 
@@ -134,8 +134,8 @@ class Block(nnx.Module):
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far, one array per layer, for decoding."""
 
-    keys: tuple[Float[Array, "B S K H"], ...]
-    values: tuple[Float[Array, "B S K H"], ...]
+    keys: tuple[Float[Array, "BK H S"], ...]
+    values: tuple[Float[Array, "BK S H"], ...]
     pads: Int[Array, " B"]
     """Columns of left padding in each row."""
     length: Int[Array, ""]
@@ -182,9 +182,10 @@ class Decoder(nnx.Module):
 
     def empty_cache(self, pads: Int[Array, " B"], size: int) -> Cache:
         """Room for `size` columns, of which row b leaves its first pads[b] empty."""
-        shape = (len(pads), size, self.config.n_kv_heads, self.config.head_dim)
-        empty = tuple(jnp.zeros(shape, self.dtype) for _ in self.layers)
-        return Cache(empty, empty, pads, jnp.zeros((), jnp.int32))
+        rows, width = len(pads) * self.config.n_kv_heads, self.config.head_dim
+        keys = tuple(jnp.zeros((rows, width, size), self.dtype) for _ in self.layers)
+        values = tuple(jnp.zeros((rows, size, width), self.dtype) for _ in self.layers)
+        return Cache(keys, values, pads, jnp.zeros((), jnp.int32))
 
     def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Append T columns to the cache; logits of the token after the last of them."""
@@ -193,7 +194,8 @@ class Decoder(nnx.Module):
         keys, values = list(cache.keys), list(cache.values)
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-            keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], k, cache.length, axis=1)
+            k, v = by_head(k).swapaxes(1, 2), by_head(v)
+            keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], k, cache.length, axis=2)
             values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], v, cache.length, axis=1)
             return cached_attention(q, keys[layer], values[layer], columns, cache.pads)
 

@@ -41,6 +41,8 @@ def data_mesh(train: TrainConfig) -> Mesh:
         UserError: the micro-batch cannot be split over the accelerators.
     """
     devices = jax.devices()
+    if devices[0].platform == "cpu" and train.cpu_devices:
+        devices = devices[: train.cpu_devices]
     rows = train.batch_size // train.grad_accum
     count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
     if count < len(devices) and devices[0].platform != "cpu":

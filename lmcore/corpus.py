@@ -6,6 +6,8 @@ says whether it is still the same text. `open_corpora` gives one to train on and
 
 import glob
 import hashlib
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,7 +20,7 @@ from lmcore.config import DataConfig
 from lmcore.errors import UserError
 from lmcore.readers import Piece, check_format, document, read_documents
 
-__all__ = ["Corpus", "Piece", "file_digest", "open_corpora"]
+__all__ = ["Corpus", "Piece", "file_digest", "open_corpora", "open_text"]
 
 LOCAL_INSTEAD = "to train on local text, give --data.files 'folder/*.txt'"
 HUB_TIMEOUT = 10.0
@@ -46,27 +48,36 @@ class Corpus(ABC):
         """What this is, for people."""
 
 
+def open_text(data: DataConfig) -> Corpus:
+    """Open all of the text that `data` names, nothing held out.
+
+    Raises:
+        UserError: a file is missing or of an unknown kind, or the data set cannot be had.
+    """
+    if data.files:
+        return Files("data.files", data.files, data)
+    if data.dataset is not None:
+        return Hub(data, data.split)
+    return Stories(data.stories)
+
+
 def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     """Open the training and the validation text that `data` names.
 
     Where no validation text is named, every k-th document is held out (k = 1 / valid_fraction, rounded as needed to
     meet the fraction), but at least one: the last of a few documents, or the last valid_fraction of the characters of
-    a single document. `max_documents` counts training documents; none is read after them.
+    a single document. `max_documents` counts training documents; none is read after them. Each of the two reads the
+    source for itself, so that a streamed data set is fetched twice unless `valid_split` names another split.
 
     Raises:
         UserError: a file is missing or of an unknown kind, or the data set cannot be had.
     """
+    train = open_text(data)
     valid: Corpus | None = None
-    if data.files:
-        train: Corpus = Files("data.files", data.files, data)
-        if data.valid_files:
-            valid = Files("data.valid_files", data.valid_files, data)
-    elif data.dataset is not None:
-        train = Hub(data, data.split)
-        if data.valid_split is not None:
-            valid = Hub(data, data.valid_split)
-    else:
-        train = Stories(data.stories)
+    if data.files and data.valid_files:
+        valid = Files("data.valid_files", data.valid_files, data)
+    elif not data.files and data.dataset is not None and data.valid_split is not None:
+        valid = Hub(data, data.valid_split)
     if valid is not None:
         return (Capped(train, data.max_documents) if data.max_documents else train), valid
     split = Split(train, Fraction(str(data.valid_fraction)), data.max_documents)
@@ -145,6 +156,8 @@ class Hub(Corpus):
         except ImportError as error:
             message = f'data.dataset: found {self._dataset!r}, which needs `datasets`; pip install "twinlm[hub]"'
             raise UserError(f"{message}; {LOCAL_INSTEAD}") from error
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         if not Path(self._dataset).is_dir():
             self._fail_fast()
         try:
@@ -267,21 +280,19 @@ class Split:
         """Whether document `index` is held out."""
         if self.first < self._regular_first:
             return index == self.first
-        return self._up_to(index) < self._up_to(index + 1)
+        part, whole = self.fraction.as_integer_ratio()
+        return index * part // whole < (index + 1) * part // whole
 
-    def _up_to(self, documents: int) -> int:
-        return int(documents * self.fraction)
-
-    @property
+    @cached_property
     def _regular_first(self) -> int:
-        return -int(-1 // self.fraction) - 1
+        return math.ceil(1 / self.fraction) - 1
 
-    @property
+    @cached_property
     def first(self) -> int:
         """Index of the first document that is held out; 0 if there is only one document."""
         return self._survey[0]
 
-    @property
+    @cached_property
     def characters(self) -> int:
         """Length of the first document."""
         return self._survey[1]
@@ -318,14 +329,16 @@ class Part(Corpus):
             yield from self._characters()
             return
         index = trained = 0
+        held_out = self._split.holds(0)
         for piece in self._split.source:
-            held_out = self._split.holds(index)
-            if not held_out and trained == self._split.max_documents > 0:
-                return
             if held_out == self._held_out:
                 yield piece
-            index += piece.ends
-            trained += piece.ends and not held_out
+            if piece.ends:
+                index += 1
+                trained += not held_out
+                held_out = self._split.holds(index)
+                if not held_out and trained == self._split.max_documents > 0:
+                    return
 
     def _characters(self) -> Iterator[Piece]:
         total = self._split.characters

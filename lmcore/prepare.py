@@ -32,7 +32,7 @@ from lmcore.tokens import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dty
 __all__ = ["Prepared", "encode", "main", "prepare"]
 
 TOKENIZER = "tokenizer.json"
-BATCH = 1 << 21
+BATCH = 1 << 20
 """Characters encoded in one call: enough to keep every core busy, little enough for the memory of two calls."""
 
 
@@ -65,7 +65,7 @@ def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
         "tokenizer": _tokenizer_identity(config.tokenizer),
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(config.data.dir) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', train.name)}-{fingerprint}"
+    folder = Path(config.data.dir).expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', train.name)}-{fingerprint}"
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +151,8 @@ def _make(
                         counts[name] += more
                     advance(size)
                 _flush(file)
+            if counts["tokens"] == 0:
+                raise UserError(f"{corpus.describe()}: found no text, expected at least one document")
             splits[split] = counts
         header = {
             "format": FORMAT,

@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from lmcore.errors import UserError
 
@@ -25,9 +25,9 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 PACKINGS = (".gz", ".zst")
 
 READ_BYTES = 1 << 20
-PIECE = 1 << 18
+PIECE = 1 << 16
 """Characters after which a cut is looked for, small enough that several cores share one long document."""
-SEARCH = 1 << 16
+SEARCH = 1 << 14
 """Characters within which it must be found."""
 
 # Byte-level BPE never joins text over these places, so that the pieces have the tokens of the whole.
@@ -98,27 +98,28 @@ def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[P
 
 
 @contextlib.contextmanager
-def _opened(path: Path, packing: str) -> Iterator[BinaryIO]:
+def _opened(path: Path, packing: str) -> Iterator[io.BufferedIOBase]:
     failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         with contextlib.ExitStack() as stack:
-            file: BinaryIO = stack.enter_context(path.open("rb"))
+            plain = stack.enter_context(path.open("rb"))
+            file: io.BufferedIOBase = plain
             if packing == ".gz":
-                file = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
+                file = stack.enter_context(gzip.GzipFile(fileobj=plain))
             elif packing == ".zst":
                 try:
                     import zstandard
                 except ImportError as error:
                     raise UserError(f'{path}: .zst files need zstandard; pip install "twinlm[hub]"') from error
                 failures += (zstandard.ZstdError,)
-                unpacked = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                unpacked = zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
                 file = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, unpacked), READ_BYTES))
             yield file
     except failures as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _read_text(file: BinaryIO, path: Path, separator: str) -> Iterator[Piece]:
+def _read_text(file: io.BufferedIOBase, path: Path, separator: str) -> Iterator[Piece]:
     rest = ""  # text of the open document that has not been given out
     separated = begun = False  # whether a separator has been seen, and whether part of the open document is out
     for block in _decoded(file, path):
@@ -158,7 +159,7 @@ def _cut(text: str, start: int) -> int:
     return begin
 
 
-def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+def _decoded(file: io.BufferedIOBase, path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset, block = 0, b"-"
@@ -179,7 +180,7 @@ def _invalid_utf8(path: Path, offset: int) -> UserError:
     return UserError(f"{path}: found invalid UTF-8 at byte {offset}, expected UTF-8 text; convert the file")
 
 
-def _read_jsonl(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
+def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterator[Piece]:
     offset = 0
     for number, line in enumerate(file, 1):
         where = f"{path}, line {number}"
@@ -202,7 +203,7 @@ def _read_jsonl(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
         yield from _value(record[text_field], where, text_field)
 
 
-def _read_parquet(file: BinaryIO, path: Path, packing: str, text_field: str) -> Iterator[Piece]:
+def _read_parquet(file: io.BufferedIOBase, path: Path, packing: str, text_field: str) -> Iterator[Piece]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -212,7 +213,7 @@ def _read_parquet(file: BinaryIO, path: Path, packing: str, text_field: str) -> 
         if packing:  # Parquet is read from its end
             unpacked = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(file, unpacked, READ_BYTES)
-            file = cast(BinaryIO, unpacked)
+            file = cast(io.BufferedIOBase, unpacked)
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if text_field not in table.schema_arrow.names:

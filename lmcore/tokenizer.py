@@ -18,7 +18,8 @@ from lmcore.errors import UserError
 __all__ = ["TextStream", "Tokenizer", "train"]
 
 UNK = "<unk>"
-WELL_KNOWN_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+WELL_KNOWN_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+"""Where a file records no end-of-text token, the first of these that it has."""
 
 
 class TextStream:
@@ -26,6 +27,9 @@ class TextStream:
 
     def __init__(self, tokenizer: "Tokenizer"):
         self._tokenizer = tokenizer
+        self._start()
+
+    def _start(self) -> None:
         self._decoder = decoders.DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._given = 0
@@ -40,7 +44,7 @@ class TextStream:
     def flush(self) -> str:
         """Return what `feed` still held back, an unfinished character as U+FFFD, and start anew."""
         rest = self._tokenizer.decode(self._ids)[self._given :]
-        self.__init__(self._tokenizer)  # type: ignore[misc]
+        self._start()
         return rest
 
 

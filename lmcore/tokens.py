@@ -147,8 +147,9 @@ class Batches:
         order = self._orders.get(epoch)
         if order is None:
             draws = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(1 + self.windows)
-            offset = int(draws[0] % len(self._ids))
-            order = offset + self._seq_len * np.argsort(draws[1:], kind="stable")
+            order = np.argsort(draws[1:], kind="stable")
+            order *= self._seq_len
+            order += int(draws[0] % len(self._ids))
             self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1} | {epoch: order}
         return order
 

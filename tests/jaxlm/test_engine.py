@@ -1,37 +1,178 @@
-"""The train step against its definition: accumulation, devices, remat and precision change nothing they should not."""
+"""The train step against its definition; what should change nothing (accumulation, devices, remat) changes nothing."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxlm import loss as loss_module
 from jaxlm.engine import Engine
-from lmcore.config import Config, ModelConfig, TrainConfig
+from jaxlm.loss import IGNORED, cross_entropy, loss_sum
+from jaxlm.optim import clip_by_global_norm, decay_mask
+from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.trainer import Engine as EngineProtocol
 
 MODEL = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=7)
 TRAIN = TrainConfig(batch_size=8, steps=10)
 
 
-def engine_after(steps: int, config: Config, lr: float = 1e-2) -> tuple[Engine, list[float]]:
-    engine = Engine(config)
+def start(model: ModelConfig = MODEL, optim: OptimConfig | None = None, **train: Any) -> Engine:
+    engine = Engine(Config(model=model, optim=optim or OptimConfig(), train=replace(TRAIN, **train)))
     engine.init()
-    rng = np.random.default_rng(0)
-    shape = config.train.batch_size, config.train.seq_len + 1
-    losses = []
-    for _ in range(steps):
-        batch = rng.integers(0, config.model.vocab_size, shape, dtype=np.int32)
-        losses.append(float(engine.train_step(batch, lr)["loss"]))
-    return engine, losses
+    return engine
+
+
+def batch(step: int, rows: int = 8) -> np.ndarray:
+    return np.random.default_rng(step).integers(0, MODEL.vocab_size, (rows, 8), dtype=np.int32)
+
+
+def train(engine: Engine, steps: int, lr: float = 1e-2) -> list[float]:
+    return [float(engine.train_step(batch(step), lr)["loss"]) for step in range(steps)]
 
 
 def furthest(one: Engine, other: Engine) -> float:
-    return max(float(jnp.max(jnp.abs(one.state.params[n] - other.state.params[n]))) for n in one.state.params)
+    return max(float(jnp.max(jnp.abs(p - other.state.params[name]))) for name, p in one.state.params.items())
 
 
-def test_accumulation_changes_nothing_but_rounding():
-    whole, losses = engine_after(3, Config(model=MODEL, train=TRAIN))
-    parts, part_losses = engine_after(3, Config(model=MODEL, train=replace(TRAIN, grad_accum=4)))
-    np.testing.assert_allclose(part_losses, losses, rtol=1e-6)
+def test_the_engine_is_what_the_loop_expects() -> None:
+    assert isinstance(start(), EngineProtocol)
+
+
+def test_accumulation_changes_nothing_but_rounding() -> None:
+    whole, parts = start(), start(grad_accum=4)
+    np.testing.assert_allclose(train(parts, 3), train(whole, 3), rtol=1e-6)
     assert furthest(whole, parts) < 2e-5
-    other, _ = engine_after(3, Config(model=MODEL, train=replace(TRAIN, seed=1)))
+    other = start(seed=1)
+    train(other, 3)
     assert furthest(whole, other) > 1e-2
+
+
+def test_the_number_of_devices_changes_nothing_but_rounding() -> None:
+    two, one = start(), start(cpu_devices=1)
+    assert (two.mesh.size, one.mesh.size) == (2, 1)
+    np.testing.assert_allclose(train(one, 3), train(two, 3), rtol=1e-6)
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    assert abs(train(start(), 1)[0] - np.log(61)) < 0.05
+
+
+def test_training_learns_a_repeating_text() -> None:
+    engine = start(optim=OptimConfig(weight_decay=0.0))
+    rows = (np.arange(8)[:, None] + np.arange(8)[None]).astype(np.int32) % 61
+    losses = [float(engine.train_step(rows, 1e-2)["loss"]) for _ in range(60)]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_one_update_is_adamw_by_its_formula() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, on gradients clipped as torch does."""
+    optim = OptimConfig(beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.3, clip=0.05)
+    with jax.enable_x64(True):
+        engine = start(optim=optim, precision="float64")
+        model, theta = engine.model, {n: np.array(p) for n, p in engine.state.params.items()}
+        mean = {n: np.zeros_like(p) for n, p in theta.items()}
+        square = {n: np.zeros_like(p) for n, p in theta.items()}
+        for step in range(3):
+            tokens = jnp.asarray(batch(step))
+            value = lambda p: loss_sum(model(p), tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].size  # noqa: B023, E731
+            loss, grads = jax.value_and_grad(value)({n: jnp.asarray(p) for n, p in theta.items()})
+            norm = np.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+            metrics = engine.train_step(batch(step), 0.01)
+            np.testing.assert_allclose([metrics["loss"], metrics["grad_norm"]], [loss, norm], rtol=1e-12)
+            assert norm > 2 * optim.clip
+            for n, g in grads.items():
+                clipped = np.array(g) * optim.clip / (norm + 1e-6)
+                mean[n] = 0.8 * mean[n] + 0.2 * clipped
+                square[n] = 0.9 * square[n] + 0.1 * clipped**2
+                direction = mean[n] / (1 - 0.8 ** (step + 1)) / (np.sqrt(square[n] / (1 - 0.9 ** (step + 1))) + 1e-3)
+                decay = 0.3 * theta[n] if theta[n].ndim > 1 else 0
+                theta[n] = theta[n] - 0.01 * (direction + decay)
+                # optax computes 1 − βᵗ in float32: a known difference of up to 1e-7, not rounding.
+                np.testing.assert_allclose(engine.state.params[n], theta[n], rtol=1e-6, atol=1e-8)
+
+
+def test_clip_scales_only_what_is_too_long() -> None:
+    grads = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([[4.0]])}
+    clipped, norm = clip_by_global_norm(grads, 1.0)
+    assert norm == 5
+    np.testing.assert_allclose(clipped["a"], [3 / (5 + 1e-6), 0], rtol=1e-6)
+    for untouched in (10.0, 0.0):
+        np.testing.assert_array_equal(clip_by_global_norm(grads, untouched)[0]["b"], grads["b"])
+
+
+def test_decay_leaves_norms_out() -> None:
+    mask = decay_mask(start().state.params)
+    assert {name.rsplit(".", 2)[-2] for name, decays in mask.items() if not decays} == {
+        "input_layernorm",
+        "post_attention_layernorm",
+        "norm",
+    }
+    assert mask["embed_tokens.weight"]
+
+
+def test_cross_entropy_is_its_formula_and_ignores_what_it_should() -> None:
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 3, (2, 3, 5)), jnp.float32)
+    targets = jnp.asarray([[0, 4, IGNORED], [2, IGNORED, 1]])
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    losses = cross_entropy(logits, targets)
+    for row, column in np.ndindex(2, 3):
+        target = int(targets[row, column])
+        expected = 0 if target == IGNORED else -np.log(probabilities[row, column, target])
+        np.testing.assert_allclose(losses[row, column], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 61 * 8 * 2, 61 * 8 * 4])
+def test_chunks_of_the_loss_change_nothing_but_rounding(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = jnp.asarray(batch(0))
+    engine = start()
+
+    def value(params: dict[str, jax.Array]) -> jax.Array:
+        return loss_sum(engine.model(params), tokens[:, :-1], tokens[:, 1:])
+
+    whole, whole_grads = jax.value_and_grad(value)(engine.state.params)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk)
+    assert "scan" in str(jax.make_jaxpr(value)(engine.state.params))
+    parts, part_grads = jax.value_and_grad(value)(engine.state.params)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    for name, grad in whole_grads.items():
+        np.testing.assert_allclose(part_grads[name], grad, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_counts_only_real_targets() -> None:
+    engine = start()
+    tokens, targets = batch(0)[:, :-1], batch(0)[:, 1:].copy()
+    total, count = engine.eval_step(tokens, targets)
+    assert int(count) == 56
+    targets[3:] = IGNORED
+    tokens[3:] = 0
+    fewer, fewer_count = engine.eval_step(tokens, targets)
+    alone, _ = engine.eval_step(tokens[:3], targets[:3])  # three rows cannot be split over two devices
+    assert int(fewer_count) == 21
+    np.testing.assert_allclose(fewer, alone, rtol=1e-6)
+    assert abs(float(total) - float(fewer)) > 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_restored_engine_goes_on_to_the_bit(tmp_path: Path, precision: str) -> None:
+    model = replace(MODEL, dropout=0.1)
+    unbroken = start(model, precision=precision)
+    train(unbroken, 2)
+    finish = unbroken.save(tmp_path / "state")
+    later = [float(unbroken.train_step(batch(step), 1e-2)["loss"]) for step in (2, 3, 4)]  # while it is being written
+    finish()
+    resumed = Engine(unbroken.config)
+    resumed.restore(tmp_path / "state")
+    assert [float(resumed.train_step(batch(step), 1e-2)["loss"]) for step in (2, 3, 4)] == later
+    assert furthest(unbroken, resumed) == 0
+    fresh = start(model, precision=precision)
+    assert [float(fresh.train_step(batch(step), 1e-2)["loss"]) for step in (2, 3, 4)] != later
+
+
+def test_bfloat16_trains_like_float32() -> None:
+    wide, narrow = train(start(), 3), train(start(precision="bfloat16"), 3)
+    assert narrow != wide
+    np.testing.assert_allclose(narrow, wide, rtol=3e-3)

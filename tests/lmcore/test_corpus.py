@@ -15,7 +15,7 @@ from lmcore import readers
 from lmcore.config import DataConfig, TokenizerConfig
 from lmcore.corpus import Corpus, open_corpora
 from lmcore.errors import UserError
-from lmcore.readers import Piece, read_documents
+from lmcore.readers import read_documents
 from lmcore.tokenizer import train
 
 EOT = "<|endoftext|>"
@@ -355,7 +355,3 @@ def test_real_stories_are_all_there(lm_data):
     expected = [text.strip("\n") for text in path.read_text(encoding="utf-8").split(EOT)]
     assert found == [text for text in expected if text.strip()]
     assert len(found) > 1000
-
-
-def test_a_piece_is_what_it_says():
-    assert Piece("a", True) == ("a", True)

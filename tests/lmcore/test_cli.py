@@ -1,0 +1,389 @@
+"""The command line: what may be written, which value wins, and one line with the field's name for every mistake."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lmcore import cli
+from lmcore import config as configs
+from lmcore.cli import command_parser, parse_arguments
+from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, RopeScaling, TrainConfig, flatten
+from lmcore.errors import UserError, command
+
+ROOT = Path(cli.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in: paths below are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(*argv: str) -> Config:
+    return cli.parse(argv, prog="prog", description="What it does.")
+
+
+def yaml_file(content: str | bytes, name: str = "some.yaml") -> str:
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return name
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def python(*argv: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_no_argument_is_the_quickstart():
+    assert parse() == Config(run_dir=str(Path("runs", "quickstart")))
+
+
+def test_the_programs_own_arguments_are_read_where_none_are_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["prog", "--model.dim", "64"])
+    assert cli.parse(None, prog="prog", description="").model.dim == 64
+
+
+SCRIPTED = [
+    ("--run_dir", "elsewhere", "run_dir", "elsewhere"),
+    ("--train.steps", "60", "train.steps", 60),
+    ("--train.batch_size", "8", "train.batch_size", 8),
+    ("--train.grad_accum", "2", "train.grad_accum", 2),
+    ("--train.precision", "bfloat16", "train.precision", "bfloat16"),
+    ("--train.seed", "3", "train.seed", 3),
+    ("--train.resume", "auto", "train.resume", "auto"),
+    ("--optim.lr", "3e-4", "optim.lr", 3e-4),
+    ("--data.files", "a.txt", "data.files", ["a.txt"]),
+    ("--data.dataset", "2024", "data.dataset", "2024"),
+    ("--tokenizer.kind", "chars", "tokenizer.kind", "chars"),
+    ("--tokenizer.vocab_size", "300", "tokenizer.vocab_size", 300),
+    ("--model.tie_embeddings", "false", "model.tie_embeddings", False),
+    ("--optim.warmup_steps", "null", "optim.warmup_steps", 45),
+    ("--sample.prompt", "", "sample.prompt", ""),
+]
+
+
+@pytest.mark.parametrize(("option", "text", "name", "value"), SCRIPTED)
+@pytest.mark.parametrize("joined", [False, True])
+def test_any_field_can_be_set(option: str, text: str, name: str, value: object, joined: bool):
+    config = parse(f"{option}={text}") if joined else parse(option, text)
+    assert dict(flatten(config))[name] == value
+
+
+def test_the_command_line_wins_over_yaml_wherever_it_stands_and_yaml_over_defaults():
+    path = yaml_file("model:\n  dim: 64\n  n_layers: 3\ntrain:\n  steps: 50\n")
+    over = ("--model.dim", "96")
+    for argv in (("--config", path, *over), (*over, "--config", path), (*over, f"--config={path}")):
+        config = parse(*argv)
+        assert (config.model.dim, config.model.n_layers, config.train.steps) == (96, 3, 50)
+        assert config.model.n_heads == ModelConfig().n_heads
+
+
+def test_a_later_file_wins_over_an_earlier_one():
+    one, two = yaml_file("model:\n  dim: 64\n  n_layers: 3\n", "1.yaml"), yaml_file("model:\n  dim: 96\n", "2.yaml")
+    config = parse("--config", one, "--config", two)
+    assert (config.model.dim, config.model.n_layers, config.run_dir) == (96, 3, str(Path("runs", "2")))
+    assert parse("--config", two, "--config", one).model.dim == 64
+
+
+@pytest.mark.parametrize(
+    ("argv", "files"),
+    [
+        (["--data.files", "a"], ["a"]),
+        (["--data.files", "a", "b c", "-d"], ["a", "b c", "-d"]),
+        (["--data.files", "a", "--model.dim", "64", "--data.files", "b"], ["a", "b"]),
+        (["--data.files=a", "--data.files=b"], ["a", "b"]),
+        (["--data.files=a", "b"], ["a", "b"]),
+        (['--data.files=["a", "b"]'], ["a", "b"]),
+        (["--data.files", '["a", "b"]'], ["a", "b"]),
+        (["--data.files", "[]"], []),
+        (["--data.files", "[odd].txt"], ["[odd].txt"]),
+        (["--data.files", "1", "null"], ["1", "null"]),
+        (["--data.files", 'a"b', "c\\d", "é"], ['a"b', "c\\d", "é"]),
+    ],
+)
+def test_a_list_takes_several_values_repeats_or_json(argv: list[str], files: list[str]):
+    assert parse(*argv).data.files == files
+
+
+def test_two_lists_and_another_field_do_not_mix():
+    config = parse("--data.files", "a", "b", "--data.valid_files", "c", "--model.dim", "64", "--data.files", "d")
+    assert (config.data.files, config.data.valid_files, config.model.dim) == (["a", "b", "d"], ["c"], 64)
+
+
+def test_a_list_on_the_command_line_replaces_that_of_the_file():
+    path = yaml_file("data:\n  files: [a, b]\n")
+    assert parse("--config", path).data.files == ["a", "b"]
+    assert parse("--config", path, "--data.files", "c").data.files == ["c"]
+
+
+def test_an_optional_list_is_a_list_too():
+    parser = command_parser("prog", "What it does.", "")
+    parser.add_argument("--prompt", type=list[str] | None)
+    assert parse_arguments(parser, []).prompt is None
+    assert parse_arguments(parser, ["--prompt", "[INST] one", "two"]).prompt == ["[INST] one", "two"]
+    assert parse_arguments(parser, ["--prompt", "null"]).prompt == ["null"], "a text like any other"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model.rope_scaling.factor", "4"],
+        ["--model.rope_scaling", '{"factor": 4}'],
+        ["--config", "some.yaml"],
+        ["--config", "some.yaml", "--model.rope_scaling.low_freq_factor", "1"],
+    ],
+)
+def test_a_nested_group_is_set_whole_or_in_part(argv: list[str]):
+    yaml_file("model:\n  rope_scaling:\n    factor: 4\n")
+    assert parse(*argv).model.rope_scaling == RopeScaling(factor=4)
+    assert parse(*argv, "--model.rope_scaling", "null").model.rope_scaling is None
+
+
+MISTAKES = [
+    ("--model.dmi 3", "--model.dmi: no such field; did you mean model.dim?"),
+    ("--model.dmi=3", "--model.dmi: no such field; did you mean model.dim?"),
+    ("--modle.dim 3", "--modle.dim: no such field; did you mean model.dim?"),
+    ("--modeldim 3", "--modeldim: no such field; did you mean model.dim?"),
+    ("-model.dim 3", "-model.dim: no such field; did you mean model.dim?"),
+    ("--lr 1", "--lr: no such field; did you mean optim.lr?"),
+    ("--stps 3", "--stps: no such field; did you mean train.steps?"),
+    ("--batch_size 3", "--batch_size: no such field; did you mean train.batch_size or eval.batch_size?"),
+    ("--train.lr 3", "--train.lr: no such field; did you mean optim.lr?"),
+    ("--data.file a", "--data.file: no such field; did you mean data.files?"),
+    ("--train.resum auto", "--train.resum: no such field; did you mean train.resume?"),
+    ("--model.d 3", "--model.d: no such field; did you mean model.dim?"),
+    ("--print_confg", "--print_confg: no such field; did you mean print_config?"),
+    (
+        "--model.rope_scaling.factr 4",
+        "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
+    ),
+    ("--zzz 3", "--zzz: no such field; see --help for the fields there are"),
+    ("--model.zzz 3", "--model.zzz: no such field; see --help for the fields there are"),
+    ("extra", "extra: an argument too many; fields are given as --FIELD VALUE"),
+    ("--model.dim 64 128", "128: an argument too many; fields are given as --FIELD VALUE"),
+    ("--model.dim", "model.dim: found no value, expected a whole number"),
+    ("--model.dim --optim.lr 1", "model.dim: found no value, expected a whole number"),
+    ("--data.files", "data.files: found no value, expected a list of texts"),
+    ("--config", "config: found no value, expected a value"),
+    ("--model.dim three", "model.dim: found 'three', expected a whole number"),
+    ("--model.dim 3.5", "model.dim: found '3.5', expected a whole number"),
+    ("--optim.lr fast", "optim.lr: found 'fast', expected a number"),
+    ("--optim.lr inf", "optim.lr: found 'inf', expected a number"),
+    ("--optim.warmup_steps x", "optim.warmup_steps: found 'x', expected a whole number or null"),
+    ("--model.tie_embeddings maybe", "model.tie_embeddings: found 'maybe', expected true or false"),
+    ("--optim.schedule cos", "optim.schedule: found 'cos', expected one of cosine, linear, constant, wsd"),
+    ("--model.rope_scaling.factor x", "model.rope_scaling.factor: found 'x', expected a number"),
+    ("--model.rope_scaling x", "model.rope_scaling: found 'x', expected fields, each with its value or null"),
+    ("--model 3", "model: found '3', expected one of its fields, as in --model.FIELD VALUE"),
+    ("--sample.top_p 2", "sample.top_p: found 2.0, expected more than 0 and at most 1"),
+    ("--train.steps 9 --optim.warmup_steps 9", "optim.warmup_steps: found 9, expected at least 0, less than"),
+    ("--config none.yaml", "--config: found no file 'none.yaml', expected the path of a YAML file"),
+    ("--config .", "--config: . cannot be read as YAML"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_on_the_command_line_is_one_line(line: str, message: str):
+    assert refusal(*line.split()).startswith(message)
+
+
+YAML_MISTAKES = [
+    ("model:\n  dmi: 3\n", "model.dmi: no such field; did you mean model.dim?"),
+    ("modle:\n  dim: 3\n", "modle.dim: no such field; did you mean model.dim?"),
+    ("batch_size: 3\n", "batch_size: no such field; did you mean train.batch_size or eval.batch_size?"),
+    ("model:\n  dim: three\n", "model.dim: found 'three', expected a whole number"),
+    ("model:\n  dim: 64.0\n", "model.dim: found '64.0', expected a whole number"),
+    ("model:\n  dim: null\n", "model.dim: found None, expected a whole number"),
+    ("optim:\n  lr: fast\n", "optim.lr: found 'fast', expected a number"),
+    ("optim:\n  lr: .inf\n", "optim.lr: found inf, expected a number"),
+    ("optim:\n  warmup_steps: x\n", "optim.warmup_steps: found 'x', expected a whole number or null"),
+    ("run_dir: 2024\n", "run_dir: found '2024', expected a text or null"),
+    ("data:\n  files: a.txt\n", "data.files: found 'a.txt', expected a list of texts"),
+    ("data:\n  files: [1, 2]\n", "data.files: found '1', expected a list of texts"),
+    (
+        "model:\n  rope_scaling:\n    factr: 4\n",
+        "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
+    ),
+    ("model:\n  rope_scaling:\n    factor: x\n", "model.rope_scaling.factor: found 'x', expected a number"),
+    ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 16"),
+    ("model: 3\n", "--config: some.yaml: model holds 3, expected fields, each with its value"),
+    ("model:\n- dim\n", "--config: some.yaml: model holds ['dim'], expected fields, each with its value"),
+    ("model:\n", "--config: some.yaml: model holds None, expected fields, each with its value"),
+    ("", "--config: some.yaml holds None, expected fields, each with its value"),
+    ("- model\n", "--config: some.yaml holds ['model'], expected fields, each with its value"),
+    ("model\n", "--config: some.yaml holds 'model', expected fields, each with its value"),
+    ("3\n", "--config: some.yaml holds 3, expected fields, each with its value"),
+    ("model: [\n", "--config: some.yaml cannot be read as YAML (while parsing"),
+    ("model:\n\tdim: 3\n", "--config: some.yaml cannot be read as YAML (while scanning"),
+    (
+        b"data:\n  dataset: caf\xe9\n",
+        "--config: some.yaml cannot be read as YAML ('utf-8' codec can't decode byte 0xe9",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), YAML_MISTAKES, ids=[repr(content) for content, _ in YAML_MISTAKES])
+def test_a_mistake_in_a_file_is_one_line(content: str | bytes, message: str):
+    assert refusal("--config", yaml_file(content)).startswith(message)
+
+
+def test_numbers_in_a_file_may_be_written_as_people_write_them():
+    config = parse("--config", yaml_file("\ufeffoptim:\n  lr: 3e-4\n  clip: 1\nlog:\n  wandb: yes\n"))
+    assert (config.optim.lr, config.optim.clip, config.log.wandb) == (3e-4, 1.0, True)
+
+
+def test_help_names_every_field_and_what_it_is_for(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    missing = [name for name, _ in flatten(Config()) if f"--{name} " not in shown]
+    assert missing == []
+    assert "Rows of the embedding; 0 takes the tokenizer's size." in " ".join(shown.split())
+    with pytest.raises(SystemExit):
+        parse("--model.rope_scaling.help")
+    nested = capsys.readouterr().out
+    assert [name for name, _ in flatten(RopeScaling()) if f"--model.rope_scaling.{name} " not in nested] == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--model.dim", "96", "--data.files", "a", "b", "--model.rope_scaling.factor", "2"],
+        ["--sample.prompt", "it's: #1\n", "--data.separator", "", "--optim.lr", "1e-05"],
+    ],
+)
+def test_a_printed_config_reads_back_as_itself(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv, "--print_config")
+    assert caught.value.code == 0
+    path = yaml_file(capsys.readouterr().out)
+    assert parse("--config", path, "--run_dir", "r") == parse(*argv, "--run_dir", "r")
+
+
+def test_a_saved_config_reads_back_as_itself():
+    config = Config(
+        run_dir="r",
+        model=ModelConfig(dim=96, rope_scaling=RopeScaling(factor=2)),
+        data=DataConfig(files=["a", "b"], separator="—\n"),
+        optim=OptimConfig(lr=1e-5, eps=1e-12),
+    )
+    configs.save(config, Path("some.yaml"))
+    assert parse("--config", "some.yaml") == config
+
+
+@pytest.mark.parametrize("module", ["jaxlm.train", "jaxlm.generate", "jaxlm.evaluate"])
+def test_help_loads_no_framework(module: str):
+    heavy = {"jax", "flax", "optax", "orbax", "torch", "matplotlib", "datasets", "transformers"}
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['prog', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        "finally:\n"
+        f"    print(sorted({heavy!r} & set(sys.modules)), len(sys.modules) > 50, file=sys.stderr)"
+    )
+    shown = python("-W", "ignore", "-c", code)
+    assert (shown.returncode, shown.stderr) == (0, "[] True\n")
+    assert "--help" in shown.stdout
+
+
+def test_a_mistake_ends_the_program_with_one_line_and_code_2(folder: Path):
+    ended = python("-m", "jaxlm.train", "--model.dmi", "3")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: --model.dmi: no such field; did you mean model.dim?\n"
+    assert list(folder.iterdir()) == [], "and nothing is made"
+
+
+def test_a_command_returns_a_code_for_every_end(capsys: pytest.CaptureFixture[str]):
+    def ends_with(error: BaseException | None) -> int:
+        @command
+        def main(argv: list[str] | None = None) -> None:
+            if error:
+                raise error
+
+        return main([])
+
+    assert [ends_with(error) for error in (None, UserError("a\n  b"), KeyboardInterrupt())] == [0, 2, 130]
+    assert capsys.readouterr().err == "error: a b\ninterrupted\n"
+    with pytest.raises(ZeroDivisionError):
+        ends_with(ZeroDivisionError())
+
+
+def test_a_reader_that_leaves_early_is_no_mistake():
+    code = "from lmcore.errors import command\n@command\ndef main(argv=None):\n    while True: print('x')\nexit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (141, b"")
+
+
+def test_a_new_run_takes_the_first_free_folder_named_after_the_file():
+    path = yaml_file("model:\n  dim: 64\n", "little.yaml")
+    found = []
+    for _ in range(3):
+        found.append(parse("--config", path).run_dir)
+        Path(found[-1]).mkdir(parents=True)
+    assert found == [str(Path("runs", name)) for name in ("little", "little-2", "little-3")]
+    assert parse().run_dir == str(Path("runs", "quickstart"))
+    assert parse("--config", path, "--run_dir", "mine").run_dir == "mine"
+
+
+def test_resuming_takes_the_last_run_of_that_name():
+    argv = ("--train.resume", "auto")
+    assert parse(*argv).run_dir == str(Path("runs", "quickstart"))
+    for name in ("quickstart", "quickstart-2", "other-3"):
+        Path("runs", name).mkdir(parents=True)
+    assert parse(*argv).run_dir == str(Path("runs", "quickstart-2"))
+    assert parse("--train.resume", "never").run_dir == str(Path("runs", "quickstart-3"))
+
+
+SAVED = Config(
+    run_dir="first",
+    model=ModelConfig(dim=96, rope_scaling=RopeScaling(factor=2)),
+    data=DataConfig(files=["a"], valid_files=["b"]),
+    train=TrainConfig(steps=50, batch_size=4),
+)
+
+
+@pytest.fixture
+def saved_run() -> str:
+    """A run folder, since renamed, with the config of its run."""
+    Path("second").mkdir()
+    configs.save(SAVED, Path("second", "config.yaml"))
+    return "second"
+
+
+def test_resuming_a_named_folder_goes_on_from_its_own_config(saved_run: str):
+    resumed = parse("--run_dir", saved_run, "--train.resume", "auto")
+    assert resumed == replace(SAVED, run_dir="second", train=replace(SAVED.train, resume="auto"))
+
+
+def test_the_command_line_still_overrides_a_resumed_config(saved_run: str):
+    resumed = parse("--run_dir", saved_run, "--train.resume", "auto", "--train.steps", "70", "--data.files", "c")
+    assert (resumed.train.steps, resumed.data.files, resumed.model) == (70, ["c"], SAVED.model)
+
+
+def test_without_resume_or_with_a_file_the_saved_config_is_not_read(saved_run: str):
+    assert parse("--run_dir", saved_run).model == ModelConfig()
+    path = yaml_file("model:\n  dim: 64\n")
+    with_file = parse("--run_dir", saved_run, "--train.resume", "auto", "--config", path)
+    assert with_file.model == ModelConfig(dim=64)
