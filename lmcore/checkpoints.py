@@ -1,6 +1,7 @@
 """The run folder: config, tokenizer, metrics, and checkpoints that are whole or not there at all.
 
     RUN/config.yaml  tokenizer.json  metrics.jsonl  samples/  loss.png
+    RUN/meta.json                                   what text it is trained on
     RUN/checkpoints/step_00000300/checkpoint.json   what it is: framework, step, validation loss
     RUN/checkpoints/step_00000300/state/            the framework's own files
 
@@ -84,8 +85,13 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """The one with the lowest validation loss; one without is worse than any."""
-    return min(checkpoints, key=lambda c: math.inf if c.valid_loss is None else c.valid_loss)
+    """The one with the lowest validation loss; one without, or with NaN, is worse than any."""
+
+    def loss(checkpoint: Checkpoint) -> float:
+        found = checkpoint.valid_loss
+        return math.inf if found is None or math.isnan(found) else found
+
+    return min(checkpoints, key=loss)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -127,7 +133,7 @@ def open_run(config: Config, framework: str) -> Checkpoint | None:
     if config.train.resume == "never":
         raise UserError(f"run_dir: {run_dir} holds a run; continue it with --train.resume auto, or name another folder")
     changed = configs.differences(configs.load(run_dir / "config.yaml"), config)
-    refused = {n: c for n, c in changed.items() if not n.startswith(CHANGEABLE) and n != "model.vocab_size"}
+    refused = {n: c for n, c in changed.items() if not n.startswith(CHANGEABLE)}
     if refused:
         listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in refused.items())
         raise UserError(f"run_dir: {run_dir} was made with another config: {listed}; restore them or start a new run")
@@ -196,7 +202,7 @@ class Checkpoints:
         try:
             checkpoint.folder.mkdir()
             finish = write(checkpoint.state)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
             raise _not_written(error) from error
         self._pending = self._thread.submit(self._commit, checkpoint, finish, final)
 
@@ -210,7 +216,7 @@ class Checkpoints:
         if pending is not None:
             try:
                 pending.result()
-            except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
+            except (OSError, ValueError) as error:
                 raise _not_written(error) from error
 
     def close(self) -> None:

@@ -9,10 +9,12 @@ import argparse
 import difflib
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from lmcore import config as configs
@@ -26,7 +28,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
     """An empty parser in the style of this project's commands; parse with `parse_arguments`."""
-    return ArgumentParser(prog=prog, description=description, usage=f"{prog} {usage}", exit_on_error=False)
+    usage = f"{prog} {usage}"
+    return ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False)
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
@@ -37,45 +40,49 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     Raises:
         UserError: an option is unknown, has the wrong type, or does not fit the others.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = command_parser(prog, description, "[--config FILE] [--FIELD VALUE ...]")
     parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
     parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null makes a new one under runs/.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)
-    parsed = parse_arguments(parser, argv)
+    parsed = parse_arguments(parser, words)
     files = [str(path) for path in parsed.config or []]
     resume = parsed.train.resume == "auto"
     if resume and not files and parsed.run_dir and (saved := Path(parsed.run_dir) / "config.yaml").exists():
-        return _read_over(configs.load(saved), parser, argv)
+        parsed = parse_arguments(parser, ["--config", str(saved), *words])
     parsed.run_dir = parsed.run_dir or str(_choose_run_dir(Path(files[-1]).stem if files else "quickstart", resume))
-    return _make_config(parsed)
+    values = parsed.as_dict()
+    return configs.from_dict(Config, {name: values[name] for name in values if name != "config"})
 
 
 def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """Parse, turning jsonargparse's errors into one line.
 
     Raises:
-        UserError: an option is unknown or has the wrong type.
+        UserError: an option is unknown or has the wrong type, or a YAML file cannot be read.
     """
-    import sys
-
-    known = {name: action for action in parser._actions for name in action.option_strings}
-    lists = {name for name, action in known.items() if "list[" in str(getattr(action, "_typehint", ""))}
+    known = _field_types(parser)
+    lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
+    words = _gather_lists(sys.argv[1:] if argv is None else list(argv), lists)
+    files, words = _split_off(words, "--config")
+    for file in files:
+        _check_yaml(file)
     try:
-        return parser.parse_args(_gather_lists(sys.argv[1:] if argv is None else list(argv), lists))
+        return parser.parse_args([*(f"--config={file}" for file in files), *words])
     except argparse.ArgumentError as error:
-        raise UserError(_one_line(str(error), [name.removeprefix("--") for name in known])) from None
+        raise UserError(_one_line(str(error), known)) from None
 
 
-def _read_over(base: Config, parser: ArgumentParser, argv: Sequence[str] | None) -> Config:
-    """Parse again with `base` as the defaults."""
-    parser.set_defaults({name: value for name, value in configs.flatten(base) if value is not None})
-    return _make_config(parse_arguments(parser, argv))
-
-
-def _make_config(parsed: Namespace) -> Config:
-    values = parsed.as_dict()
-    return configs.from_dict(Config, {name: values[name] for name in values if name != "config"})
+def _field_types(parser: ArgumentParser) -> dict[str, Any]:
+    """Dotted name -> type of all that can be set, those of nested groups included; None where there is no type."""
+    known: dict[str, Any] = {}
+    for action in parser._actions:
+        if action.option_strings and action.dest not in configs.GROUPS:
+            known[action.dest] = hint = getattr(action, "_typehint", None)
+            if group := configs.group_in(hint):
+                known |= {f"{action.dest}.{name}": kind for name, kind in get_type_hints(group).items()}
+    return known
 
 
 def _choose_run_dir(name: str, resume: bool) -> Path:
@@ -95,7 +102,7 @@ def _gather_lists(argv: list[str], lists: set[str]) -> list[str]:
     name = None
     for word in argv:
         option, equals, value = word.partition("=")
-        if option in lists and not value.startswith("["):
+        if option in lists and not _is_list(value):
             name = option
             gathered.setdefault(name, []).extend([value] if equals else [])
         elif name and not word.startswith("--"):
@@ -103,38 +110,91 @@ def _gather_lists(argv: list[str], lists: set[str]) -> list[str]:
         else:
             name = None
             rest.append(word)
-    return rest + [f"{name}={json.dumps(values)}" if values else name for name, values in gathered.items()]
+    for name, values in gathered.items():
+        given = values[0] if len(values) == 1 and _is_list(values[0]) else json.dumps(values)
+        rest.append(f"{name}={given}" if values else name)
+    return rest
 
 
-def _one_line(message: str, names: Iterable[str]) -> str:
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def _split_off(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Values of the option `name`, wherever it stands, and the other words."""
+    values: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != name:
+            rest.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(words, None)) is not None:
+            values.append(following)
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def _check_yaml(path: str) -> None:
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"--config: found no file {path!r}, expected the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {path} cannot be read as YAML ({error})") from error
+    groups = {name: found[name] for name in configs.GROUPS if name in found} if isinstance(found, dict) else {}
+    for place, value in [(path, found), *((f"{path}: {name}", value) for name, value in groups.items())]:
+        if not isinstance(value, dict):
+            raise UserError(f"--config: {place} holds {value!r}, expected fields, each with its value")
+
+
+def _one_line(message: str, known: dict[str, Any]) -> str:
     """Say in one line what jsonargparse says in several, with the nearest name for an unknown one."""
     message = " ".join(message.split())
-    if match := re.match(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)', message):
-        field, expected, found = match.groups()
-        expected = re.sub(r"<class '(\w+)'>|typing\.", lambda m: m.group(1) or "", expected)
-        if literal := re.fullmatch(r"Literal\[(.*)\]", expected):
-            expected = "one of " + literal.group(1).replace("'", "")
-        return f"{field}: found {found!r}, expected {_TYPES.get(expected, expected)}"
-    if match := re.match(r'Parser key "config": File does not exist: (.*)', message):
-        return f"--config: found no file {match.group(1)}, expected the path of a YAML file"
-    if match := re.match(r'Parser key "([^"]+)": .*Option \'([^\']+)\' is not accepted', message):
-        return _unknown(".".join(match.groups()), names)
-    if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
-        return _unknown(".".join(match.groups()), names)
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    if match := re.search(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'", message):
+        group = re.match(r"Group '([^']+)'", message)
+        return _unknown(".".join([*keys, *(group.groups() if group else ()), match.group(1) or match.group(2)]), known)
     if match := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
-        return _unknown(match.group(1).partition("=")[0], names)
+        word = match.group(1).partition("=")[0]
+        if word.startswith("-"):
+            return _unknown(word, known)
+        return f"{word}: an argument too many; fields are given as --FIELD VALUE"
+    if match := re.match(r"argument (?:-\w/)?--([^\s/:]+)\S*: expected one argument", message):
+        return f"{match.group(1)}: found no value, expected {_expected(match.group(1), known)}"
+    field = ".".join(dict.fromkeys(keys))
+    if match := re.search(r"(?:Got|Given) value: (.+?)(?: - Expected .*)?$", message):
+        return f"{field}: found {match.group(1)!r}, expected {_expected(field, known)}"
+    if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
+        return f"{field}: found {match.group(1)!r}, expected one of its fields, as in --{field}.FIELD VALUE"
     return message
 
 
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list", "str": "a text"}
+def _expected(field: str, known: dict[str, Any]) -> str:
+    hint = known.get(field)
+    return "a value" if hint is None else configs.describe_type(hint)
 
 
-def _unknown(name: str, names: Iterable[str]) -> str:
-    if "." not in name and not name.startswith("-"):
-        return f"{name}: an argument too many; fields are given as --FIELD VALUE"
-    by_name: dict[str, Any] = {n: n for n in names}
-    by_name |= {n.rpartition(".")[2]: n for n in by_name}
-    near = difflib.get_close_matches(name.removeprefix("--"), by_name, n=1, cutoff=0.5)
-    near = near or difflib.get_close_matches(name.rpartition(".")[2], by_name, n=1, cutoff=0.6)
-    hint = f"did you mean {by_name[near[0]]}?" if near else "see --help for the fields there are"
+def _unknown(name: str, known: Iterable[str]) -> str:
+    bare = name.lstrip("-")
+
+    def likeness(field: str) -> float:
+        last, whole = _ratio(bare.rpartition(".")[2], field.rpartition(".")[2]), _ratio(bare, field)
+        if last < 0.6 and whole < 0.8:
+            return 0.0
+        return last + whole if "." in bare else max(last, whole)
+
+    best = max(map(likeness, known))
+    near = [field for field in known if likeness(field) == best]
+    hint = f"did you mean {' or '.join(near)}?" if best else "see --help for the fields there are"
     return f"{name}: no such field; {hint}"
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

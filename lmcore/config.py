@@ -5,10 +5,12 @@ exists is valid. `lmcore.cli` reads these classes from YAML and the command line
 config with the run.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -27,9 +29,11 @@ __all__ = [
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "describe_type",
     "differences",
     "flatten",
     "from_dict",
+    "group_in",
     "load",
     "save",
 ]
@@ -338,6 +342,7 @@ class Config:
     """One run: a folder and the groups above."""
 
     run_dir: str | None = None
+    """Folder of the run; null makes a new one under runs/, named after the YAML file."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -364,20 +369,59 @@ GROUPS: dict[str, type] = {f.name: f.default_factory for f in fields(Config) if 
 """Name of each group of fields -> its class."""
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
+def group_in(hint: Any) -> type | None:
+    """The config class among the types that a field may have, if there is one."""
+    return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)  # type: ignore[return-value]
+
+
+def describe_type(hint: Any) -> str:
+    """What a field of this type takes, in words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is list:
+        return "a list of texts"
+    if is_dataclass(hint):
+        return "fields, each with its value"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words[hint] if hint in words else " or ".join(map(describe_type, get_args(hint)))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if isinstance(hint, type):
+        return type(value) is hint
+    return any(_fits(value, kind) for kind in get_args(hint))
+
+
+def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
     """Make `cls`, a config class, from nested plain values such as YAML holds.
 
+    Args:
+        cls: `Config` or one of its groups.
+        values: a mapping of field names to values.
+        prefix: what a message puts before the name of a field: the group's name and a dot.
+
     Raises:
-        UserError: a key is unknown, or a value is impossible.
+        UserError: a key is unknown, or a value is of the wrong type or impossible.
     """
-    nested = GROUPS if cls is Config else {"rope_scaling": RopeScaling}
-    unknown = set(values) - {f.name for f in fields(cls)}
-    if unknown:
-        raise UserError(f"{cls.__name__}: found the unknown field {min(unknown)!r}")
-    made = {
-        name: from_dict(nested[name], value) if name in nested and value is not None else value
-        for name, value in values.items()
-    }
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'config'}: found {values!r}, expected fields, each with its value")
+    hints = get_type_hints(cls)
+    made = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{prefix}{name}: no such field")
+        group = group_in(hints[name])
+        if group and not (value is None and hints[name] is not group):
+            value = from_dict(group, value, f"{prefix}{name}.")
+        elif not _fits(value, hints[name]):
+            raise UserError(f"{prefix}{name}: found {value!r}, expected {describe_type(hints[name])}")
+        made[name] = value
     return cls(**made)
 
 
@@ -411,10 +455,8 @@ def load(path: Path) -> Config:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: found {type(values).__name__}, expected a YAML mapping of config fields")
     try:
         return from_dict(Config, values)
     except UserError as error:

@@ -1,24 +1,30 @@
 """How much arithmetic training takes, and how much a device can do: the two sides of MFU."""
 
+import re
+
 from lmcore.config import ModelConfig
 
 __all__ = ["flops_per_token", "peak_flops"]
 
 DENSE_BFLOAT16_PEAKS = {
     "H200": 989e12,
+    "GH200": 989e12,
+    "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "V100": 125e12,
     "T4": 65e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
-    "TPU v6": 918e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
     "TPU v5p": 459e12,
-    "TPU v5": 197e12,
     "TPU v4": 275e12,
 }
 """Dense 16-bit matrix products per second of one device, in FLOP/s, from the makers' data sheets."""
@@ -38,4 +44,5 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 def peak_flops(device_name: str) -> float | None:
     """Dense 16-bit peak of a device by its name, in FLOP/s; None where it is not known, as for any CPU."""
-    return next((peak for name, peak in DENSE_BFLOAT16_PEAKS.items() if name in device_name), None)
+    named = (peak for name, peak in DENSE_BFLOAT16_PEAKS.items() if re.search(rf"\b{name}\b", device_name))
+    return next(named, None)

@@ -40,15 +40,18 @@ def draw_uniforms(seed: int, rows: int, length: int) -> Float32[np.ndarray, "B A
 
 
 def pad_left(
-    prompts: Sequence[Sequence[int]], longest: int, pad: int
+    prompts: Sequence[Sequence[int]], longest: int, pad: int, room: int = 0
 ) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]]:
     """Prompts as one block, and the padding of each row.
 
     Only the last `longest` tokens of a prompt are kept. The width is a multiple of 32, or `longest`, so that few
-    widths, each with its own compiled program, serve all prompts.
+    widths, each with its own compiled program, serve all prompts; less where only that leaves `room` columns.
     """
     kept = [list(prompt[-longest:]) for prompt in prompts]
-    width = min(longest, -(-max(map(len, kept)) // WIDTH) * WIDTH)
+    needed = max(map(len, kept))
+    width = min(longest, -(-needed // WIDTH) * WIDTH)
+    if needed + room <= longest < width + room:
+        width = longest - room
     tokens = np.array([[pad] * (width - len(prompt)) + prompt for prompt in kept], np.int32)
     return tokens, np.array([width - len(prompt) for prompt in kept], np.int32)
 
@@ -64,9 +67,9 @@ def write_tokens(
             half read again.
         pad: any token id, put before shorter prompts and ignored.
     """
-    tokens, pads = pad_left(prompts, context, pad)
-    uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
     chunk = min(CHUNK, context // 2)
+    tokens, pads = pad_left(prompts, context, pad, room=-(-options.max_tokens // chunk) * chunk)
+    uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
     size = min(context, 1 << (tokens.shape[1] + options.max_tokens + chunk - 1).bit_length())
     state = None
     for begin in range(0, options.max_tokens, chunk):

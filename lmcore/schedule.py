@@ -25,6 +25,6 @@ def learning_rate(config: Config, step: int) -> float:
         case "cosine":
             left = 0.5 * (1.0 + math.cos(math.pi * progress))
         case "wsd":
-            decay_steps = max(1.0, optim.decay_fraction * steps)
+            decay_steps = max(1.0, min(optim.decay_fraction * steps, steps - warmup))
             left = min(1.0, max(0, steps - step) / decay_steps)
     return optim.lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * left)

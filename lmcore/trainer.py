@@ -147,10 +147,15 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         stack.callback(checkpoints.unlock_run, checkpoints.lock_run(self.folder))
         train = config.train
+        if latest and (self.folder / "meta.json").read_bytes() != (prepared.folder / "meta.json").read_bytes():
+            raise UserError(
+                f"data: the text has changed since {self.folder} was started; restore it or start a new run"
+            )
         self.batches = Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
         self.start = self._begin(latest)
         configs.save(config, self.folder / "config.yaml")
-        shutil.copyfile(prepared.folder / "tokenizer.json", self.folder / "tokenizer.json")
+        for name in ("tokenizer.json", "meta.json"):
+            shutil.copyfile(prepared.folder / name, self.folder / name)
         self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
@@ -182,8 +187,8 @@ class Run:
             for step in range(self.start, steps):
                 metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
                 done = step + 1
-                if step == self.start:
-                    float(metrics["loss"])  # compilation is not the rate of training
+                if step == self.start:  # wait once: compilation is not the rate of training
+                    self.progress.update({"step": done, "loss": float(metrics["loss"])})
                     self._restart_clock(done)
                 saves = _due(done, config.checkpoint.every, steps)
                 evaluates = saves or _due(done, config.eval.every, steps)
