@@ -63,7 +63,7 @@ class Progress:
         """Report a row of metrics, and the share of the device's peak in use where it is known.
 
         Time left is reckoned from the rate of this session; from the second report on without the time before the
-        first, which is mostly compilation.
+        first, which is mostly compilation; from the first step alone nothing can be reckoned.
         """
         step, now = int(row["step"]), time.monotonic()
         since, start = self.origin
@@ -76,7 +76,7 @@ class Progress:
             numbers.append(f"{row['tokens_per_second']:,.0f} tokens/s")
         if mfu is not None:
             numbers.append(f"MFU {mfu:.1%}")
-        if step > since:
+        if step > since + (self.reports == 0):
             numbers.append(f"{_clock((self.total_steps - step) * (now - start) / (step - since))} left")
         valid = f"valid loss {row['valid_loss']:.3f}" if "valid_loss" in row else ""
         if "valid_bits_per_byte" in row:

@@ -109,8 +109,8 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
         valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
     """
     batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
-    sums = [engine.eval_step(*batch) for batch in batches]
-    loss = math.fsum(float(loss) for loss, _ in sums) / sum(int(count) for _, count in sums)
+    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(*batch) for batch in batches)]
+    loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
     return {
         "valid_loss": loss,
         "valid_perplexity": math.exp(min(loss, 700.0)),
