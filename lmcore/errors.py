@@ -36,5 +36,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except BrokenPipeError:  # the reader of our output, `head` say, has gone: not a mistake
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except OSError as error:  # a full disk, say: nobody's code is wrong, and a traceback would not help
+            print(f"error: {error}", file=sys.stderr)
+            return 1
 
     return wrapped

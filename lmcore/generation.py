@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     train = replace(config.train, precision=args.precision or config.train.precision, cpu_devices=1)
     engine = make_engine(replace(config, train=train))
     engine.restore(checkpoint.state, optimizer=False)
-    writer = Writer(engine.generator, tokenizer, options, config.model.max_seq_len)
+    writer = Writer(engine.generator(options), tokenizer, options, config.model.max_seq_len)
     if args.interactive:
         writer.interact()
     else:
@@ -55,14 +55,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
 class Writer:
     """Prints what a model writes."""
 
-    def __init__(
-        self,
-        make_generator: "Callable[[SampleConfig], Generator]",
-        tokenizer: "Tokenizer",
-        options: SampleConfig,
-        context: int,
-    ):
-        self.make_generator, self.tokenizer, self.options, self.context = make_generator, tokenizer, options, context
+    def __init__(self, generator: "Generator", tokenizer: "Tokenizer", options: SampleConfig, context: int):
+        self.generator, self.tokenizer, self.options, self.context = generator, tokenizer, options, context
         # A character that the terminal cannot show must not end the program.
         getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
 
@@ -72,9 +66,7 @@ class Writer:
         for prompt in prompts:
             over = len(self.tokenizer.encode(prompt)) - self.context
             if over > 0:
-                print(
-                    f"note: the prompt's first {over} tokens do not fit the context and are left out", file=sys.stderr
-                )
+                print(f"note: left out the first {over} tokens of a prompt, for which there is no room", file=sys.stderr)
         texts = self._stream(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
         count, seconds = sum(len(text.tokens) for text in texts), time.monotonic() - begin
         print(f"{count} tokens, {count / seconds:,.0f} tokens/s with compilation", file=sys.stderr)
@@ -112,5 +104,4 @@ class Writer:
     def _texts(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
         from lmcore.prompting import write_texts
 
-        generator = self.make_generator(self.options)
-        return write_texts(generator, self.tokenizer, prompts, self.options, context=self.context)
+        return write_texts(self.generator, self.tokenizer, prompts, self.options, context=self.context)

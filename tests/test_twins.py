@@ -1,0 +1,200 @@
+"""The twins laid side by side: the same files, public names, order, arguments, shapes and first lines of docstrings.
+
+What must differ is listed in `DIFFERENCES`, with the reason; an entry that no longer differs is a mistake too. The
+sources are read, not imported, so that neither framework is needed.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+PAIRS = {"sharding.py": "device.py"}
+"""File of jaxlm -> file of torchlm, where the names differ."""
+
+ALONE = {
+    "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
+}
+
+MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
+TRAINING = "dropout: a torch module knows whether it trains and draws from torch's generator; jax passes a key"
+AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
+DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
+
+DIFFERENCES = {
+    "attention.py": {
+        "attention": "torch's scaled_dot_product_attention takes heads as an axis and may go without a mask",
+        "block_attention": "only on a CPU; in jax, part of causal_attention",
+        "by_head": "jax lays keys and values out for its own products",
+        "cached_attention": "jax lays keys and values out for its own products",
+    },
+    "checkpoint.py": {
+        "restore_state": "DCP reads into tensors that are there, Orbax returns arrays",
+        "save_state": "the optimizer's state is a flat dict in torch, optax's own tree in jax",
+    },
+    "decoding.py": {
+        "Generator": MODULE,
+        "for_decoding": "jax converts weights inside the compiled call, once for many tokens; eager torch beforehand",
+    },
+    "engine.py": {
+        "TrainState": MODULE,
+        "train_step": MODULE,
+        "eval_step": MODULE,
+        "Engine.train_step": "float16 exists in torch only, with the count of updates that its scaler left out",
+        "initial_params": "in jax, a method of functional.Model",
+    },
+    "loss.py": {
+        "loss_sum": TRAINING,
+        "HeadLoss": "XLA needs no help to fuse head and loss; eager torch does",
+        "add_product": "XLA needs no help to fuse head and loss; eager torch does",
+    },
+    "model.py": {
+        "Linear": AUTOCAST,
+        "Embedding": AUTOCAST,
+        "Attention.__init__": AUTOCAST,
+        "SwiGLU.__init__": AUTOCAST,
+        "Block.__init__": AUTOCAST,
+        "Decoder.products": AUTOCAST,
+        "Decoder.head": "the loss takes the output head's weight itself",
+        "dropout": TRAINING,
+        "Block.forward": TRAINING,
+        "Decoder.hidden": TRAINING,
+        "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its products",
+    },
+    "optim.py": {
+        "clip_by_global_norm": MODULE,
+        "decay_mask": MODULE,
+        "make_optimizer": MODULE,
+        "apply_updates": MODULE,
+    },
+    "sharding.py": {
+        "set_up_jax": DEVICES,
+        "set_up_torch": DEVICES,
+        "data_mesh": "torchlm trains on one device",
+        "replicated": "torchlm trains on one device",
+        "batch_sharding": "torchlm trains on one device",
+        "choose_device": "jax chooses by itself",
+        "check_precision": "jax has bfloat16 everywhere and no float16",
+        "PRECISIONS": "jax has bfloat16 everywhere and no float16",
+        "device_name": "jax names its devices",
+        "make_scaler": "float16 exists in torch only",
+        "to_device": "jax places arrays by their sharding",
+    },
+}
+"""File -> qualified public name -> why the twins differ there."""
+
+SAME = {
+    "jaxlm": "torchlm",
+    "JAX": "PyTorch",
+    "Array": "Tensor",
+    "jax.Tensor": "Tensor",
+    "jnp.dtype": "torch.dtype",
+    "jnp.float32": "torch.float32",
+    "nnx.": "nn.",
+    "__call__": "forward",
+    "Orbax": "DCP",
+    "arrays": "tensors",
+    "array": "tensor",
+}
+"""What one framework calls otherwise than the other, and nothing more."""
+
+
+def in_torch(text: str) -> str:
+    for name, other in SAME.items():
+        text = re.sub(rf"(?<!\w){re.escape(name)}", other, text)
+    return text
+
+
+def described(source: str) -> dict[str, str]:
+    """Qualified name of every public definition, in order -> its arguments with types, and its summary."""
+    found = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AnnAssign):
+                continue
+            if isinstance(child, ast.AnnAssign):
+                found[prefix + ast.unparse(child.target)] = ast.unparse(child.annotation)
+                continue
+            if child.name.startswith("_") and child.name not in ("__init__", "__call__", "forward"):
+                continue
+            name = f"{prefix}{child.name}"
+            summary = (ast.get_docstring(child) or "").partition("\n")[0]
+            if isinstance(child, ast.FunctionDef):
+                returns = f" -> {ast.unparse(child.returns)}" if child.returns else ""
+                found[name] = f"({ast.unparse(child.args)}){returns}: {summary}"
+            else:
+                found[name] = f"({', '.join(map(ast.unparse, child.bases))}): {summary}"
+                visit(child, name + ".")
+
+    visit(ast.parse(source), "")
+    return found
+
+
+def differing(jax_source: str, torch_source: str) -> dict[str, tuple[str | None, str | None]]:
+    """Names that are missing in one twin, described otherwise, or out of order -> both descriptions."""
+    one, other = described(in_torch(jax_source)), described(torch_source)
+    found = {n: (one.get(n), other.get(n)) for n in one | other if one.get(n) != other.get(n)}
+    both = [n for n in one if n in other], [n for n in other if n in one]
+    return found | {n: (f"before {m}", f"after {m}") for n, m in zip(*both, strict=True) if n != m}
+
+
+def pairs() -> list[tuple[str, str]]:
+    files = sorted(path.name for path in (ROOT / "jaxlm").glob("*.py"))
+    return [(name, PAIRS.get(name, name)) for name in files if f"jaxlm/{name}" not in ALONE]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), pairs())
+def test_the_twins_differ_only_where_it_is_said_why(ours: str, theirs: str):
+    sources = [(ROOT / path).read_text(encoding="utf-8") for path in (f"jaxlm/{ours}", f"torchlm/{theirs}")]
+    found = differing(*sources)
+    expected = DIFFERENCES.get(ours, {})
+    unexplained = {n: d for n, d in found.items() if n not in expected and n.partition(".")[0] not in expected}
+    assert unexplained == {}
+    stale = [n for n in expected if not any(m == n or m.startswith(n + ".") for m in found)]
+    assert stale == [], "listed as different, and the same"
+
+
+def test_no_file_of_either_twin_is_forgotten():
+    files = {p.name for p in (ROOT / "torchlm").glob("*.py")}
+    assert files == {theirs for _, theirs in pairs()} | {n for n in files if f"torchlm/{n}" in ALONE}
+    assert all((ROOT / path).exists() for path in ALONE)
+
+
+MODEL = '''
+class RMSNorm(nn.Module):
+    """Norm."""
+    def forward(self, x: Float[Tensor, "B T D"], eps: float = 1e-5) -> Tensor:
+        """Do it."""
+def rotate(x: Tensor): ...
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("eps: float = 1e-5", "eps: float = 1e-6", "RMSNorm.forward"),
+        ("eps: float", "epsilon: float", "RMSNorm.forward"),
+        ('"B T D"', '"B D T"', "RMSNorm.forward"),
+        ("Do it.", "Do that.", "RMSNorm.forward"),
+        ("Norm.", "Normalise.", "RMSNorm"),
+        ("def rotate", "def turn", "rotate"),
+    ],
+)
+def test_a_difference_is_seen(old: str, new: str, name: str):
+    assert differing(MODEL, MODEL) == {}
+    assert name in differing(MODEL, MODEL.replace(old, new))
+
+
+def test_another_order_is_seen():
+    head, _, tail = MODEL.partition("def rotate")
+    assert differing(MODEL, f"def rotate{tail}{head}") != {}
+
+
+def test_jax_words_are_translated():
+    jax = "class A(nnx.Module):\n    def __call__(self, x: Float[Array, 'B']) -> jax.Array: ..."
+    torch = "class A(nn.Module):\n    def forward(self, x: Float[Tensor, 'B']) -> Tensor: ..."
+    assert differing(jax, torch) == {}

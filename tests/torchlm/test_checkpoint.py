@@ -1,0 +1,97 @@
+"""What is written is read back to the bit; what is damaged, foreign or dangerous is refused in one line."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmcore.errors import UserError
+from torchlm.checkpoint import restore_state, save_state
+
+PARAMS = {"layers.0.weight": torch.randn(3, 5), "norm.weight": torch.randn(5)}
+OPTIMIZER = {"step": torch.tensor(7), "exp_avg.norm.weight": torch.randn(5).double()}
+FILE = "model-00001-of-00001.safetensors"
+
+
+def empty(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(t) for name, t in tensors.items()}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_state(tmp_path / "state", PARAMS, OPTIMIZER)()
+    return tmp_path / "state"
+
+
+def test_what_was_saved_is_read_back_to_the_bit(saved: Path):
+    params, optimizer = empty(PARAMS), empty(OPTIMIZER)
+    restore_state(saved, params=params, optimizer=optimizer)
+    for found, expected in ((params, PARAMS), (optimizer, OPTIMIZER)):
+        assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in expected.items())
+    assert not torch.equal(empty(PARAMS)["norm.weight"], params["norm.weight"])
+
+
+def test_later_changes_do_not_reach_the_file(tmp_path: Path):
+    changing = {"w": torch.ones(3)}
+    finish = save_state(tmp_path / "state", changing, {})
+    changing["w"].zero_()
+    finish()
+    read = {"w": torch.zeros(3)}
+    restore_state(tmp_path / "state", params=read)
+    assert torch.equal(read["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"norm.weight": PARAMS["norm.weight"]}, r"found layers.0.weight as torch.float32 \[3, 5\], expected None"),
+        (PARAMS | {"more": torch.zeros(2)}, r"found more as None, expected torch.float32 \[2\]"),
+        (PARAMS | {"norm.weight": torch.zeros(6)}, r"torch.float32 \[5\], expected torch.float32 \[6\]"),
+        (PARAMS | {"norm.weight": torch.zeros(5).half()}, r"torch.float32 \[5\], expected torch.float16 \[5\]"),
+    ],
+)
+def test_another_models_weights_are_refused(saved: Path, wanted: dict[str, torch.Tensor], message: str):
+    with pytest.raises(UserError, match=message):
+        restore_state(saved, params=empty(wanted))
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, -1])
+def test_a_cut_file_is_refused(saved: Path, size: int):
+    path = saved / "params" / FILE
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match="params: cannot be read"):
+        restore_state(saved, params=empty(PARAMS))
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="params: cannot be read"):
+        restore_state(tmp_path / "state", params=empty(PARAMS))
+
+
+def test_a_failure_to_write_is_an_os_error(tmp_path: Path):
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(OSError, match="state"):
+        save_state(tmp_path / "state", PARAMS, OPTIMIZER)()
+
+
+class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_no_file_of_a_checkpoint_is_unpickled(saved: Path, tmp_path: Path):
+    sign, payload = tmp_path / "executed", pickle.dumps(Bomb(tmp_path / "executed"))
+    assert not list(saved.rglob("*.metadata"))
+    for name in (".metadata", "model.safetensors.index.json", "extra.distcp"):  # nothing here is needed to read
+        (saved / "params" / name).write_bytes(payload)
+    restore_state(saved, params=empty(PARAMS))
+    (saved / "params" / FILE).write_bytes(payload)
+    with pytest.raises(UserError, match="cannot be read"):
+        restore_state(saved, params=empty(PARAMS))
+    assert not sign.exists()
+    pickle.loads(payload)
+    assert sign.exists(), "the payload would have shown itself"

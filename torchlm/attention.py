@@ -1,0 +1,81 @@
+"""The mixing of values by attention weights: causal over a whole sequence, and over a cache of earlier columns.
+
+Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the type of q, k and v. Shape letters as in
+`torchlm.model`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["attention", "cached_attention", "causal_attention"]
+
+QUERY_BLOCK = 128
+"""Queries per block on a CPU: small enough to skip most of the masked half, large enough for fast products."""
+LONGEST_IN_BLOCKS = 1024
+"""Longer sequences go to torch's own kernel on a CPU too: slower, but it keeps no weights for the backward pass."""
+
+
+def attention(
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B S K H"],
+    v: Float[Tensor, "B S K H"],
+    mask: Bool[Tensor, "#B T S"] | None,
+) -> Float[Tensor, "B T N H"]:
+    """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Without a mask, over those up to the query's own position.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    grouped = q.shape[1] != k.shape[1]
+    allowed = None if mask is None else mask[:, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, allowed, is_causal=mask is None, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
+
+
+def causal_attention(
+    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"]
+) -> Float[Tensor, "B T N H"]:
+    """Attention of every position to itself and those before it."""
+    if q.device.type != "cpu" or q.shape[1] > LONGEST_IN_BLOCKS:
+        return attention(q, k, v, None)
+    with torch.autocast("cpu", enabled=False):  # the scores are float32
+        return block_attention(q, k, v)
+
+
+def block_attention(
+    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"]
+) -> Float[Tensor, "B T N H"]:
+    """`causal_attention` by blocks of queries: at these lengths a CPU does it faster than torch's own kernel."""
+    batch, length, n_heads, head_dim = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    by_head = (batch * k.shape[2], -1, length, head_dim)  # BK G T H
+    q = (q.to(wide) / math.sqrt(head_dim)).transpose(1, 2).reshape(by_head)
+    k, v = k.to(wide).transpose(1, 2).reshape(by_head)[:, 0].mT, v.transpose(1, 2).reshape(by_head)[:, 0]
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        later = torch.full((end - start, end), -math.inf, dtype=wide, device=q.device).triu(start + 1)
+        queries = q[:, :, start:end].flatten(1, 2)
+        scores = torch.baddbmm(later.repeat(q.shape[1], 1), queries, k[..., :end])
+        mixed = torch.softmax(scores, dim=-1).to(v.dtype) @ v[:, :end]
+        blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
+    return torch.cat(blocks, dim=2).transpose(1, 2)
+
+
+def cached_attention(
+    q: Float[Tensor, "B T N H"],
+    keys: Float[Tensor, "B S K H"],
+    values: Float[Tensor, "B S K H"],
+    columns: Int[Tensor, " T"],
+    pads: Int[Tensor, " B"],
+) -> Float[Tensor, "B T N H"]:
+    """Attention of the queries in `columns` to the cache's columns from each row's padding up to their own."""
+    seen = torch.arange(keys.shape[1], device=keys.device)
+    mask = (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])
+    return attention(q, keys, values, mask)

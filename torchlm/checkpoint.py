@@ -1,0 +1,82 @@
+"""DCP writes and reads the tensors of a checkpoint: parameters and optimizer state as two folders of safetensors.
+
+`torch.distributed.checkpoint` keeps its own index as a pickle unless it stores safetensors, as here: nothing is
+unpickled, so that a checkpoint from a stranger is only numbers.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lmcore.errors import UserError
+
+__all__ = ["restore_state", "save_state"]
+
+
+def save_state(folder: Path, params: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Callable[[], None]:
+    """Copy the tensors off the device now, to be written in the background.
+
+    Returns:
+        A function that writes everything to disk, and raises what went wrong.
+    """
+    items = {"params": params, "optimizer": optimizer}
+    host = {name: {key: t.detach().to("cpu", copy=True) for key, t in item.items()} for name, item in items.items()}
+
+    def write() -> None:
+        for name, item in host.items():
+            (folder / name).mkdir(parents=True)
+            try:
+                with _one_process():
+                    dcp.save(item, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / name)), no_dist=True)
+            except dcp.CheckpointException as error:  # not an Exception: handlers of those would let it pass
+                raise OSError(_reason(error)) from error
+
+    return write
+
+
+def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
+    """Read the named items, `params` and perhaps `optimizer`, into the tensors given for them.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor has another shape or type.
+    """
+    for name, item in items.items():
+        path = folder / name
+        reader = dcp.HuggingFaceStorageReader(str(path))
+        try:
+            found = reader.read_metadata().state_dict_metadata
+            _check_same(path, found, item)
+            with _one_process():
+                dcp.load(item, storage_reader=reader, no_dist=True)
+        except dcp.CheckpointException as error:
+            raise UserError(f"{path}: cannot be read ({_reason(error)}); take another checkpoint") from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+
+
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+    """Raise unless a file holds exactly the tensors that are wanted: DCP itself would convert or pass over."""
+    stored = {name: f"{f.properties.dtype} {list(f.size)}" for name, f in found.items()}
+    expected = {name: f"{t.dtype} {list(t.shape)}" for name, t in wanted.items()}
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise UserError(f"{path}: found {name} as {stored.get(name)}, expected {expected.get(name)}")
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """DCP without a process group, which is what is meant here and no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _reason(error: dcp.CheckpointException) -> str:
+    first, _ = next(iter(error.failures.values()))
+    return f"{type(first).__name__}: {first}"

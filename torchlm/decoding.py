@@ -1,0 +1,106 @@
+"""Writing tokens: a cache of keys and values, and the choice of each next token."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Int32
+from torch import Tensor, nn
+
+from lmcore.config import SampleConfig
+from torchlm.model import Cache, Decoder
+
+__all__ = ["Decoding", "Generator", "choose_tokens"]
+
+
+def choose_tokens(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig
+) -> Int[Tensor, " B"]:
+    """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
+
+    Temperature 0 takes the likeliest token, the first of equals. Tokens equal to the k-th likeliest all stay. NaN
+    counts as −∞; a row of nothing but −∞ counts as all equal.
+    """
+    infinity = torch.inf
+    logits = torch.nan_to_num(logits, nan=-infinity, posinf=torch.finfo(logits.dtype).max, neginf=-infinity)
+    logits = torch.where(torch.isneginf(logits).all(dim=-1, keepdim=True), 0, logits)
+    if options.temperature == 0:
+        return torch.argmax(logits, dim=-1)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / options.temperature
+    if 0 < options.top_k < logits.shape[-1]:
+        kth = torch.topk(logits, options.top_k).values[:, -1:]
+        logits = torch.where(logits < kth, -infinity, logits)
+    probabilities = torch.softmax(logits, dim=-1)
+    if options.top_p < 1:
+        ordered = torch.sort(probabilities, dim=-1, descending=True).values
+        before = torch.cumsum(ordered, dim=-1) - ordered
+        least = torch.where(before < options.top_p, ordered, infinity).amin(dim=-1, keepdim=True)
+        probabilities = torch.where(probabilities < least, 0, probabilities)
+    if options.min_p > 0:
+        most = probabilities.amax(dim=-1, keepdim=True)
+        probabilities = torch.where(probabilities < options.min_p * most, 0, probabilities)
+    cumulative = torch.cumsum(probabilities, dim=-1)
+    drawn = torch.sum(cumulative <= uniforms[:, None] * cumulative[:, -1:], dim=-1)
+    positive = (probabilities > 0).flip(-1).byte()
+    last = logits.shape[-1] - 1 - torch.argmax(positive, dim=-1)  # rounding may carry past the end
+    return torch.minimum(drawn, last)
+
+
+class Decoding(NamedTuple):
+    """A batch of texts being written: what was read so far, and the logits of the next token."""
+
+    cache: Cache
+    logits: Float[Tensor, "B V"]
+
+
+class Generator:
+    """Writes tokens with `model`; `lmcore.prompting` feeds it."""
+
+    def __init__(self, model: Decoder, options: SampleConfig):
+        self.model = for_decoding(model)
+        self.options = options
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.norm.weight.device
+
+    @torch.inference_mode()
+    def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
+        """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
+        cache = self.model.empty_cache(torch.from_numpy(pads).to(self.device), size)
+        logits, cache = self.model.decode(torch.from_numpy(tokens).to(self.device), cache)
+        return Decoding(cache, logits)
+
+    @torch.inference_mode()
+    def extend(
+        self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
+    ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
+        """Write one token for each column of uniform numbers. `state` is used up."""
+        written = []
+        for uniform in torch.from_numpy(uniforms).to(self.device).T:
+            token = choose_tokens(state.logits, uniform, self.options)
+            written.append(token)
+            logits, cache = self.model.decode(token[:, None], state.cache)
+            state = Decoding(cache, logits)
+        return torch.stack(written, dim=1).to("cpu", torch.int32).numpy(), state
+
+
+def for_decoding(model: Decoder) -> Decoder:
+    """A copy whose products read their weights as fast as they can, once for every token.
+
+    Weights of products are in `dtype` already, and, on a CPU, a matrix with more outputs than inputs is laid out input
+    × output: there a product with one row is two to three times faster. The output head has its own copy.
+    """
+    config = replace(model.config, tie_embeddings=False)
+    with torch.device("meta"):
+        copy = Decoder(config, model.dtype)
+    weights = {name: p.detach() for name, p in model.named_parameters()} | {"lm_head.weight": model.head.detach()}
+    for name, module in copy.named_modules():
+        if isinstance(module, nn.Linear):
+            weight = weights[f"{name}.weight"].to(model.dtype)
+            wide = weight.device.type == "cpu" and len(weight) > weight.shape[1]
+            weights[f"{name}.weight"] = weight.T.contiguous().T if wide else weight
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(model.norm.weight.device).requires_grad_(False).eval()

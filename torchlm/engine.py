@@ -1,0 +1,191 @@
+"""The train step, and the `Engine` through which the one training loop in `lmcore.trainer` drives it.
+
+Shape letters as in `torchlm.model`; A accumulation steps, T1 = T + 1 tokens for T targets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int32
+from torch import Tensor, nn
+
+from lmcore.config import Config, SampleConfig
+from lmcore.flops import peak_flops
+from lmcore.init import initial_weight
+from torchlm.checkpoint import restore_state, save_state
+from torchlm.decoding import Generator
+from torchlm.device import device_name, make_scaler, set_up_torch, to_device
+from torchlm.loss import IGNORED, loss_sum
+from torchlm.model import Decoder
+from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
+
+__all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
+
+
+@dataclass
+class TrainState:
+    """All that changes in training, most of it in place."""
+
+    step: int
+    model: Decoder
+    optimizer: torch.optim.AdamW | None
+    scaler: torch.amp.GradScaler | None
+    skipped: Int[Tensor, ""]
+    """Updates left out because a float16 gradient was not finite."""
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Dotted name, such as `layers.0.mlp.up_proj.weight`, -> tensor."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+
+def train_step(
+    config: Config,
+    state: TrainState,
+    batch: Int[Tensor, "A B T1"],
+    lr: float,
+    loss_sum: Callable[[Decoder, Tensor, Tensor], Tensor] = loss_sum,
+) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
+    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
+
+    Dropout draws from torch's own generator, seeded by `train.seed`, step and micro-batch, so that a resumed run draws
+    the same; jax draws others.
+    """
+    assert state.optimizer is not None
+    state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    targets = batch[:, :, 1:].numel()
+    total = torch.zeros((), dtype=state.model.norm.weight.dtype, device=batch.device)
+    for index, tokens in enumerate(batch):
+        if config.model.dropout > 0:
+            draws = np.random.SeedSequence([config.train.seed, state.step, index])
+            torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+        loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:])
+        total += loss.detach()
+        share = loss / targets  # one number divided here, instead of every gradient later
+        (share if state.scaler is None else state.scaler.scale(share)).backward()
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
+    apply_updates(state.optimizer, lr, state.scaler)
+    state.step += 1
+    metrics = {"loss": total / targets, "grad_norm": grad_norm}
+    if state.scaler is not None:
+        state.skipped += ~torch.isfinite(grad_norm)
+        metrics["skipped_steps"] = state.skipped.clone()
+    return metrics
+
+
+@torch.inference_mode()
+def eval_step(
+    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Sum of the token losses, and how many targets count."""
+    return loss_sum(model.eval(), tokens, targets), torch.sum(targets != IGNORED)
+
+
+class Engine:
+    """A torchlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
+
+    framework = "torch"
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.device = set_up_torch(config.train)
+        with torch.device("meta"):  # no memory and no initial values of torch's own
+            self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
+        self._loss_sum = torch.compile(loss_sum, dynamic=False) if config.train.compile else loss_sum
+        self.state: TrainState
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device_name(self) -> str:
+        """What the model runs on, for people."""
+        return device_name(self.device)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense 16-bit peak of all devices in use, in FLOP/s, where it is known."""
+        return peak_flops(self.device_name)
+
+    def init(self) -> None:
+        """Start from the contract's initial weights."""
+        self.state = self._state(initial_params(self.model, self.config.train.seed))
+
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
+        """One update; returns `loss` and `grad_norm`, in float16 also `skipped_steps`, without waiting for them."""
+        micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
+        return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum)
+
+    def eval_step(
+        self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Sum of the token losses and the number of targets that count, without waiting for them."""
+        return eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state now, write it in the background; the returned function waits for that."""
+        return save_state(folder, self.state.params, self._optimizer_tensors())
+
+    def restore(self, folder: Path, optimizer: bool = True) -> None:
+        """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""
+        params = {name: torch.empty_like(p, device=self.device) for name, p in self.model.named_parameters()}
+        self.state = self._state(params)
+        if not optimizer:
+            restore_state(folder, params=self.state.params)
+            self.state.optimizer = None
+            return
+        assert self.state.optimizer is not None
+        read = self._optimizer_tensors()
+        restore_state(folder, params=self.state.params, optimizer=read)
+        self.state.step = int(read["step"])
+        for moments in self.state.optimizer.state.values():
+            moments["step"].copy_(read["count"])
+        if self.state.scaler is not None:
+            saved = {"scale": float(read["scaler.scale"]), "_growth_tracker": int(read["scaler.growth_tracker"])}
+            self.state.scaler.load_state_dict(self.state.scaler.state_dict() | saved)
+
+    def generator(self, options: SampleConfig) -> Generator:
+        """The current parameters, ready to write text."""
+        return Generator(self.state.model.eval(), options)
+
+    def _state(self, params: dict[str, Tensor]) -> TrainState:
+        """The state of a run that begins with these parameters."""
+        self.model.load_state_dict(params, assign=True)
+        self.model.to(self.device)
+        optimizer = make_optimizer(self.config.optim, dict(self.model.named_parameters()))
+        scaler = make_scaler(self.device, self.config.train.precision)
+        skipped = torch.zeros((), dtype=torch.int64, device=self.device)
+        return TrainState(0, self.model, optimizer, scaler, skipped)
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """All but the parameters that a resumed run needs: views of the optimizer's tensors, copies of its numbers."""
+        state = self.state
+        assert state.optimizer is not None
+        moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
+        tensors = {"step": torch.tensor(state.step), "count": moments["norm.weight"]["step"]}  # one count for all
+        tensors |= {f"{key}.{name}": m[key] for name, m in moments.items() for key in ("exp_avg", "exp_avg_sq")}
+        if state.scaler is not None:
+            saved = state.scaler.state_dict()
+            tensors |= {"scaler.scale": torch.tensor(saved["scale"]), "skipped": state.skipped}
+            tensors |= {"scaler.growth_tracker": torch.tensor(saved["_growth_tracker"])}
+        return tensors
+
+
+def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
+    """The contract's initial weights, by name; torch stores a kernel output × input, the contract input × output."""
+    params = {}
+    for name, p in model.named_parameters():
+        path = name.rpartition(".")[0]
+        turned = isinstance(model.get_submodule(path), nn.Linear)
+        shape = tuple(reversed(p.shape)) if turned else tuple(p.shape)
+        weight = initial_weight(seed, path, shape, model.config.n_layers)
+        params[name] = torch.tensor(np.ascontiguousarray(weight.T if turned else weight), dtype=p.dtype)
+    return params

@@ -1,0 +1,20 @@
+"""`python -m torchlm.evaluate RUN`: see `lmcore.evaluation`."""
+
+import sys
+from collections.abc import Sequence
+
+from lmcore import evaluation
+from lmcore.errors import command
+from torchlm.train import make_engine
+
+__all__ = ["main"]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the torchlm engine."""
+    evaluation.main(argv, "torchlm", make_engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The decoder: RMSNorm, rotary grouped-query attention and SwiGLU, in that reading order, as in Llama.
+
+Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
+H head width, R = H/2, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
+mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lmcore.config import ModelConfig
+from lmcore.rope import rope_tables
+from torchlm.attention import cached_attention, causal_attention
+
+__all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "SwiGLU", "rotate"]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean(x²) + eps), then times weight (Zhang & Sennrich 2019, arXiv:1910.07467; the order is Llama's)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        wide = x.to(self.weight.dtype)
+        normed = wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+def rotate(
+    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"]
+) -> Float[Tensor, "B T N H"]:
+    """Turn feature pairs (i, i + H/2) of every head by their position's angles, in the tables' type."""
+    cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention whose query heads share key/value heads in groups (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
+    ) -> Float[Tensor, "B T D"]:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = rotate(self.q_proj(x).view(heads), cos, sin)
+        k = rotate(self.k_proj(x).view(heads), cos, sin)
+        v = self.v_proj(x).view(heads)
+        return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward layer gated by SiLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normed before and added to the residual stream after."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
+    ) -> Float[Tensor, "B T D"]:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Cache(NamedTuple):
+    """Keys and values of the columns seen so far, one tensor per layer, for decoding; updated in place."""
+
+    keys: tuple[Float[Tensor, "B S K H"], ...]
+    values: tuple[Float[Tensor, "B S K H"], ...]
+    pads: Int[Tensor, " B"]
+    """Columns of left padding in each row."""
+    length: int
+    """Columns filled, the same for all rows."""
+
+
+class Decoder(nn.Module):
+    """The language model: embedding, L blocks, final norm, output head."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, remat: bool = False):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.remat = remat
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.to(wide)
+        for name, table in zip(("cos", "sin"), rope_tables(config)):
+            self.register_buffer(name, torch.tensor(table, dtype=wide, device="cpu"), persistent=False)
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at every position, in the parameters' type."""
+        return self.logits(self.hidden(tokens))
+
+    def products(self) -> torch.autocast:
+        """Context in which matrix products are in `dtype`."""
+        lower = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.norm.weight.device.type, self.dtype if lower else None, enabled=lower)
+
+    @property
+    def head(self) -> Float[Tensor, "V D"]:
+        """Weight of the output head, the embedding's where they are tied."""
+        return self.get_parameter("embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight")
+
+    def hidden(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Final normed activations; in training mode, with dropout."""
+        cos, sin = self.rope(torch.arange(tokens.shape[1], device=tokens.device)[None])
+        x = self.dropout(self.embed_tokens(tokens))
+        with self.products():
+            for block in self.layers:
+                step = partial(block, cos=cos, sin=sin, attend=causal_attention)
+                x = checkpoint(step, x, use_reentrant=False) if self.remat and self.training else step(x)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Output head, its products in `dtype` and its result in the parameters' type."""
+        with self.products():
+            return F.linear(hidden, self.head).to(hidden.dtype)
+
+    def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T R"], Float[Tensor, "#B T R"]]:
+        """Cosines and sines of the given positions, in the parameters' type."""
+        cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
+        return cos[positions], sin[positions]
+
+    def empty_cache(self, pads: Int[Tensor, " B"], size: int) -> Cache:
+        """Room for `size` columns, of which row b leaves its first pads[b] empty."""
+        shape = (len(pads), size, self.config.n_kv_heads, self.config.head_dim)
+        keys, values = (
+            tuple(torch.zeros(shape, dtype=self.dtype, device=pads.device) for _ in self.layers) for _ in range(2)
+        )
+        return Cache(keys, values, pads, 0)
+
+    def decode(self, tokens: Int[Tensor, "B T"], cache: Cache) -> tuple[Float[Tensor, "B V"], Cache]:
+        """Append T columns to the cache; logits of the token after the last of them."""
+        end = cache.length + tokens.shape[1]
+        columns = torch.arange(cache.length, end, device=tokens.device)
+        cos, sin = self.rope((columns[None] - cache.pads[:, None]).clamp_min(0))
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache.keys[layer], cache.values[layer]
+            keys[:, cache.length : end] = k
+            values[:, cache.length : end] = v
+            return cached_attention(q, keys[:, :end], values[:, :end], columns, cache.pads)
+
+        x = self.embed_tokens(tokens)
+        with self.products():
+            for layer, block in enumerate(self.layers):
+                x = block(x, cos, sin, partial(attend, layer))
+        return self.logits(self.norm(x[:, -1:])[:, 0]), cache._replace(length=end)

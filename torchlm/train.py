@@ -1,0 +1,33 @@
+"""`python -m torchlm.train`: train the decoder in PyTorch. Without arguments, the quickstart.
+
+The framework is loaded only after the command line has been read, so that `--help` and mistakes answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from lmcore.cli import parse
+from lmcore.config import Config
+from lmcore.errors import command
+
+__all__ = ["main", "make_engine"]
+
+
+def make_engine(config: Config) -> "Engine":
+    """The torchlm engine for a config whose vocabulary size is known."""
+    from torchlm.engine import Engine
+
+    return Engine(config)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says."""
+    config = parse(argv, prog="python -m torchlm.train", description="Train the decoder in PyTorch.")
+    from lmcore import trainer
+
+    return trainer.run(config, make_engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
