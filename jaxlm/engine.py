@@ -79,7 +79,7 @@ class Engine:
     framework = "jax"
 
     def __init__(self, config: Config):
-        set_up_jax(config.train.precision, config.train.cpu_devices)
+        set_up_jax(config.train)
         self.config = config
         self.model = Model(config)
         self.mesh = data_mesh(config.train)
@@ -92,6 +92,7 @@ class Engine:
         )
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
+        self._running: Any = None
         self.state: TrainState
 
     @property
@@ -120,8 +121,10 @@ class Engine:
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""]]:
         """One update; returns `loss` and `grad_norm` without waiting for them."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
-        self.state, metrics = self._train_step(self.state, jax.device_put(micro, batch_sharding(self.mesh, 1)), lr)
-        return metrics
+        placed = jax.device_put(micro, batch_sharding(self.mesh, 1))
+        self._wait_on_cpu()
+        self.state, self._running = self._train_step(self.state, placed, lr)
+        return self._running
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
@@ -129,7 +132,19 @@ class Engine:
         """Sum of the token losses and the number of targets that count, without waiting for them."""
         even = len(tokens) % self.mesh.size == 0
         sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
-        return self._eval_step(self.state.params, *jax.device_put((tokens, targets), sharding))
+        placed = jax.device_put((tokens, targets), sharding)
+        self._wait_on_cpu()
+        self._running = self._eval_step(self.state.params, *placed)
+        return self._running
+
+    def _wait_on_cpu(self) -> None:
+        """Let only one program run at a time on several CPU devices.
+
+        They share one pool of threads. With two programs under way, both can end up waiting in a collective for a
+        thread that the other holds: XLA then aborts the process.
+        """
+        if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu":
+            jax.block_until_ready(self._running)
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state now, write it in the background; the returned function waits for that."""

@@ -12,35 +12,49 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lmcore.config import Precision, TrainConfig
+from lmcore.config import TrainConfig
 from lmcore.errors import UserError
 from lmcore.machine import usable_cores
 
 __all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
 
 
-def set_up_jax(precision: Precision = "float32", cpu_devices: int = 1) -> None:
-    """Process-wide settings: CPU devices (0: one per core), number types, and a compilation cache in the user's folder.
+def set_up_jax(train: TrainConfig) -> None:
+    """Process-wide settings: devices, number types, and a compilation cache in the user's folder.
 
-    Call it before the first array is made; the number of CPU devices cannot change after that.
+    Call it before the first array is made; devices cannot change after that.
+
+    Raises:
+        UserError: a precision or device that jaxlm does not have.
     """
-    jax.config.update("jax_enable_x64", precision == "float64")
-    jax.config.update("jax_default_matmul_precision", None if precision == "bfloat16" else "highest")
+    if train.precision == "float16":
+        raise UserError(
+            "train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)"
+        )
+    if train.device == "mps":
+        raise UserError("train.device: found 'mps', expected auto, cpu or cuda with jaxlm; torchlm runs on MPS")
+    if train.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", train.precision == "float64")
+    jax.config.update("jax_default_matmul_precision", None if train.precision == "bfloat16" else "highest")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "twinlm" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook: they serve
-        jax.config.update("jax_num_cpu_devices", cpu_devices or usable_cores())
+        jax.config.update("jax_num_cpu_devices", train.cpu_devices or usable_cores())
 
 
 def data_mesh(train: TrainConfig) -> Mesh:
     """As many devices as divide a micro-batch evenly; on accelerators, all of them.
 
     Raises:
-        UserError: the micro-batch cannot be split over the accelerators.
+        UserError: the device is not there, or the micro-batch cannot be split over the accelerators.
     """
-    devices = jax.devices()
+    try:
+        devices = jax.devices(None if train.device == "auto" else train.device)
+    except RuntimeError as error:
+        raise UserError(f"train.device: {train.device!r} is not to be had here ({error})") from error
     if devices[0].platform == "cpu" and train.cpu_devices:
         devices = devices[: train.cpu_devices]
     rows = train.batch_size // train.grad_accum

@@ -38,6 +38,7 @@ __all__ = [
 
 CHANGEABLE = (
     *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
+    *("train.device", "train.compile", "train.deterministic"),
     *("optim.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""

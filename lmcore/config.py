@@ -38,7 +38,7 @@ __all__ = [
     "save",
 ]
 
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def _require(group: str, name: str, found: object, ok: bool, expected: str) -> None:
@@ -246,13 +246,20 @@ class TrainConfig:
     seq_len: int = 0
     """Tokens per sequence; 0 takes model.max_seq_len."""
     precision: Precision = "float32"
-    """Type of the matrix products; bfloat16 keeps float32 parameters, norms, softmax and loss."""
+    """Type of the matrix products; bfloat16 and float16 keep float32 parameters, norms, softmax and loss. float16 is
+    for torch on CUDA, with a gradient scaler."""
     seed: int = 0
     """Seed of initial weights, batch order and dropout."""
     remat: bool = False
     """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
     cpu_devices: int = 0
     """On a CPU, jax splits the batch over this many devices; 0 takes one per core."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """What to run on; auto takes an accelerator where there is one (a TPU too, with jax). mps is for torch."""
+    compile: bool = False
+    """Let torch compile the loss and its gradient: the first step takes longer, the others less. jax always does."""
+    deterministic: bool = False
+    """Let torch use only operations that give the same bits in every run on one device, at some cost on CUDA."""
     resume: Literal["never", "auto"] = "never"
     """`auto` continues the run in run_dir from its latest checkpoint, or starts it."""
 

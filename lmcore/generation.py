@@ -62,14 +62,15 @@ class Writer:
 
     def write(self, prompts: Sequence[str]) -> None:
         """Write after each prompt: one is streamed, several are printed when all are done."""
-        begin = time.monotonic()
         for prompt in prompts:
             over = len(self.tokenizer.encode(prompt)) - self.context
             if over > 0:
-                print(f"note: left out the first {over} tokens of a prompt, for which there is no room", file=sys.stderr)
-        texts = self._stream(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
-        count, seconds = sum(len(text.tokens) for text in texts), time.monotonic() - begin
-        print(f"{count} tokens, {count / seconds:,.0f} tokens/s with compilation", file=sys.stderr)
+                print(f"note: left out the first {over} tokens of a prompt: there is no room", file=sys.stderr)
+        begin = time.monotonic()
+        marks = [(sum(len(text.tokens) for text in texts), time.monotonic()) for texts in self._show(prompts)]
+        (first, warm), (count, end) = marks[0], marks[-1]
+        rate = f", then {(count - first) / (end - warm):,.0f} tokens/s" if count > first else ""
+        print(f"{count} tokens: the first {first} after {warm - begin:.1f} s{rate}", file=sys.stderr)
 
     def interact(self) -> None:
         """Ask for a prompt and write, until the input ends; Ctrl-C stops one text. Each text has a seed of its own."""
@@ -81,27 +82,26 @@ class Writer:
                 print(file=sys.stderr)
                 return
             try:
-                self._stream(prompt)
+                for _ in self._show([prompt]):
+                    pass
             except KeyboardInterrupt:
                 print()
             self.options = replace(self.options, seed=self.options.seed + 1)
 
-    def _stream(self, prompt: str) -> "list[Text]":
-        print(prompt, end="", flush=True)
-        shown, texts = 0, []
-        for texts in self._texts([prompt]):
-            print(texts[0].text[shown:], end="", flush=True)
-            shown = len(texts[0].text)
-        print()
-        return texts
-
-    def _batch(self, prompts: Sequence[str]) -> "list[Text]":
-        *_, texts = self._texts(prompts)
-        for number, text in enumerate(texts, start=1):
-            print(f"--- {number} ---\n{text.prompt}{text.text}\n")
-        return texts
-
-    def _texts(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
+    def _show(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
+        """Yield the texts as they grow, having printed what is new; several prompts are printed at the end."""
         from lmcore.prompting import write_texts
 
-        return write_texts(self.generator, self.tokenizer, prompts, self.options, context=self.context)
+        shown, texts = 0, []
+        if len(prompts) == 1:
+            print(prompts[0], end="", flush=True)
+        for texts in write_texts(self.generator, self.tokenizer, prompts, self.options, context=self.context):
+            if len(prompts) == 1:
+                print(texts[0].text[shown:], end="", flush=True)
+                shown = len(texts[0].text)
+            yield texts
+        if len(prompts) == 1:
+            print()
+        else:
+            for number, text in enumerate(texts, start=1):
+                print(f"--- {number} ---\n{text.prompt}{text.text}\n")

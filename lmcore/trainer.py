@@ -48,7 +48,7 @@ class Engine(Protocol):
         """Start from the initial weights of `train.seed`."""
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
-        """One update; returns `loss` and `grad_norm` as device scalars, without waiting for them."""
+        """One update; returns `loss`, `grad_norm` and what else to log as device scalars, without waiting for them."""
 
     def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
         """Sum of token losses and number of targets that are not −1, as device scalars."""
@@ -213,7 +213,7 @@ class Run:
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
-        row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
+        row |= {"lr": learning_rate(config, done - 1)} | {name: float(value) for name, value in metrics.items()}
         mfu = None
         if done > self.timed_from:
             row["tokens_per_second"] = (done - self.timed_from) * per_step / (time.monotonic() - self.clock)

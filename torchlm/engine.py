@@ -137,10 +137,9 @@ class Engine:
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""
         params = {name: torch.empty_like(p, device=self.device) for name, p in self.model.named_parameters()}
-        self.state = self._state(params)
+        self.state = self._state(params, optimizer)
         if not optimizer:
             restore_state(folder, params=self.state.params)
-            self.state.optimizer = None
             return
         assert self.state.optimizer is not None
         read = self._optimizer_tensors()
@@ -156,14 +155,15 @@ class Engine:
         """The current parameters, ready to write text."""
         return Generator(self.state.model.eval(), options)
 
-    def _state(self, params: dict[str, Tensor]) -> TrainState:
+    def _state(self, params: dict[str, Tensor], optimizer: bool = True) -> TrainState:
         """The state of a run that begins with these parameters."""
         self.model.load_state_dict(params, assign=True)
         self.model.to(self.device)
-        optimizer = make_optimizer(self.config.optim, dict(self.model.named_parameters()))
+        parameters = dict(self.model.named_parameters())
+        made = make_optimizer(self.config.optim, parameters) if optimizer else None
         scaler = make_scaler(self.device, self.config.train.precision)
         skipped = torch.zeros((), dtype=torch.int64, device=self.device)
-        return TrainState(0, self.model, optimizer, scaler, skipped)
+        return TrainState(0, self.model, made, scaler, skipped)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """All but the parameters that a resumed run needs: views of the optimizer's tensors, copies of its numbers."""
