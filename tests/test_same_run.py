@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, np.ndarray]:
         model=ModelConfig(dim=60, n_layers=3, n_heads=5, n_kv_heads=1, head_dim=12, ffn_dim=128, max_seq_len=37),
         data=DataConfig(stories=200, dir=str(tmp_path_factory.mktemp("data"))),
         tokenizer=TokenizerConfig(vocab_size=400),
-        train=TrainConfig(steps=STEPS, batch_size=6, grad_accum=2, device="cpu", cpu_devices=1),
+        train=TrainConfig(steps=STEPS, batch_size=6, grad_accum=2, device="cpu", cpu_devices=2),
         optim=OptimConfig(lr=1e-2),  # so high that rounding errors grow to their full size
     )
     prepared = prepare(config)
