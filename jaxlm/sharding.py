@@ -28,9 +28,7 @@ def set_up_jax(train: TrainConfig) -> None:
         UserError: a precision or device that jaxlm does not have.
     """
     if train.precision == "float16":
-        raise UserError(
-            "train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)"
-        )
+        raise UserError("train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)")
     if train.device == "mps":
         raise UserError("train.device: found 'mps', expected auto, cpu or cuda with jaxlm; torchlm runs on MPS")
     if train.device == "cpu":

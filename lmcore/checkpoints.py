@@ -134,11 +134,13 @@ def open_run(config: Config, framework: str) -> Checkpoint | None:
     if config.train.resume == "never":
         raise UserError(f"run_dir: {run_dir} holds a run; continue it with --train.resume auto, or name another folder")
     changed = configs.differences(configs.load(run_dir / "config.yaml"), config)
-    refused = {n: c for n, c in changed.items() if not n.startswith(CHANGEABLE)}
+    checkpoints = list_checkpoints(run_dir)
+    imported = bool(checkpoints) and checkpoints[-1].step == 0  # a model that has seen no text here: any may follow
+    free = (*CHANGEABLE, "data.", "train.") if imported else CHANGEABLE
+    refused = {n: c for n, c in changed.items() if not n.startswith(free)}
     if refused:
         listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in refused.items())
         raise UserError(f"run_dir: {run_dir} was made with another config: {listed}; restore them or start a new run")
-    checkpoints = list_checkpoints(run_dir)
     if checkpoints and checkpoints[-1].framework != framework:
         raise UserError(
             f"run_dir: {run_dir} is a {checkpoints[-1].framework} run, expected {framework}; "

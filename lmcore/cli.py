@@ -78,8 +78,9 @@ def _field_types(parser: ArgumentParser) -> dict[str, Any]:
     """Dotted name -> type of all that can be set, those of nested groups included; None where there is no type."""
     known: dict[str, Any] = {}
     for action in parser._actions:
-        if action.option_strings and action.dest not in configs.GROUPS:
-            known[action.dest] = hint = getattr(action, "_typehint", None)
+        hint = getattr(action, "_typehint", None)
+        if action.option_strings and (hint is not None or action.dest not in configs.GROUPS):
+            known[action.dest] = hint
             if group := configs.group_in(hint):
                 known |= {f"{action.dest}.{name}": kind for name, kind in get_type_hints(group).items()}
     return known

@@ -33,15 +33,15 @@ class World(NamedTuple):
 
 WORLDS = {
     "child": World(
-        "Lily, Mia, Anna, Ella, Rosie, Zoe, Lucy, Amy, Nora, Ruby, Sara, Emma",
-        "Tom, Tim, Ben, Max, Sam, Jack, Leo, Billy, Joe, Oscar, Henry, Noah",
+        "Lily, Mia, Anna, Ruby, Zoe",
+        "Tom, Tim, Ben, Max, Sam",
         ("girl", "boy"),
         "small house by the sea, white house on the hill, little village near the woods, busy town by the river, "
         "yellow house with a garden, brick house near the school, house beside the old mill",
     ),
     "animal": World(
-        "Coco, Momo, Dotty, Bella, Poppy, Hazel, Penny, Tilly",
-        "Pip, Benny, Toby, Rusty, Finn, Chip, Bruno, Milo",
+        "Coco, Dotty, Poppy, Hazel",
+        "Pip, Rusty, Finn, Bruno",
         ("fox, rabbit, mouse, squirrel, hedgehog, badger, kitten, raccoon",) * 2,
         "burrow under the hill, hollow tree by the river, hut made of sticks, hole under the oak tree, "
         "little house in the woods, warm den beside the stream",

@@ -147,7 +147,9 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         stack.callback(checkpoints.unlock_run, checkpoints.lock_run(self.folder))
         train = config.train
-        if latest and (self.folder / "meta.json").read_bytes() != (prepared.folder / "meta.json").read_bytes():
+        known, found = self.folder / "meta.json", prepared.folder / "meta.json"
+        trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
+        if trained and known.exists() and known.read_bytes() != found.read_bytes():
             raise UserError(
                 f"data: the text has changed since {self.folder} was started; restore it or start a new run"
             )

@@ -1,8 +1,9 @@
 """Converts between the twins and Hugging Face, compares them, and times them.
 
-In a test suite of your own: `from parity import compare, convert`.
+In a test suite of your own: `from parity import convert`.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
+HOMES = {"convert": "parity.convert"}
+"""Public name -> the module that defines it, loaded only when the name is asked for."""
+
 
 def __getattr__(name: str) -> Any:
-    """Load a framework only when something of it is asked for."""
-    import importlib
-
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"parity.{name}")
+    return getattr(importlib.import_module(HOMES[name]), name)

@@ -234,6 +234,7 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `out` at the end, or is gone if anything fails."""
     from lmcore.checkpoints import lock_run, unlock_run
 
+    out = out.resolve()  # `.` has no name of its own
     making, doomed = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("tmp", "old"))
     with contextlib.ExitStack() as stack:
         if (out / "config.yaml").exists():
@@ -294,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if source.tokenizer is None:
         print(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one")
     if args.to != "hf":
-        print(f"go on with: python -m {PACKAGES[args.to]}.train --run_dir {out} --train.resume auto")
+        text = "" if source.checkpoint else " --data.files TEXT"
+        print(f"go on with: python -m {PACKAGES[args.to]}.train --run_dir {out} --train.resume auto{text}")
     return 0
 
 

@@ -129,7 +129,7 @@ def test_changed_text_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert train.main(stopped) == 0
     text.write_text("Once upon a time there was a dog. " * 200)
     assert train.main(["--run_dir", str(tmp_path / "run"), "--train.resume=auto", "--train.steps=4"]) == 2
-    assert "the text is not what" in capsys.readouterr().err
+    assert "the text has changed since" in capsys.readouterr().err
     text.write_text("Once upon a time there was a cat. " * 200)
     assert train.main(["--run_dir", str(tmp_path / "run"), "--train.resume=auto", "--train.steps=4"]) == 0
 

@@ -284,6 +284,14 @@ def test_force_replaces_no_folder_of_other_things(tmp_path: Path):
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
+def test_the_working_folder_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = made_run(tmp_path / "run", "jax")
+    monkeypatch.chdir(convert(run, "torch", tmp_path / "out"))
+    convert(run, "hf", ".", force=True)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
 def test_the_source_is_never_replaced(tmp_path: Path):
     run = made_run(tmp_path / "run", "jax")
     before = contents(tmp_path)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from jaxlm import train as jax_train
 from lmcore import checkpoints
 from lmcore import config as configs
 from lmcore import tokenizer as tokenizers
@@ -23,11 +24,13 @@ from lmcore.prompting import complete
 from lmcore.rope import frequencies
 from lmcore.stories import stories
 from lmcore.tokenizer import Tokenizer
+from lmcore.trackers import read_metrics
 from parity import huggingface
 from parity.convert import convert, main
 from parity.huggingface import read_folder, write_folder
 from parity.mapping import numpy_to_torch, table
 from torchlm import generate as torch_generate
+from torchlm import train as torch_train
 from torchlm.engine import Engine
 from torchlm.model import Decoder
 
@@ -251,6 +254,24 @@ def test_an_imported_model_writes_and_is_evaluated(bpe: Tokenizer, tmp_path: Pat
     assert (tmp_path / "again.json").read_bytes() == kept, "so that prepared text is found again"
     assert torch_generate.main([str(tmp_path / "run"), "--max_tokens=5", "--prompt", "One day"]) == 0
     assert "One day" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_an_imported_model_is_trained_on_a_text_of_ones_own(framework: Any, bpe: Tokenizer, tmp_path: Path):
+    folder = their_model(tmp_path / "theirs")
+    bpe.save(folder / "tokenizer.json")
+    run = convert(folder, framework, tmp_path / "run")
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a fox. " * 300)
+    train = {"jax": jax_train.main, "torch": torch_train.main}[framework]
+    options = [f"--run_dir={run}", "--train.resume=auto", f"--data.files={text}", f"--data.dir={tmp_path / 'data'}"]
+    options += ["--train.steps=6", "--train.seq_len=20", "--train.batch_size=2", "--optim.lr=0.01", "--log.every=1"]
+    assert train([*options, "--optim.warmup_steps=1", "--train.device=cpu", "--sample.max_tokens=5"]) == 0
+    losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.1
+    assert train([f"--run_dir={run}", "--train.resume=auto", "--train.steps=8"]) == 0
+    assert train([f"--run_dir={run}", "--train.resume=auto", "--train.steps=9", "--train.batch_size=3"]) == 2
 
 
 def test_without_a_tokenizer_the_numbers_still_come_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
