@@ -237,9 +237,9 @@ class OptimConfig:
 class TrainConfig:
     """What one step is and how many there are."""
 
-    steps: int = 900
+    steps: int = 700
     """Optimizer updates in the whole run."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences per update, over all accumulation steps and devices."""
     grad_accum: int = 1
     """Parts, one after another, that a batch is cut into to save memory; the update is the same."""
@@ -276,7 +276,7 @@ class EvalConfig:
 
     every: int = 100
     """Steps between evaluations; the last step is always evaluated. 0 evaluates at the end only."""
-    windows: int = 128
+    windows: int = 64
     """Validation sequences per evaluation during training, evenly spread; 0 takes all."""
     batch_size: int = 0
     """Sequences per evaluation batch; 0 takes train.batch_size / train.grad_accum."""
@@ -289,7 +289,7 @@ class EvalConfig:
 class CheckpointConfig:
     """When the run is saved, and what is kept."""
 
-    every: int = 300
+    every: int = 350
     """Steps between checkpoints; the last step is always saved. 0 saves at the end only."""
     keep: int = 2
     """Number of latest checkpoints to keep; the best by validation loss is kept besides."""
@@ -320,13 +320,13 @@ class LogConfig:
 class SampleConfig:
     """How text is generated: temperature, then top-k, top-p and min-p, then one draw per token."""
 
-    every: int = 300
+    every: int = 350
     """Steps between samples printed during training; the last step always prints one. 0 prints at the end only."""
     prompt: str = "Once upon a time"
     """Text that samples begin with during training."""
-    max_tokens: int = 200
+    max_tokens: int = 256
     """Most tokens to generate."""
-    temperature: float = 0.8
+    temperature: float = 0.7
     """Divides the logits; 0 always takes the likeliest token (greedy)."""
     top_k: int = 0
     """Keep only this many likeliest tokens; 0 keeps all."""

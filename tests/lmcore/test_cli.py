@@ -68,7 +68,7 @@ SCRIPTED = [
     ("--tokenizer.kind", "chars", "tokenizer.kind", "chars"),
     ("--tokenizer.vocab_size", "300", "tokenizer.vocab_size", 300),
     ("--model.tie_embeddings", "false", "model.tie_embeddings", False),
-    ("--optim.warmup_steps", "null", "optim.warmup_steps", 45),
+    ("--optim.warmup_steps", "null", "optim.warmup_steps", 35),
     ("--sample.prompt", "", "sample.prompt", ""),
 ]
 
@@ -216,7 +216,7 @@ YAML_MISTAKES = [
         "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
     ),
     ("model:\n  rope_scaling:\n    factor: x\n", "model.rope_scaling.factor: found 'x', expected a number"),
-    ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 16"),
+    ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
     ("model: 3\n", "--config: some.yaml: model holds 3, expected fields, each with its value"),
     ("model:\n- dim\n", "--config: some.yaml: model holds ['dim'], expected fields, each with its value"),
     ("model:\n", "--config: some.yaml: model holds None, expected fields, each with its value"),

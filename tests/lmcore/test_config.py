@@ -39,7 +39,7 @@ ROOT = Path(configs.__file__).parent.parent
 def test_the_defaults_are_valid_and_resolved():
     config = Config()
     assert (config.model.head_dim, config.model.n_kv_heads, config.model.ffn_dim) == (32, 4, 352)
-    assert (config.optim.warmup_steps, config.train.seq_len, config.eval.batch_size) == (45, 256, 16)
+    assert (config.optim.warmup_steps, config.train.seq_len, config.eval.batch_size) == (35, 256, 8)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ IMPOSSIBLE = [
     (OptimConfig, {"decay_fraction": -0.1}, "optim.decay_fraction: found -0.1, expected at least 0 and at most 1"),
     (TrainConfig, {"steps": 0}, "train.steps: found 0, expected at least 1"),
     (TrainConfig, {"batch_size": 0}, "train.batch_size: found 0, expected at least 1"),
-    (TrainConfig, {"grad_accum": 3}, "train.grad_accum: found 3, expected a divisor of batch_size = 16"),
+    (TrainConfig, {"grad_accum": 3}, "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
     (TrainConfig, {"grad_accum": 0}, "train.grad_accum: found 0, expected at least 1"),
     (TrainConfig, {"seed": -1}, "train.seed: found -1, expected at least 0"),
     (EvalConfig, {"windows": -1}, "eval.windows: found -1, expected at least 0"),
@@ -288,7 +288,7 @@ def test_flatten_names_every_field_once():
     [
         (b"model:\n  dmi: 3\n", r"model\.dmi: no such field"),
         (b"model:\n  dim: three\n", r"model\.dim: found 'three', expected a whole number"),
-        (b"train:\n  grad_accum: 3\n", r"train\.grad_accum: found 3, expected a divisor of batch_size = 16"),
+        (b"train:\n  grad_accum: 3\n", r"train\.grad_accum: found 3, expected a divisor of batch_size = 8"),
         (b"", "config: found None, expected fields"),
         (b"- 1\n", r"config: found \[1\], expected fields"),
         (b"model: [\n", "cannot be read as a config"),

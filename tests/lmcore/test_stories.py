@@ -8,7 +8,7 @@ import pytest
 from lmcore.stories import PLOTS, Person, Story, Words, stories, tell
 
 SAMPLE = [tell(0, index) for index in range(2000)]
-FIRST_STORY_BEGINS = "Once upon a time, in a hut made of sticks, there lived a sweet mouse named Chip."
+FIRST_STORY_BEGINS = "There once was a merry badger named Finn, who lived in a warm den beside the stream."
 SHE, HE = {"she", "her", "hers", "herself"}, {"he", "him", "his", "himself"}
 
 
