@@ -23,7 +23,7 @@ STEPS = 100
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, np.ndarray]:
-    """A small run on real text, and its batches."""
+    """A small run on embedded stories, and its batches."""
     config = Config(
         model=ModelConfig(dim=60, n_layers=3, n_heads=5, n_kv_heads=1, head_dim=12, ffn_dim=128, max_seq_len=37),
         data=DataConfig(stories=200, dir=str(tmp_path_factory.mktemp("data"))),
