@@ -239,17 +239,20 @@ class Run:
         self.progress.update(row, mfu)
 
     def _sample(self, done: int) -> None:
+        begin = time.monotonic()
         options, context = self.config.sample, self.config.model.max_seq_len
         generator = self.engine.generator(options)
         [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
         self.progress.say(f"\n{text.prompt}{text.text}\n")
         for tracker in self.trackers:
             tracker.text(done, "sample", text.prompt + text.text)
+        self.clock += time.monotonic() - begin  # writing is not training
 
     def _interrupted(self, done: int, row: Row | None) -> int:
         assert self.stop.received is not None
         self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save)
         self.checkpoints.wait()
+        self._plot()
         package = "jaxlm" if self.engine.framework == "jax" else "torchlm"
         self.progress.say(
             f"stopped at step {done}, saved; go on with: "
@@ -257,12 +260,15 @@ class Run:
         )
         return 128 + self.stop.received
 
-    def _finish(self) -> None:
+    def _plot(self) -> list[Row]:
         rows = read_metrics(self.folder / "metrics.jsonl")
-        curve = self.folder / "loss.png"
-        plot_loss(rows, curve, title=self.folder.name)
+        plot_loss(rows, self.folder / "loss.png", title=self.folder.name)
         for tracker in self.trackers:
-            tracker.image(self.config.train.steps, curve)
+            tracker.image(int(rows[-1]["step"]) if rows else 0, self.folder / "loss.png")
+        return rows
+
+    def _finish(self) -> None:
+        rows = self._plot()
         saved = checkpoints.list_checkpoints(self.folder)
         best, last = checkpoints.best_checkpoint(saved), saved[-1]
         rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
@@ -275,7 +281,7 @@ class Run:
             ("bits per byte", f"{evaluated['valid_bits_per_byte']:.4f}"),
             ("tokens per second", f"{float(np.median(rates)):,.0f} (median)" if rates else "–"),
             ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
-            ("loss curve", str(curve)),
+            ("loss curve", str(self.folder / "loss.png")),
         ]
         self.progress.summary(table)
 
