@@ -216,7 +216,7 @@ def test_held_out_documents_are_disjoint_and_meet_the_fraction(tmp_path_factory,
     assert sorted(kept + held, key=int) == numbers[:read_to], "nothing lost, nothing twice"
     if cap == 0:
         assert read_to == count
-        assert len(held) == max(1, int(count * fraction + 1e-9))
+        assert len(held) == max(1, int(count * Fraction(str(fraction))))
     else:
         assert len(kept) <= cap
 

@@ -49,8 +49,11 @@ class Summing:
 
 def expected(prompts: list[list[int]], options: SampleConfig, context: int) -> list[list[int]]:
     """The documented rule, row by row and without padding: a full context forgets its older half."""
-    width = min(context, -(-max(map(len, prompts)) // 32) * 32)
     chunk = min(CHUNK, context // 2)
+    longest, room = min(context, max(map(len, prompts))), -(-options.max_tokens // chunk) * chunk
+    width = min(context, -(-longest // 32) * 32)
+    if longest + room <= context < width + room:  # padding would take the room that the text needs
+        width = context - room
     uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
     rows = []
     for prompt, draws in zip(prompts, uniforms):
