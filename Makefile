@@ -2,6 +2,8 @@
 #   make quickstart     trains a small model on the embedded stories and shows what it writes
 #   make test           all tests but the slow ones;  make test PYTEST_FLAGS="-x -k resume"
 #   make lint           style and types
+#   make slow           the longer proofs
+#   make bench          start, training and generation, timed as a user runs them (a few minutes)
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
 PYTHON ?= python3
@@ -33,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m parity.bench
+	$(BIN)/python benchmarks/commands.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
