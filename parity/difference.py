@@ -1,0 +1,115 @@
+"""The one way in which two arrays are compared, and the one table of tolerances: the ladder, ports and tests use it.
+
+A relative difference is the largest absolute one divided by the largest absolute value of either array, tensor by
+tensor: single small values of a tensor, which hold no more than its rounding errors, do not decide. What is not finite,
+or has another shape, is infinitely far apart.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["TOLERANCES", "Difference", "Kind", "compare_all", "difference", "tolerance", "worst"]
+
+Kind = Literal["logits", "gradients", "update"]
+
+TOLERANCES: dict[Kind, dict[str, float]] = {
+    "logits": {"float64": 1e-12, "float32": 1e-5},
+    "gradients": {"float64": 1e-11, "float32": 1e-4},
+    "update": {"float64": 1e-12, "float32": 1e-5},
+}
+"""Largest relative difference by what is compared and in which type. Never loosened: a larger one has a cause."""
+
+
+def tolerance(kind: Kind, dtype: str) -> float | None:
+    """Tolerance of a kind of values in a type; None where the difference is only reported."""
+    return TOLERANCES[kind].get(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far apart two arrays are, and where most."""
+
+    name: str
+    max_abs: float
+    max_rel: float
+    """`max_abs` divided by the largest absolute value of either array."""
+    where: tuple[int, ...] | None
+    """Index of the largest difference; None where the shapes differ."""
+    left: float
+    """Value of the first array there."""
+    right: float
+    """Value of the second array there."""
+    note: str = ""
+    """What else is to be said: that shapes differ, or that values are not finite."""
+
+    @property
+    def place(self) -> str:
+        """Name and index, for people."""
+        if self.max_abs == 0:
+            return ""
+        return f"{self.name} {self.note}" if self.note else f"{self.name}[{', '.join(map(str, self.where or ()))}]"
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the relative difference is no larger than `tolerance`; NaN is not."""
+        return self.max_rel <= tolerance
+
+
+def difference(name: str, left: Any, right: Any) -> Difference:
+    """Compare two arrays.
+
+    Args:
+        name: what they are.
+        left: NumPy, JAX or host torch values of any float type; bfloat16 is widened.
+        right: the same on the other side.
+    """
+    one, other = _wide(left), _wide(right)
+    if one.shape != other.shape:
+        note = f"has shape {list(one.shape)} against {list(other.shape)}"
+        return Difference(
+            name=name, max_abs=math.inf, max_rel=math.inf, where=None, left=math.nan, right=math.nan, note=note
+        )
+    if one.size == 0:
+        return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=math.nan, right=math.nan)
+    finite = np.isfinite(one) & np.isfinite(other)
+    apart = np.abs(np.subtract(one, other, where=finite, out=np.full(one.shape, np.inf)))
+    where = np.unravel_index(int(np.argmax(apart)), apart.shape)
+    largest = float(apart[where])
+    scale = max(float(np.abs(one).max()), float(np.abs(other).max()))
+    return Difference(
+        name=name,
+        max_abs=largest,
+        max_rel=0.0 if largest == 0 else largest / scale if math.isfinite(largest) else math.inf,
+        where=tuple(int(i) for i in where),
+        left=float(one[where]),
+        right=float(other[where]),
+        note="" if math.isfinite(largest) else f"is {one[where]} against {other[where]}",
+    )
+
+
+def compare_all(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """Compare arrays by name, in the order of `left`; a name that one side lacks is infinitely far off."""
+    found = [difference(name, left[name], right[name]) for name in left if name in right]
+    absent = [(name, "first") for name in right if name not in left]
+    absent += [(name, "second") for name in left if name not in right]
+    inf, nan = math.inf, math.nan
+    return found + [
+        Difference(name=n, max_abs=inf, max_rel=inf, where=None, left=nan, right=nan, note=f"is missing on the {side}")
+        for n, side in absent
+    ]
+
+
+def worst(differences: Iterable[Difference]) -> Difference:
+    """The largest by relative difference; the first of equals."""
+    return max(differences, key=lambda d: d.max_rel)
+
+
+def _wide(values: Any) -> np.ndarray:
+    """As float64, which holds every number of every type compared here."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    return np.asarray(values).astype(np.float64)

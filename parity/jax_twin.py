@@ -1,0 +1,158 @@
+"""The JAX side of the ladder: the real engine and modules, listened to while they are traced.
+
+Whatever a listener keeps is an output of the same compiled function that computes it: nothing is run twice, and
+nothing is run without `jax.jit`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxlm.engine
+import jaxlm.loss
+import jaxlm.model
+from jaxlm.model import Block, Decoder, Embedding, Linear, RMSNorm
+from lmcore.config import Config
+from parity.taps import Taps
+from parity.twins import Arrays, Step
+
+__all__ = ["JaxTwin"]
+
+
+class JaxTwin:
+    """A jaxlm engine with the ladder's questions; see `parity.twins.Twin`."""
+
+    framework = "jax"
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.engine = jaxlm.engine.Engine(config)
+        self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(tokens))
+        self._step = jax.jit(self._traced_step)
+        self._start = jax.jit(self._traced_start, static_argnums=3)
+        self._extend = jax.jit(lambda params, token, cache: self.engine.model(params).decode(token, cache))
+
+    def initial(self) -> Arrays:
+        self.engine.init()
+        return self.params()
+
+    def load(self, params: Arrays) -> None:
+        self.engine.init()
+        like = self.engine.state.params
+        placed = {name: jax.device_put(jnp.array(params[name]), old.sharding) for name, old in like.items()}
+        self.engine.state = replace(self.engine.state, params=placed)
+
+    def params(self) -> Arrays:
+        return _host(self.engine.state.params)
+
+    def received(self, batch: np.ndarray) -> np.ndarray:
+        seen = []
+
+        def spy(state: Any, micro: jax.Array, lr: Any) -> tuple[Any, dict[str, Any]]:
+            seen.append(np.asarray(micro))
+            return state, {}
+
+        with mock.patch.object(self.engine, "_train_step", spy):
+            self.engine.train_step(batch, 0.0)
+        return seen[0]
+
+    def activations(self, tokens: np.ndarray) -> Arrays:
+        names: list[str] = []
+
+        def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
+            decoder = self.engine.model(params)
+            with listening(decoder) as taps:
+                decoder.hidden(tokens)
+            names.extend(taps.seen)
+            return list(taps.seen.values())
+
+        values = jax.jit(traced)(self.engine.state.params, jnp.asarray(tokens))
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(self._forward(self.engine.state.params, jnp.asarray(tokens)))
+
+    def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.jit(jaxlm.loss.cross_entropy)(jnp.asarray(logits), jnp.asarray(targets)))
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        total, count = self.engine.eval_step(tokens, targets)
+        return float(total), int(count)
+
+    def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
+        micro = jnp.asarray(batch.reshape(self.config.train.grad_accum, -1, batch.shape[1]))
+        params = self.engine.state.params
+        offered = jax.tree.map(jnp.zeros_like, params) if given is None else {n: jnp.asarray(given[n]) for n in params}
+        state, metrics, grads = self._step(self.engine.state, micro, lr, offered, given is not None)
+        self.engine.state = state
+        adam = state.opt_state[0]
+        return Step(
+            float(metrics["loss"]),
+            float(metrics["grad_norm"]),
+            _host(grads),
+            _host(state.params),
+            _host(adam.mu),
+            _host(adam.nu),
+        )
+
+    def _traced_step(
+        self, state: Any, micro: jax.Array, lr: Any, given: dict[str, jax.Array], inject: Any
+    ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
+        """The engine's train step, with the gradients that reach its clip seen, and replaced if `inject`."""
+        clip, seen = jaxlm.engine.clip_by_global_norm, {}
+
+        def spy(grads: dict[str, jax.Array], max_norm: float) -> Any:
+            seen.update(grads)
+            return clip({name: jnp.where(inject, given[name], g) for name, g in grads.items()}, max_norm)
+
+        with mock.patch.object(jaxlm.engine, "clip_by_global_norm", spy):
+            state, metrics = jaxlm.engine.train_step(self.engine.model, state, micro, lr)
+        return state, metrics, seen
+
+    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
+        params = self.engine.state.params
+        logits, cache = self._start(params, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
+        columns = [logits]
+        for column in range(prompt, tokens.shape[1]):
+            logits, cache = self._extend(params, jnp.asarray(tokens[:, column : column + 1]), cache)
+            columns.append(logits)
+        return np.stack([np.asarray(c) for c in columns], axis=1)
+
+    def _traced_start(self, params: Any, tokens: jax.Array, pads: jax.Array, size: int) -> tuple[jax.Array, Any]:
+        decoder = self.engine.model(params)
+        return decoder.decode(tokens, decoder.empty_cache(pads, size))
+
+
+@contextmanager
+def listening(decoder: Decoder) -> Iterator[Taps]:
+    """Keep what goes in and out of the decoder's modules while it is traced."""
+    names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(decoder)}
+    taps = Taps()
+    with ExitStack() as stack:
+        for kind in (Embedding, Linear, RMSNorm, Block):
+            stack.enter_context(mock.patch.object(kind, "__call__", _listener(kind.__call__, names, taps)))
+        attend = jaxlm.model.causal_attention
+        stack.enter_context(mock.patch.object(jaxlm.model, "causal_attention", taps.attention(attend)))
+        yield taps
+
+
+def _listener(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Callable[..., Any]:
+    def listener(module: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(module), "")
+        taps.before(name, x)
+        y = call(module, x, *args, **kwargs)
+        taps.after(name, y)
+        return y
+
+    return listener
+
+
+def _host(tree: Any) -> Arrays:
+    return {name: np.asarray(value) for name, value in tree.items()}

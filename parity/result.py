@@ -1,0 +1,129 @@
+"""One line of the ladder's table, and how a list of differences becomes one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from parity.difference import Difference, Kind, tolerance, worst
+
+__all__ = ["Result", "Verdict", "distributions", "identical", "judge"]
+
+Verdict = Literal["pass", "FAIL", "reported", "skipped"]
+"""`reported` is a difference that has no tolerance; `skipped` is a question that could not be asked."""
+
+MOST_DIVERGENCE, LEAST_AGREEMENT = 1e-3, 0.99
+"""Of next-token distributions in 16 bits: mean KL divergence in nats, and share of positions with the same likeliest
+token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one comparison on one rung found."""
+
+    rung: int
+    what: str
+    dtype: str
+    verdict: Verdict
+    max_abs: float | None = None
+    max_rel: float | None = None
+    where: str = ""
+    """The worst place; where the comparison failed, the first divergent one."""
+    first: str = ""
+    """Name of the first divergent value, where the comparison failed."""
+    limit: str = ""
+    """The tolerance, for people."""
+    note: str = ""
+    seconds: float = 0.0
+    differences: tuple[Difference, ...] = ()
+    """All that was compared, in order."""
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    """Losses of a training trajectory, by whose they are."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong here."""
+        return self.verdict != "FAIL"
+
+
+def judge(
+    rung: int, what: str, dtype: str, differences: Sequence[Difference], limit: Kind | float | None, note: str = ""
+) -> Result:
+    """A line from differences in the order of computation.
+
+    Args:
+        rung: its number.
+        what: what was compared.
+        dtype: precision of the twins.
+        differences: at least one; the first that is too large is named.
+        limit: largest relative difference, or the kind of values whose tolerance in `dtype` it is; None only reports.
+        note: what else is to be said.
+    """
+    allowed = tolerance(limit, dtype) if isinstance(limit, str) else limit
+    largest = worst(differences)
+    beyond = None if allowed is None else next((d for d in differences if not d.within(allowed)), None)
+    if beyond is not None and len(differences) > 1:
+        note = "; ".join(filter(None, [f"first divergent: {beyond.name}", note]))
+    return Result(
+        rung=rung,
+        what=what,
+        dtype=dtype,
+        verdict="reported" if allowed is None else "pass" if beyond is None else "FAIL",
+        max_abs=largest.max_abs,
+        max_rel=largest.max_rel,
+        where=(beyond or largest).place,
+        first="" if beyond is None else beyond.name,
+        limit="" if allowed is None else "identical" if allowed == 0 else f"{allowed:.0e} rel",
+        note=note,
+        differences=tuple(differences),
+    )
+
+
+def identical(name: str, left: np.ndarray, right: np.ndarray) -> Difference:
+    """As `parity.difference.difference`, but zero only where type, shape and every bit are the same."""
+    from parity.difference import difference
+
+    found = difference(name, left, right)
+    if left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes():
+        return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=found.left, right=found.right)
+    if found.max_abs > 0:
+        return found
+    return Difference(
+        name=name,
+        max_abs=float("inf"),
+        max_rel=float("inf"),
+        where=None,
+        left=found.left,
+        right=found.right,
+        note=f"has other bits ({left.dtype} against {right.dtype})",
+    )
+
+
+def distributions(
+    rung: int, what: str, dtype: str, left: np.ndarray, right: np.ndarray, differences: Sequence[Difference]
+) -> Result:
+    """A line that compares logits of 16-bit models as the next-token distributions that they stand for."""
+    one, other = (_log_softmax(x.astype(np.float64)) for x in (left, right))
+    divergence = float(np.sum(np.exp(one) * (one - other), axis=-1).mean())
+    agreement = float(np.mean(one.argmax(axis=-1) == other.argmax(axis=-1)))
+    ok = divergence <= MOST_DIVERGENCE and agreement >= LEAST_AGREEMENT
+    largest = worst(differences)
+    return Result(
+        rung=rung,
+        what=what,
+        dtype=dtype,
+        verdict="pass" if ok else "FAIL",
+        max_abs=largest.max_abs,
+        max_rel=largest.max_rel,
+        where=largest.place,
+        first="" if ok else largest.name,
+        limit=f"KL {MOST_DIVERGENCE:.0e}, top-1 {LEAST_AGREEMENT:.0%}",
+        note=f"KL {divergence:.1e}, top-1 agreement {agreement:.1%}",
+        differences=tuple(differences),
+    )
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
