@@ -1,6 +1,6 @@
 """Converts between the twins and Hugging Face, compares them, and times them.
 
-In a test suite of your own: `from parity import convert`.
+In a test suite of your own: `from parity import compare, convert, tap`.
 """
 
 import importlib
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity.convert import convert
+    from parity.ports import compare
+    from parity.taps import tap
 
-__all__ = ["convert"]
+__all__ = ["compare", "convert", "tap"]
 
-HOMES = {"convert": "parity.convert"}
+HOMES = {"compare": "parity.ports", "convert": "parity.convert", "tap": "parity.taps"}
 """Public name -> the module that defines it, loaded only when the name is asked for."""
 
 

@@ -23,6 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: small tensors, and test 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and fork don't mix
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jax  # noqa: E402
+
+jax.devices()  # both exist from here on; else the first test that asks for one device would decide for all
+
 hypothesis.settings.register_profile("lm", deadline=None, print_blob=True)  # the first example may compile
 hypothesis.settings.load_profile("lm")
 
