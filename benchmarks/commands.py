@@ -69,8 +69,8 @@ def main() -> None:
             return printed(r"tokens per second +([\d,]+)", argv)
 
         writer = next(fresh)
-        vocabulary = "--model.vocab_size=32000"
-        model = [*SHAPE, vocabulary, "--train.steps=1", "--train.batch_size=2", f"--data.dir={root}", *QUIET]
+        large = ("--model.vocab_size=32000", "--model.max_seq_len=512")
+        model = [*SHAPE, *large, "--train.steps=1", "--train.batch_size=2", f"--data.dir={root}", *QUIET]
         subprocess.run(command(args.package, "train", f"--run_dir={writer}", *model), check=True, capture_output=True)
         generate = command(args.package, "generate", str(writer), "--max_tokens=250", "--temperature=1")
         first_step(root / "warm")

@@ -1,5 +1,6 @@
 """Writing tokens: a cache of keys and values, and the choice of each next token, many in one compiled call."""
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from jaxlm.functional import Model, Params
-from jaxlm.model import Cache
+from jaxlm.model import Cache, Decoder
 from lmcore.config import SampleConfig
 
 __all__ = ["Decoding", "Generator", "choose_tokens"]
@@ -27,14 +28,10 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     highest = jnp.max(logits, axis=-1, keepdims=True)
     logits = jnp.where(jnp.isneginf(highest), 0, (logits - highest) / options.temperature)
     if 0 < options.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        logits = jnp.where(-logits <= _cutoff(-logits, jnp.ones_like(logits), options.top_k), logits, -jnp.inf)
     probabilities = jax.nn.softmax(logits, axis=-1)
     if options.top_p < 1:
-        ordered = -jnp.sort(-probabilities, axis=-1)
-        before = jnp.cumsum(ordered, axis=-1) - ordered
-        least = jnp.min(jnp.where(before < options.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        probabilities = jnp.where(probabilities < least, 0, probabilities)
+        probabilities = jnp.where(-logits <= _cutoff(-logits, probabilities, options.top_p), probabilities, 0)
     if options.min_p > 0:
         most = jnp.max(probabilities, axis=-1, keepdims=True)
         probabilities = jnp.where(probabilities < options.min_p * most, 0, probabilities)
@@ -44,6 +41,24 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     return jnp.sum(cumulative <= threshold, axis=-1).astype(jnp.int32)
 
 
+def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
+    """The greatest x for which the weights of the distances below x sum to less than `limit`; distances ≥ 0.
+
+    Found bit by bit, since floats ≥ 0 are in the order of their bit patterns: XLA's sort takes far longer on a CPU.
+    """
+    size = jnp.finfo(distances.dtype).bits
+    infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, distances.dtype), f"int{size}")
+
+    def set_bit(index: Array, found: Array) -> Array:
+        tried = found | jnp.left_shift(jnp.ones_like(found), size - 2 - index)
+        below = distances < jax.lax.bitcast_convert_type(tried, distances.dtype)
+        small = jnp.sum(jnp.where(below, weights, 0), axis=-1, keepdims=True) < limit
+        return jnp.where(small & (tried <= infinity), tried, found)
+
+    bits = jax.lax.fori_loop(0, size - 1, set_bit, jnp.zeros((len(distances), 1), infinity.dtype))
+    return jax.lax.bitcast_convert_type(bits, distances.dtype)
+
+
 class Decoding(NamedTuple):
     """A batch of texts being written: what was read so far, and the logits of the next token."""
 
@@ -51,41 +66,62 @@ class Decoding(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-def _start(model: Model, size: int, params: Params, tokens: Array, pads: Array) -> Decoding:
-    decoder = model(params)
+def for_decoding(model: Model, params: Params) -> Params:
+    """A copy whose products read their weights as fast as they can, once for every token.
+
+    Weights of products are in the model's `dtype` already, and laid out output × input: there XLA's product with one
+    row on a CPU is half as fast again. The output head has its own entry.
+    """
+    weights = params
+    if model.config.model.tie_embeddings:
+        weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
+    return {name: w.T.astype(model.dtype) if name.endswith("kernel") else w for name, w in weights.items()}
+
+
+def _start(model: Model, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
+    decoder = _decoder(model, weights)
     logits, cache = decoder.decode(tokens, decoder.empty_cache(pads, size))
     return Decoding(cache, logits)
 
 
 def _extend(
-    model: Model, options: SampleConfig, params: Params, state: Decoding, uniforms: Array
+    model: Model, options: SampleConfig, weights: Params, state: Decoding, uniforms: Array
 ) -> tuple[Array, Decoding]:
-    decoder = model(params)
-
     def one(state: Decoding, uniform: Array) -> tuple[Decoding, Array]:
         token = choose_tokens(state.logits, uniform, options)
-        logits, cache = decoder.decode(token[:, None], state.cache)
+        logits, cache = _decoder(model, weights).decode(token[:, None], state.cache)
         return Decoding(cache, logits), token
 
     state, tokens = jax.lax.scan(one, state, uniforms.T)
     return tokens.T, state
 
 
+def _decoder(model: Model, weights: Params) -> Decoder:
+    """The decoder of an untied model; XLA takes the transpose into each product, where it costs nothing."""
+    return model({name: w.T if name.endswith("kernel") else w for name, w in weights.items()})
+
+
 class Generator:
-    """Writes tokens with `params`; `lmcore.prompting` feeds it."""
+    """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it."""
 
     def __init__(self, model: Model, options: SampleConfig):
-        self.params: Params = {}
-        self._start = jax.jit(partial(_start, model), static_argnums=0)
-        self._extend = jax.jit(partial(_extend, model, options), donate_argnums=1)
+        untied = Model(replace(model.config, model=replace(model.config.model, tie_embeddings=False)))
+        self.weights: Params = {}
+        self._prepare = jax.jit(partial(for_decoding, model))
+        self._start = jax.jit(partial(_start, untied), static_argnums=0)
+        self._extend = jax.jit(partial(_extend, untied, options), donate_argnums=1)
+
+    def load(self, params: Params) -> None:
+        """Write with these parameters from now on."""
+        self.weights = self._prepare(params)
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
-        return self._start(size, self.params, tokens, pads)
+        return self._start(size, self.weights, tokens, pads)
 
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
         """Write one token for each column of uniform numbers. `state` is used up."""
-        tokens, state = self._extend(self.params, state, uniforms)
+        tokens, state = self._extend(self.weights, state, uniforms)
         return np.asarray(tokens), state

@@ -168,5 +168,5 @@ class Engine:
         if options not in self._generators:
             self._generators[options] = Generator(self.model, options)
         generator = self._generators[options]
-        generator.params = {name: p.addressable_data(0) for name, p in self.state.params.items()}
+        generator.load({name: p.addressable_data(0) for name, p in self.state.params.items()})
         return generator

@@ -23,9 +23,9 @@ class Model:
 
     def __init__(self, config: Config):
         self.config = config
-        precision = jnp.dtype(config.train.precision)
-        wide = jnp.promote_types(precision, jnp.float32)
-        decoder = nnx.eval_shape(lambda: Decoder(config.model, dtype=precision, remat=config.train.remat))
+        self.dtype = jnp.dtype(config.train.precision)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        decoder = nnx.eval_shape(lambda: Decoder(config.model, dtype=self.dtype, remat=config.train.remat))
         self.graph, state = nnx.split(decoder)
         leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
         self.paths = {name: path for name, (path, _) in leaves.items()}

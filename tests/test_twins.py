@@ -37,7 +37,7 @@ DIFFERENCES = {
     },
     "decoding.py": {
         "Generator": MODULE,
-        "for_decoding": "jax converts weights inside the compiled call, once for many tokens; eager torch beforehand",
+        "for_decoding": MODULE,
     },
     "engine.py": {
         "TrainState": MODULE,

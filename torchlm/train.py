@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lmcore.cli import parse
 from lmcore.config import Config
 from lmcore.errors import command
+from lmcore.machine import restart_with_huge_pages
 
 __all__ = ["main", "make_engine"]
 
@@ -30,4 +31,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())
