@@ -66,54 +66,27 @@ class Decoding(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-def for_decoding(model: Model, params: Params) -> Params:
-    """A copy whose products read their weights as fast as they can, once for every token.
-
-    Weights of products are in the model's `dtype` already, and laid out output × input: there XLA's product with one
-    row on a CPU is half as fast again. The output head has its own entry.
-    """
-    weights = params
-    if model.config.model.tie_embeddings:
-        weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
-    return {name: w.T.astype(model.dtype) if name.endswith("kernel") else w for name, w in weights.items()}
-
-
-def _start(model: Model, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
-    decoder = _decoder(model, weights)
-    logits, cache = decoder.decode(tokens, decoder.empty_cache(pads, size))
-    return Decoding(cache, logits)
-
-
-def _extend(
-    model: Model, options: SampleConfig, weights: Params, state: Decoding, uniforms: Array
-) -> tuple[Array, Decoding]:
-    def one(state: Decoding, uniform: Array) -> tuple[Decoding, Array]:
-        token = choose_tokens(state.logits, uniform, options)
-        logits, cache = _decoder(model, weights).decode(token[:, None], state.cache)
-        return Decoding(cache, logits), token
-
-    state, tokens = jax.lax.scan(one, state, uniforms.T)
-    return tokens.T, state
-
-
-def _decoder(model: Model, weights: Params) -> Decoder:
-    """The decoder of an untied model; XLA takes the transpose into each product, where it costs nothing."""
-    return model({name: w.T if name.endswith("kernel") else w for name, w in weights.items()})
-
-
 class Generator:
     """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it."""
 
     def __init__(self, model: Model, options: SampleConfig):
-        untied = Model(replace(model.config, model=replace(model.config.model, tie_embeddings=False)))
+        self.options = options
+        self.model = Model(replace(model.config, model=replace(model.config.model, tie_embeddings=False)))
         self.weights: Params = {}
         self._prepare = jax.jit(partial(for_decoding, model))
-        self._start = jax.jit(partial(_start, untied), static_argnums=0)
-        self._extend = jax.jit(partial(_extend, untied, options), donate_argnums=1)
+        self._start = jax.jit(self._traced_start, static_argnums=0)
+        self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
     def load(self, params: Params) -> None:
         """Write with these parameters from now on."""
         self.weights = self._prepare(params)
+
+    def decoder(self, weights: Params) -> Decoder:
+        """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
+
+        There XLA takes the transpose into the product; outside of the loop it would make a transposed copy first.
+        """
+        return self.model({name: w.T if name.endswith("kernel") else w for name, w in weights.items()})
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
@@ -125,3 +98,29 @@ class Generator:
         """Write one token for each column of uniform numbers. `state` is used up."""
         tokens, state = self._extend(self.weights, state, uniforms)
         return np.asarray(tokens), state
+
+    def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
+        decoder = self.decoder(weights)
+        logits, cache = decoder.decode(tokens, decoder.empty_cache(pads, size))
+        return Decoding(cache, logits)
+
+    def _traced_extend(self, weights: Params, state: Decoding, uniforms: Array) -> tuple[Array, Decoding]:
+        def one(state: Decoding, uniform: Array) -> tuple[Decoding, Array]:
+            token = choose_tokens(state.logits, uniform, self.options)
+            logits, cache = self.decoder(weights).decode(token[:, None], state.cache)
+            return Decoding(cache, logits), token
+
+        state, tokens = jax.lax.scan(one, state, uniforms.T)
+        return tokens.T, state
+
+
+def for_decoding(model: Model, params: Params) -> Params:
+    """A copy whose products read their weights as fast as they can, once for every token.
+
+    Weights of products are in the model's `dtype` already, and laid out output × input: there XLA's product with one
+    row on a CPU is half as fast again. The output head has its own copy.
+    """
+    weights = params
+    if model.config.model.tie_embeddings:
+        weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
+    return {name: w.T.astype(model.dtype) if name.endswith("kernel") else w for name, w in weights.items()}

@@ -18,8 +18,9 @@ from flax import nnx
 import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
+from jaxlm.decoding import Generator
 from jaxlm.model import Block, Decoder, Embedding, Linear, RMSNorm
-from lmcore.config import Config
+from lmcore.config import Config, SampleConfig
 from parity.taps import Taps
 from parity.twins import Arrays, Step
 
@@ -36,8 +37,8 @@ class JaxTwin:
         self.engine = jaxlm.engine.Engine(config)
         self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(tokens))
         self._step = jax.jit(self._traced_step)
-        self._start = jax.jit(self._traced_start, static_argnums=3)
-        self._extend = jax.jit(lambda params, token, cache: self.engine.model(params).decode(token, cache))
+        self._start = jax.jit(_traced_start, static_argnums=(0, 4))
+        self._extend = jax.jit(_traced_extend, static_argnums=0)
 
     def initial(self) -> Arrays:
         self.engine.init()
@@ -117,17 +118,25 @@ class JaxTwin:
         return state, metrics, seen
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
-        params = self.engine.state.params
-        logits, cache = self._start(params, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
+        generator = self.engine.generator(SampleConfig())
+        weights = generator.weights
+        logits, cache = self._start(generator, weights, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
         columns = [logits]
         for column in range(prompt, tokens.shape[1]):
-            logits, cache = self._extend(params, jnp.asarray(tokens[:, column : column + 1]), cache)
+            logits, cache = self._extend(generator, weights, jnp.asarray(tokens[:, column : column + 1]), cache)
             columns.append(logits)
         return np.stack([np.asarray(c) for c in columns], axis=1)
 
-    def _traced_start(self, params: Any, tokens: jax.Array, pads: jax.Array, size: int) -> tuple[jax.Array, Any]:
-        decoder = self.engine.model(params)
-        return decoder.decode(tokens, decoder.empty_cache(pads, size))
+
+def _traced_start(
+    generator: Generator, weights: Any, tokens: jax.Array, pads: jax.Array, size: int
+) -> tuple[jax.Array, Any]:
+    decoder = generator.decoder(weights)
+    return decoder.decode(tokens, decoder.empty_cache(pads, size))
+
+
+def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    return generator.decoder(weights).decode(token, cache)
 
 
 @contextmanager
