@@ -17,6 +17,7 @@ PAIRS = {"sharding.py": "device.py"}
 
 ALONE = {
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
+    "torchlm/linear.py": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
 }
 
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"

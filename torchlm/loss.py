@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlm.linear import product
 from torchlm.model import Decoder
 
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
@@ -48,10 +49,10 @@ class HeadLoss(torch.autograd.Function):
             grad_hidden, grad_weight, total = torch.empty_like(low), torch.zeros_like(weight), hidden.new_zeros(())
             for h, t, out in zip(*(x.split(positions) for x in (low, targets, grad_hidden)), strict=True):
                 counted, index = (t != IGNORED)[:, None], t.clamp_min(0)[:, None]
-                logs = torch.log_softmax(F.linear(h, head), dim=-1, dtype=hidden.dtype)
+                logs = torch.log_softmax(product(h, head), dim=-1, dtype=hidden.dtype)
                 total -= (logs.gather(-1, index) * counted).sum()
                 grads = logs.exp_().scatter_add_(-1, index, logs.new_full(index.shape, -1)).mul_(counted).to(dtype)
-                torch.mm(grads, head, out=out)
+                out.copy_(product(grads, head.T))
                 add_product(grad_weight, grads.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total

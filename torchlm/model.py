@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 from torchlm.attention import cached_attention, causal_attention
+from torchlm.linear import Linear
 
 __all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "SwiGLU", "rotate"]
 
@@ -55,10 +56,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.q_proj = Linear(config.dim, config.n_heads * config.head_dim)
+        self.k_proj = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.v_proj = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.o_proj = Linear(config.n_heads * config.head_dim, config.dim)
 
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
@@ -75,9 +76,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_proj = Linear(config.dim, config.ffn_dim)
+        self.up_proj = Linear(config.dim, config.ffn_dim)
+        self.down_proj = Linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.dim, config.vocab_size)
         self.dropout = nn.Dropout(config.dropout)
         wide = torch.promote_types(dtype, torch.float32)
         self.to(wide)

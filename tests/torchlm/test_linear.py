@@ -1,0 +1,39 @@
+"""The product on a CPU: the same numbers by oneDNN as by torch's own choice, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torchlm.linear import LEAST_ROWS, ONEDNN, Linear, onednn_product, product
+
+SHAPES = [((LEAST_ROWS, 5), 7), ((3, 33, 8), 3), ((2, 2, 50, 1), 9)]
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this torch was built without oneDNN")
+@pytest.mark.parametrize(("rows", "outputs"), SHAPES)
+def test_it_is_the_product_and_its_gradients(rows: tuple[int, ...], outputs: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, requires_grad=True), torch.randn(outputs, rows[-1], requires_grad=True)
+    torch.library.opcheck(onednn_product, (x.detach(), weight.detach()))
+    y = product(x, weight)
+    assert type(y.grad_fn).__name__ != type(F.linear(x, weight).grad_fn).__name__, "oneDNN was asked"
+    direction = torch.randn(y.shape)
+    exact = F.linear(x.double(), weight.double())
+    for found, expected in zip(
+        (y, *torch.autograd.grad(y, (x, weight), direction)),
+        (exact, *torch.autograd.grad(exact, (x, weight), direction.double())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_other_types_and_few_rows_go_to_torch() -> None:
+    layer = Linear(4, 6)
+    assert layer.bias is None
+    few = torch.randn(LEAST_ROWS - 1, 4)
+    assert torch.equal(layer(few), F.linear(few, layer.weight))
+    many = torch.randn(2 * LEAST_ROWS, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(many).dtype == torch.bfloat16
+    assert layer.double()(many.double()).dtype == torch.float64
+    assert layer(many[:0].double()).shape == (0, 6)

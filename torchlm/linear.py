@@ -1,0 +1,52 @@
+"""Matrix products with weights; in float32 on a CPU by oneDNN, which makes two of a layer's three faster than MKL."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Linear", "product"]
+
+ONEDNN = torch.backends.mkldnn.is_available()
+LEAST_ROWS = 64
+"""Below, a product does little but read its weights, and oneDNN gains nothing."""
+
+
+class Linear(nn.Linear):
+    """Matrix product without bias; the weight is stored output × input (jax stores input × output)."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__(in_dim, out_dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return product(x, self.weight)
+
+
+def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
+    """x weightᵀ, in the type that x or autocast asks for."""
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    if ONEDNN and plain and x.device.type == "cpu" and x.numel() >= LEAST_ROWS * x.shape[-1]:
+        return onednn_product(x, weight)
+    return F.linear(x, weight)
+
+
+@torch.library.custom_op("twinlm::onednn_product", mutates_args=())
+def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`product` as an operator of its own, which torch.compile leaves as it is."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@onednn_product.register_fake
+def _shape(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """At x and weight. The weight's sums over all rows, which MKL does faster."""
+    x, weight = ctx.saved_tensors
+    return onednn_product(grad, weight.T), grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+onednn_product.register_autograd(_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
