@@ -1,7 +1,6 @@
 """Summed cross-entropy of next-token predictions, over chunks of positions so that all logits never exist at once."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,8 +19,8 @@ LEAST_POSITIONS = 256
 
 def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """−log softmax(logits)[target] of each position, 0 where the target is ignored; in the logits' type."""
-    flat = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long()
-    return F.cross_entropy(*flat, ignore_index=IGNORED, reduction="none").view(targets.shape)
+    chosen = logits.gather(-1, targets.clamp_min(0).long()[..., None])[..., 0]
+    return (torch.logsumexp(logits, dim=-1) - chosen) * (targets != IGNORED)
 
 
 def loss_sum(model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
@@ -38,7 +37,8 @@ class HeadLoss(torch.autograd.Function):
     """Output head and summed cross-entropy, with the gradient made in the forward pass, chunk by chunk.
 
     The gradient of a sum at its logits is softmax − onehot whatever follows, so the backward pass only scales by one
-    number, and neither keeps the logits nor makes them again (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989).
+    number, and neither keeps the logits nor makes them again (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). Not by
+    torch's own softmax: its fast exponential on a CPU makes every loss about 4e-7 too small.
     """
 
     @staticmethod
@@ -49,9 +49,14 @@ class HeadLoss(torch.autograd.Function):
             grad_hidden, grad_weight, total = torch.empty_like(low), torch.zeros_like(weight), hidden.new_zeros(())
             for h, t, out in zip(*(x.split(positions) for x in (low, targets, grad_hidden)), strict=True):
                 counted, index = (t != IGNORED)[:, None], t.clamp_min(0)[:, None]
-                logs = torch.log_softmax(product(h, head), dim=-1, dtype=hidden.dtype)
-                total -= (logs.gather(-1, index) * counted).sum()
-                grads = logs.exp_().scatter_add_(-1, index, logs.new_full(index.shape, -1)).mul_(counted).to(dtype)
+                logits = product(h, head).to(hidden.dtype)
+                logits -= logits.amax(dim=-1, keepdim=True)
+                chosen = logits.gather(-1, index)
+                weights = logits.exp_()
+                sums = weights.sum(dim=-1, keepdim=True)
+                total += ((sums.log() - chosen) * counted).sum()
+                weights *= counted / sums
+                grads = weights.scatter_add_(-1, index, -counted.to(weights.dtype)).to(dtype)
                 out.copy_(product(grads, head.T))
                 add_product(grad_weight, grads.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -13,8 +13,15 @@ __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer
 
 
 def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Float[Tensor, ""]:
-    """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)); 0 does not clip. Returns ‖g‖ before the clip."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)); 0 does not clip. Returns ‖g‖ before the clip.
+
+    Summed by `torch.sum`, since torch's norms add float32 squares one after the other on a CPU: 1e-5 too small for a
+    million of them, and the more the larger the model.
+    """
+    parameters = list(parameters)
+    norm = torch.stack([torch.sum(p.grad * p.grad) for p in parameters if p.grad is not None]).sum().sqrt()
+    nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
+    return norm
 
 
 def decay_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
