@@ -1,6 +1,8 @@
 """The comparison helper, and `parity.compare`, which holds anyone's torch module against a JAX function."""
 
+import contextlib
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ from parity import compare, tap
 from parity.difference import TOLERANCES, compare_all, difference, tolerance, worst
 from parity.result import distributions, identical, judge
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "port_check.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "port_check.py"
 
 
 def test_a_difference_is_relative_to_the_largest_value_and_names_its_place():
@@ -225,6 +228,18 @@ def test_the_example_names_the_layer(arguments: list[str], code: int, capsys, mo
     assert ("differ first in norm 1" in said) == (code == 1)
 
 
-def test_three_lines_are_enough():
-    report = compare(network, Network(), X, params=PARAMS, names=NAMES, taps=TAPS)
-    assert report, str(report)
+@pytest.mark.parametrize("page", ["README.md", "docs/porting.md"])
+def test_the_three_lines_of_the_documents_are_enough(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def test_" in b)
+    names = {"x": X, "params": PARAMS, "names": NAMES, "torch_module": Network()}
+
+    def jax_fn(params, x):
+        return jnp.tanh(x @ params["in"]["w"] + params["in"]["b"]) @ params["out"] + params["shift"]
+
+    for function, passes in ((jax_fn, True), (lambda params, x: jax_fn(params, 2 * x), False)):
+        space = names | {"jax_fn": function}
+        exec(block, space)
+        [test] = [value for name, value in space.items() if name.startswith("test_")]
+        with contextlib.nullcontext() if passes else pytest.raises(AssertionError, match="FAIL"):
+            test()
