@@ -284,9 +284,14 @@ def _decays_all(mask: Any) -> Any:
 
 def _coupled(adamw: Any) -> Any:
     """Decay added to the gradient, as in Adam with L2."""
-    import torch
 
-    return torch.optim.Adam
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        optimizer = adamw(*args, **kwargs)
+        for group in optimizer.param_groups:
+            group["decoupled_weight_decay"] = False
+        return optimizer
+
+    return faulty
 
 
 def _betas_swapped(scale_by_adam: Any) -> Any:
