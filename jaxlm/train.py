@@ -25,11 +25,12 @@ def make_engine(config: Config) -> "Engine":
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     config = parse(argv, prog="python -m jaxlm.train", description="Train the decoder in JAX.")
+    if argv is None:  # this process is the command, not a test or a notebook
+        restart_with_huge_pages()
     from lmcore import trainer
 
     return trainer.run(config, make_engine)
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     sys.exit(main())
