@@ -15,24 +15,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import by_head, cached_attention, causal_attention
+from jaxlm.linear import Linear, product
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 
-__all__ = ["Attention", "Block", "Cache", "Decoder", "Embedding", "Linear", "RMSNorm", "SwiGLU", "dropout", "rotate"]
+__all__ = ["Attention", "Block", "Cache", "Decoder", "Embedding", "RMSNorm", "SwiGLU", "dropout", "rotate"]
 
 Attend = Callable[[Array, Array, Array], Array]
 """Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
-
-
-class Linear(nnx.Module):
-    """Matrix product without bias; the kernel is stored input × output (torch stores output × input)."""
-
-    def __init__(self, in_dim: int, out_dim: int, dtype: jnp.dtype):
-        self.kernel = nnx.Param(jnp.zeros((in_dim, out_dim)))
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
 
 
 class Embedding(nnx.Module):
@@ -173,7 +163,8 @@ class Decoder(nnx.Module):
         """Output head, its products in `dtype` and its result in the parameters' type."""
         if not self.config.tie_embeddings:
             return self.lm_head(hidden).astype(hidden.dtype)
-        return (hidden.astype(self.dtype) @ self.embed_tokens.weight[...].astype(self.dtype).T).astype(hidden.dtype)
+        kernel = self.embed_tokens.weight[...].T
+        return product(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
 
     def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]]:
         """Cosines and sines of the given positions, in the parameters' type."""

@@ -19,7 +19,8 @@ import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
 from jaxlm.decoding import Generator
-from jaxlm.model import Block, Decoder, Embedding, Linear, RMSNorm
+from jaxlm.linear import Linear
+from jaxlm.model import Block, Decoder, Embedding, RMSNorm
 from lmcore.config import Config, SampleConfig
 from parity.taps import Taps
 from parity.twins import Arrays, Step

@@ -1,0 +1,37 @@
+"""The product whose gradients are written by hand: the same numbers as jax's own rule gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.linear import Linear, product
+
+SHAPES = [((5, 3), 7), ((2, 3, 8), 1), ((2, 0, 3), 4)]
+
+
+def gradients(multiply, x, kernel, direction):
+    y, transpose = jax.vjp(multiply, x, kernel)
+    return y, *transpose(direction)
+
+
+@pytest.mark.parametrize(("rows", "outputs"), SHAPES)
+def test_it_is_the_product_and_its_gradients(rows: tuple[int, ...], outputs: int) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel, direction = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in (rows, (rows[-1], outputs), (*rows[:-1], outputs))
+    )
+    found = gradients(product, x, kernel, direction)
+    for ours, own in zip(found, gradients(jnp.matmul, x, kernel, direction), strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6)
+    assert [g.shape for g in found[1:]] == [x.shape, kernel.shape]
+
+
+def test_products_and_their_gradients_are_in_the_layers_type() -> None:
+    layer = Linear(4, 6, jnp.dtype("bfloat16"))
+    x = jnp.ones((2, 4))
+    y, transpose = jax.vjp(layer, x)
+    assert y.dtype == jnp.bfloat16
+    (grad,) = transpose(y)
+    assert grad.dtype == x.dtype
