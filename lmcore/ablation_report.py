@@ -128,7 +128,7 @@ def plot_curves(table: Sequence[Line], path: Path, title: str) -> None:
     """Draw the validation loss of every run over its training tokens: a colour for each entry, a line for each seed.
 
     The base is black. A cross is where a run diverged. The frame ends where the base stands after a twentieth of its
-    training; what stays above it is named in the legend with its best loss, and drawn as far as it can be seen.
+    training; the legend has what lies above it, with its final loss.
     """
     from matplotlib import colormaps
 
@@ -141,8 +141,8 @@ def plot_curves(table: Sequence[Line], path: Path, title: str) -> None:
         looks: dict[str, Any] = {"color": colours[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
         if line.entry == BASE:
             looks = {"color": "black", "linewidth": 2.0, "zorder": 3}
-        best = f"{min(line.best, default=math.nan):.3f}"
-        state = f"diverged, best {best}" if line.diverged else f"{best} so far"
+        best = f"{min(line.best):.3f}" if line.best else "no loss"
+        state = f"{best}, then diverged" if line.diverged else f"{best} so far"
         state = f"{mean(line.final.values()):.3f}" if line.final else state
         for o in line.outcomes:
             points = _points(o)

@@ -17,6 +17,7 @@ PAIRS = {"sharding.py": "device.py"}
 
 ALONE = {
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
+    "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
     "torchlm/linear.py": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
 }
 
