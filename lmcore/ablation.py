@@ -148,7 +148,9 @@ def read_plan(path: Path) -> Plan:
             clash = f"beside {folders[slug]!r}" if slug else "without a letter or digit"
             raise UserError(f"{path}: {name}: found this name {clash}, expected one of its own for a folder; rename it")
         folders[slug] = name
-    return Plan(path=path, base=base, seeds=seeds, changes={str(name): fields for name, fields in changes.items()})
+    return Plan(
+        path=path, base=merge({}, base), seeds=seeds, changes={str(name): fields for name, fields in changes.items()}
+    )
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -258,9 +260,9 @@ def main(argv: Sequence[str] | None, package: str) -> int:
     plan = read_plan(Path(args.file))
     out = Path(args.out or f"runs/{Path(args.file).stem}-{package}")
     trials(plan, out)  # the file's own mistakes are told as such, before the command line changes its fields
-    for name, value in _leaves(plan.base):
-        if not name.startswith(tuple(FIXED)):
-            parser.set_defaults({name: value})
+    for place, fields in plan.base.items():
+        if place in configs.GROUPS:
+            parser.set_defaults({f"{place}.{field}": value for field, value in fields.items()})
     values = cli.parse_arguments(parser, words).as_dict()
     plan = replace(plan, base={name: values[name] for name in configs.GROUPS})
     return _run(plan, out, package, args.jobs, f"python -m {package}.ablate {shlex.join(words)}")
@@ -282,7 +284,7 @@ def _run(plan: Plan, out: Path, package: str, jobs: int, command: str) -> int:
     finally:
         unlock_run(lock)
     left = sum(o.state == "unfinished" for o in outcomes)
-    if runner.received is not None:
+    if runner.received is not None and left:
         print(f"stopped with {len(found) - left} of {len(found)} runs done; go on with: {command}")
         return 128 + runner.received
     for trial, reason in runner.failures.items():

@@ -60,7 +60,7 @@ def test_a_change_may_be_dotted_or_in_groups_and_leaves_the_base_alone():
 
 
 def test_the_base_may_be_another_file_beside_it(tmp_path: Path):
-    (tmp_path / "small.yaml").write_text("model: {dim: 24, n_heads: 3}\n")
+    (tmp_path / "small.yaml").write_text("model.dim: 24\nmodel: {n_heads: 3}\n")
     plan = read_plan(written(tmp_path, "base: small.yaml\nchanges:\n  a: {optim.clip: 0}\n"))
     assert (plan.base, plan.seeds) == ({"model": {"dim": 24, "n_heads": 3}}, [0, 1])
 
