@@ -4,11 +4,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmcore import cli
 from lmcore.config import Config, DataConfig, Precision, from_dict
+from lmcore.errors import UserError
+
+if TYPE_CHECKING:
+    from lmcore.checkpoints import Checkpoint
+    from lmcore.corpus import Corpus
+    from lmcore.tokenizer import Tokenizer
+    from lmcore.tokens import Tokens
 
 __all__ = ["main"]
 
@@ -21,15 +29,22 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     """
     parser = cli.command_parser(
         f"python -m {package}.evaluate",
-        "Measure a trained model: loss, perplexity and bits per byte, on the run's validation text or on other text.",
-        "RUN [--data.files FILE ...]",
+        "Measure a trained model: loss, perplexity and bits per byte, on the run's validation text or on other text. "
+        "With a baseline, compare bits per byte of two models on the same text, whatever their tokenizers.",
+        "RUN [--data.files FILE ...] [--baseline MODEL]",
     )
     parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
     parser.add_argument("--windows", type=int, default=0, help="Sequences to evaluate, evenly spread; 0 takes all.")
     parser.add_argument("--batch_size", type=int, default=0, help="Sequences at a time; 0 takes the run's.")
     parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
+    parser.add_argument("--baseline", type=str | None, help="Causal LM of transformers: a local folder or a hub name.")
     parser.add_class_arguments(DataConfig, "data")
     args = cli.parse_arguments(parser, argv)
+    if args.baseline is not None and args.windows:
+        raise UserError(
+            f"--windows: found {args.windows}, expected 0 with --baseline: windows of two tokenizers hold different "
+            "texts; shorten the text with --data.max_documents"
+        )
 
     from lmcore.checkpoints import find_checkpoint, load_run
     from lmcore.trainer import evaluate
@@ -40,6 +55,11 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
     config = replace(config, train=train, eval=sizes)
     data = from_dict(DataConfig, args.data.as_dict())
+    if args.baseline is not None:
+        if not _named(data):
+            _held_out(config, tokenizer)
+        _compare(checkpoint, config, tokenizer, _corpus(config, data), args.baseline, make_engine)
+        return
     tokens, source = _tokens(config, data, tokenizer)
     engine = make_engine(config)
     engine.restore(checkpoint.state, optimizer=False)
@@ -58,19 +78,40 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         print(f"{name:13}  {value}")
 
 
+def _corpus(config: Config, data: DataConfig) -> "Corpus":
+    """The text to evaluate: all of what `data` names, or what the run held out; its first documents where asked."""
+    from lmcore.corpus import Capped, open_corpora, open_text
+
+    corpus = open_text(data) if _named(data) else open_corpora(config.data)[1]
+    return Capped(corpus, data.max_documents) if data.max_documents else corpus
+
+
+def _named(data: DataConfig) -> bool:
+    return bool(data.files) or data.dataset is not None
+
+
+def _held_out(config: Config, tokenizer: "Tokenizer") -> "Tokens":
+    """The run's validation tokens.
+
+    Raises:
+        UserError: the text is not what it was in training.
+    """
+    from lmcore.prepare import prepare
+
+    prepared = prepare(config)
+    if prepared.tokenizer.digest() != tokenizer.digest():
+        raise UserError("the run's training text has changed since; name a text to evaluate with --data.files")
+    return prepared.valid
+
+
 def _tokens(config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
-    """The text to evaluate, as the run's tokenizer reads it: all of what `data` names, or what the run held out."""
-    from lmcore.corpus import open_corpora, open_text
-    from lmcore.errors import UserError
-    from lmcore.prepare import encode, prepare
+    """The text to evaluate, as the run's tokenizer reads it."""
+    from lmcore.prepare import encode
     from lmcore.tokens import Tokens
 
-    if not data.files and data.dataset is None:
-        prepared = prepare(config)
-        if prepared.tokenizer.digest() != tokenizer.digest():
-            raise UserError("the run's training text has changed since; name a text to evaluate with --data.files")
-        return prepared.valid, open_corpora(config.data)[1].describe()
-    corpus = open_text(data)
+    corpus = _corpus(config, data)
+    if not _named(data) and not data.max_documents:
+        return _held_out(config, tokenizer), corpus.describe()
     parts = list(encode(tokenizer, corpus))
     ids = np.concatenate([ids for ids, _, _ in parts])
     unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id))
@@ -78,3 +119,50 @@ def _tokens(config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["
     if len(ids) < 2:
         raise UserError(f"data: found {len(ids)} tokens in {corpus.describe()}, expected at least 2")
     return Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown), corpus.describe()
+
+
+def _compare(
+    checkpoint: "Checkpoint",
+    config: Config,
+    tokenizer: "Tokenizer",
+    corpus: "Corpus",
+    baseline: str,
+    make_engine: Callable,
+) -> None:
+    """Print what the run and a model of transformers make of the same text."""
+    from lmcore.baseline import Measured, as_stream, measure_baseline
+    from lmcore.prepare import encode
+    from lmcore.trainer import evaluate
+
+    pieces = list(corpus)
+    size, ends = sum(len(piece.text.encode()) for piece in pieces), sum(piece.ends for piece in pieces)
+    if size == 0:
+        raise UserError(f"data: found no text in {corpus.describe()}, expected at least one document")
+    train = config.train
+    other = measure_baseline(baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
+    config = replace(config, train=replace(train, seq_len=other.context))
+    engine = make_engine(config)
+    engine.restore(checkpoint.state, optimizer=False)
+    parts = (ids for ids, _, _ in encode(tokenizer, pieces))
+    stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size)
+    targets = len(stream) - 1
+    own = Measured(
+        parameters=engine.parameter_count,
+        context=other.context,
+        targets=targets,
+        unknown=stream.unknown,
+        nats=evaluate(engine, stream, config, 0)["valid_loss"] * targets,
+    )
+    print(f"checkpoint  {checkpoint.folder} (step {checkpoint.step:,})")
+    print(f"text        {corpus.describe()}: {ends:,} documents, {size:,} bytes")
+    print(f"windows     {other.context} tokens for both, without overlap; documents ended by end-of-text")
+    columns = [("", "parameters", "tokens", "bytes per token", "nats per token", "bits per byte")]
+    for name, found in ((checkpoint.run_dir.name, own), (Path(baseline).name, other)):
+        figures = f"{size / found.targets:.3f}", f"{found.nats / found.targets:.4f}", f"{found.bits_per_byte(size):.4f}"
+        columns.append((name, f"{found.parameters:,}", f"{found.targets:,}", *figures))
+    widths = [max(map(len, column)) for column in columns]
+    for first, *rest in zip(*columns):
+        print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]))
+    for (name, *_), found in zip(columns[1:], (own, other)):
+        if found.unknown:
+            print(f"note: {found.unknown:,} tokens of {name} stand for text that it cannot tell apart: flattering bits")

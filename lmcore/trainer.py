@@ -4,6 +4,7 @@ Batches, the cadence of reports, evaluations, samples and checkpoints, resume, a
 the model. The loop waits for the device only where it reports, so that the next batch is ready before it is needed.
 """
 
+import json
 import math
 import shutil
 import signal
@@ -158,6 +159,8 @@ class Run:
         configs.save(config, self.folder / "config.yaml")
         for name in ("tokenizer.json", "meta.json"):
             shutil.copyfile(prepared.folder / name, self.folder / name)
+        facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
+        (self.folder / "run.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
@@ -222,15 +225,16 @@ class Run:
             if self.engine.peak_flops:
                 used = row["tokens_per_second"] * flops_per_token(config.model, config.train.seq_len)
                 mfu = used / self.engine.peak_flops
-        if not math.isfinite(row["loss"]):
-            self._log(row, mfu)
-            raise Diverged(
-                f"the loss became {row['loss']} by step {done}; checkpoints in {self.folder} are intact; "
-                f"try a lower optim.lr than {config.optim.lr} or a smaller optim.clip than {config.optim.clip}"
-            )
-        if evaluates:
+        if evaluates and math.isfinite(row["loss"]):
             row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
         self._log(row, mfu)
+        worst = row["loss"] + row.get("valid_loss", 0.0)
+        if not math.isfinite(worst):
+            self._plot()
+            raise Diverged(
+                f"the loss became {worst} by step {done}; checkpoints in {self.folder} are intact; "
+                f"try a lower optim.lr than {config.optim.lr} or a smaller optim.clip than {config.optim.clip}"
+            )
         return row
 
     def _log(self, row: Row, mfu: float | None) -> None:

@@ -8,20 +8,26 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm.functional import Model
+from lmcore.ablation import read_plan, trials
 from lmcore.cli import parse
 from lmcore.config import Config
 from lmcore.trainer import with_vocabulary
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ABLATIONS = Path(__file__).parent.parent / "configs" / "ablations.yaml"
+CONFIGS = sorted(path for path in ABLATIONS.parent.glob("*.yaml") if path != ABLATIONS)
+TRIALS = [trial for trial in trials(read_plan(ABLATIONS), Path("runs")) if trial.seed == 0]
 
 
 def read(path: Path) -> Config:
     return parse(["--config", str(path)], prog="test", description="")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_makes_a_model(path: Path) -> None:
-    config = read(path)
+@pytest.mark.parametrize(
+    "config",
+    [*map(read, CONFIGS), *(t.config for t in TRIALS)],
+    ids=[p.stem for p in CONFIGS] + [t.entry for t in TRIALS],
+)
+def test_config_makes_a_model(config: Config) -> None:
     config = with_vocabulary(config, config.tokenizer.vocab_size)
     model = Model(config)
     tokens = jax.ShapeDtypeStruct((2, config.train.seq_len), jnp.int32)

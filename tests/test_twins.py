@@ -17,6 +17,7 @@ PAIRS = {"sharding.py": "device.py"}
 
 ALONE = {
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
+    "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"

@@ -284,7 +284,7 @@ def test_a_saved_config_reads_back_as_itself():
     assert parse("--config", "some.yaml") == config
 
 
-@pytest.mark.parametrize("module", ["jaxlm.train", "jaxlm.generate", "jaxlm.evaluate"])
+@pytest.mark.parametrize("module", ["jaxlm.train", "jaxlm.generate", "jaxlm.evaluate", "jaxlm.ablate"])
 def test_help_loads_no_framework(module: str):
     heavy = {"jax", "flax", "optax", "orbax", "torch", "matplotlib", "datasets", "transformers"}
     code = (

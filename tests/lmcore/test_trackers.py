@@ -16,6 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from lmcore.config import Config, LogConfig
 from lmcore.errors import UserError
 from lmcore.trackers import JsonlTracker, TensorBoardTracker, WandbTracker, open_trackers, read_metrics
+from torchlm import train
 
 
 def row(step: int, loss: float = 2.5) -> dict[str, int | float]:
@@ -164,6 +165,18 @@ def wandb_records(run_dir: Path) -> list[Record]:
     return records
 
 
+def history(records: list[Record]) -> dict[int, dict]:
+    """Step -> name -> what W&B keeps there."""
+    logged: dict[int, dict] = {}
+    for record in records:
+        if record.HasField("history"):
+            values = {
+                (item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
+            }
+            logged.setdefault(record.history.step.num, {}).update(values)
+    return logged
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -184,13 +197,7 @@ def test_wandb_offline_keeps_numbers_text_picture_and_one_id(tmp_path: Path):
     records = wandb_records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
     assert ids == {(tmp_path / "wandb_id.txt").read_text()}
-    logged: dict[int, dict] = {}
-    for record in records:
-        if record.HasField("history"):
-            values = {
-                (item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
-            }
-            logged.setdefault(record.history.step.num, {}).update(values)
+    logged = history(records)
     assert [logged[step]["train/loss"] for step in (10, 20)] == [2.5, 2.5]
     assert [logged[step]["valid/loss"] for step in (10, 20)] == [2.75, 2.75]
     assert "&lt;b&gt;Once" in next(tmp_path.glob("wandb/offline-run-*/files/media/html/*.html")).read_text()
@@ -229,3 +236,49 @@ def test_only_what_the_config_asks_for_is_opened(tmp_path: Path, monkeypatch: py
         assert [type(tracker) for tracker in trackers] == kinds
         for tracker in trackers:
             tracker.close()
+
+
+TINY = [
+    *("--model.dim=8", "--model.n_layers=1", "--model.n_heads=2", "--model.max_seq_len=16", "--tokenizer.kind=bytes"),
+    *("--data.stories=30", "--train.steps=4", "--train.batch_size=2", "--train.device=cpu", "--eval.every=2"),
+    *("--log.every=1", "--sample.every=2", "--sample.max_tokens=9"),
+]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_run_gives_every_tracker_its_curves_samples_and_picture(tmp_path: Path):
+    run = tmp_path / "run"
+    options = [*TINY, f"--run_dir={run}", f"--data.dir={tmp_path / 'data'}", "--log.tensorboard=true"]
+    assert train.main([*options, "--log.wandb=true"]) == 0
+    wandb.teardown()
+    rows = read_metrics(run / "metrics.jsonl")
+    samples = {int(path.stem[-6:]): path.read_text() for path in (run / "samples").iterdir()}
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert samples.keys() == {2, 4}
+
+    board = events(run / "tensorboard")
+    for tag, name in (("train/loss", "loss"), ("valid/bits_per_byte", "valid_bits_per_byte")):
+        assert [(e.step, e.value) for e in board.Scalars(tag)] == [
+            (row["step"], float(np.float32(row[name]))) for row in rows if name in row
+        ]
+    texts = {e.step: e.tensor_proto.string_val[0].decode() for e in board.Tensors("sample/text_summary")}
+    shown = {step: "".join(line[4:] + "\n" for line in text.split("\n"))[:-1] for step, text in texts.items()}
+    assert {step: text.rstrip("\n") for step, text in shown.items()} == {s: t.rstrip("\n") for s, t in samples.items()}
+    assert [(e.step, e.encoded_image_string[:4]) for e in board.Images("loss")] == [(4, b"\x89PNG")]
+
+    logged = history(wandb_records(run))
+    assert {step: values["train/loss"] for step, values in logged.items()} == {r["step"]: r["loss"] for r in rows}
+    assert {step for step, values in logged.items() if "sample._type" in values} == {2, 4}
+    assert [step for step, values in logged.items() if "loss._type" in values] == [4]
+    assert len(list(run.glob("wandb/offline-run-*/files/media/html/sample_*.html"))) == 2
+
+
+def test_a_run_that_diverges_leaves_its_curve(tmp_path: Path):
+    run = tmp_path / "run"
+    options = [*TINY, f"--run_dir={run}", f"--data.dir={tmp_path / 'data'}", "--log.tensorboard=true"]
+    assert train.main([*options, "--optim.lr=1e30", "--optim.clip=0", "--optim.warmup_steps=0"]) == 1
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert math.isfinite(last["loss"])
+    assert math.isnan(last["valid_loss"])  # found by the evaluation, before the next training loss shows it
+    assert [e.step for e in events(run / "tensorboard").Images("loss")] == [last["step"]]
+    assert (run / "loss.png").exists()

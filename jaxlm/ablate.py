@@ -1,0 +1,19 @@
+"""`python -m jaxlm.ablate FILE`: see `lmcore.ablation`."""
+
+import sys
+from collections.abc import Sequence
+
+from lmcore import ablation
+from lmcore.errors import command
+
+__all__ = ["main"]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the jaxlm train command."""
+    return ablation.main(argv, "jaxlm")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

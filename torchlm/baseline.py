@@ -1,0 +1,125 @@
+"""Measures a causal language model of `transformers` for `evaluate --baseline`: see `lmcore.baseline`.
+
+`python -m torchlm.baseline` reads a request as JSON from standard input and writes what it measured to standard output.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lmcore.baseline import Measured, Request, as_stream
+from lmcore.errors import UserError, command
+from lmcore.tokens import Tokens, eval_windows
+from torchlm.device import choose_device, to_device
+
+__all__ = ["encode", "load", "main", "measure"]
+
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub's first answer."""
+LOGITS = 2**27
+"""Most logits at a time: half a gigabyte in float32."""
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Model, in float32, and tokenizer, from a local folder or the hub.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    local = Path(name).is_dir()
+    only_local = local or not _answers(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=only_local)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, local_files_only=only_local
+        )
+    except Exception as error:  # what transformers raises for a missing or broken file depends on the kind of model
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+        why = f"cannot be loaded ({reason})" if local else "is no local folder, and cannot be fetched from the hub"
+        raise UserError(
+            f"{name!r} {why}; name a local folder with config.json, model.safetensors and tokenizer.json"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def _answers(name: str) -> bool:
+    """Whether the hub answers: where it doesn't, transformers would try again for half a minute for each file."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        pass  # it answers; if it refuses, transformers says why
+    except Exception:  # the error's class depends on which HTTP client is installed
+        return False
+    return True
+
+
+def encode(tokenizer: Any, eos_id: int, pieces: Sequence[tuple[str, bool]]) -> tuple[Tokens, int | None]:
+    """The text as a stream of ids, and the id that begins a document, where that is not the one that ends it.
+
+    Text is only ever text: a document that spells out a special token gets its characters.
+    """
+    bos_id = None if tokenizer.bos_token_id in (None, eos_id) else int(tokenizer.bos_token_id)
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    documents, begins = [], True
+    for text, ends in pieces:
+        ids = tokenizer(text, **options)["input_ids"]
+        before = [] if bos_id is None or not begins else [bos_id]
+        documents.append(np.array([*before, *ids, *([eos_id] if ends else [])], np.uint32))
+        begins = ends
+    size = sum(len(text.encode()) for text, _ in pieces)
+    return as_stream(documents, eos_id, tokenizer.unk_token_id, size), bos_id
+
+
+@torch.inference_mode()
+def measure(request: Request) -> Measured:
+    """Sum the losses of a model over a text, in windows as `lmcore.baseline` says.
+
+    Raises:
+        UserError: the model cannot be had, or has no token that ends a document.
+    """
+    device = choose_device(request.device)
+    model, tokenizer = load(request.model)
+    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+    if not isinstance(eos_id, int):
+        raise UserError(f"{request.model!r} has no single eos_token, which must end a document; set it in the folder")
+    stream, bos_id = encode(tokenizer, eos_id, request.pieces)
+    vocab_size, highest = model.get_output_embeddings().weight.shape[0], int(stream.ids.max())
+    if highest >= vocab_size:
+        raise UserError(f"{request.model!r}: its tokenizer gives id {highest}, and the model has {vocab_size} tokens")
+    context = min(request.context, getattr(model.config, "max_position_embeddings", None) or request.context)
+    rows = max(1, min(request.batch_size, LOGITS // (context * vocab_size)))
+    model.to(device)
+    nats, count = 0.0, 0
+    for inputs, targets in eval_windows(stream, seq_len=context, batch_size=rows, windows=0):
+        if bos_id is not None:
+            targets[targets == bos_id] = -1
+        logits = model(to_device(inputs, device), use_cache=False).logits.float()
+        wanted = to_device(targets, device)
+        nats += float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum"))
+        count += int((wanted != -1).sum())
+    size = sum(p.numel() for p in model.parameters())
+    return Measured(parameters=size, context=context, targets=count, unknown=stream.unknown, nats=nats)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer the request on standard input."""
+    request = Request(**json.load(sys.stdin))
+    print(json.dumps(asdict(measure(request))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
