@@ -150,7 +150,7 @@ def _parser(shape: Shape | None) -> Any:
     parser.add_argument("--peers", type=list[str], default=[], help="hf: also transformers' Llama of the same shape.")
     parser.add_argument("--only", type=list[str] | None, help="Sides to time, such as torchlm transformers; null: all.")
     parser.add_argument("--rounds", type=int, default=5, help="Timed turns of each side.")
-    parser.add_argument("--turn_steps", type=int, default=0, help="Updates a turn; 0: 1 on a CPU, 10 on a GPU.")
+    parser.add_argument("--turn_steps", type=int, default=0, help="Timed updates a turn; 0: 2 on a CPU, 10 on a GPU.")
     parser.add_argument("--prompts", type=list[str], default=["1", "32"], help="How many prompts to write after.")
     parser.add_argument("--prompt_tokens", type=int, default=32, help="Length of a prompt.")
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for the JSON, the plot and the page.")

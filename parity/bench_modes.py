@@ -101,12 +101,12 @@ def _warm_up(process: Process, agreement: Agreement, options: Options) -> dict[s
 def _steps(process: Process, options: Options) -> int:
     if process.side == "product":
         return PRODUCTS
-    return options.turn_steps or (1 if "cpu" in process.facts["device"] else 10)
+    return options.turn_steps or (2 if "cpu" in process.facts["device"] else 10)
 
 
 def _turn(process: Process, number: int, options: Options) -> dict[str, Any]:
     count = _steps(process, options)
-    return process.ask("train", step=2 + number * count, count=count)
+    return process.ask("train", step=2 + number * (count + 1), count=count + 1, warm=1)
 
 
 def _trained(process: Process, answers: list[dict[str, Any]], config: Config, steps: int) -> Measure:
@@ -147,15 +147,18 @@ def generation(config: Config, sides: Sequence[str], options: Options) -> list[M
                 logits = process.ask("logits", rows=4, length=length)["logits"]
                 difference[process.side] = agreement.check(process.side, logits)
             for rows in options.batches:
-                order = partial(Process.ask, do="write", rows=rows, length=length)
                 for process in processes:
                     options.say(f"first text of {process.side}")
-                    order(process)
-                answers = take_turns(processes, options, lambda process, _, order=order: order(process))
+                    _write(process, 0, rows, length)
+                answers = take_turns(processes, options, partial(_write, rows=rows, length=length))
                 for process in processes:
                     facts = _facts(process) | {"difference": difference[process.side]}
                     measures += _written(process.side, answers[process.side], config, rows, length, facts)
     return measures
+
+
+def _write(process: Process, number: int, rows: int, length: int) -> dict[str, Any]:
+    return process.ask("write", rows=rows, length=length)
 
 
 def _written(

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.flops import peak_flops
+from lmcore.prompting import CHUNK
 from parity.bench_sides import SHOWN, step_flops, torch_device_bytes, wait_for_torch
 
 __all__ = ["TransformersSide"]
@@ -67,22 +68,24 @@ class TransformersSide:
     def write(self, prompts: np.ndarray) -> tuple[float, float]:
         import torch
 
-        sample, clock = self.config.sample, Clock()
+        sample = self.config.sample
         tokens = torch.from_numpy(prompts).long().to(self.torch_device)
         drawn: dict[str, Any] = {"do_sample": False}
         if sample.temperature:
             drawn = {"do_sample": True, "temperature": sample.temperature}
             drawn |= {"top_k": sample.top_k, "top_p": sample.top_p, "min_p": sample.min_p or None}
-        self.model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=sample.max_tokens,
-            min_new_tokens=sample.max_tokens,
-            pad_token_id=0,
-            streamer=clock,
-            **drawn,
-        )
-        self.wait()
+        for count in (CHUNK, sample.max_tokens):
+            clock = Clock()
+            self.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                pad_token_id=0,
+                streamer=clock,
+                **drawn,
+            )
+            self.wait()
         return clock.times[1] - clock.times[0], time.perf_counter() - clock.times[1]
 
     def device_bytes(self) -> int | None:

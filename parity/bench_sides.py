@@ -5,7 +5,7 @@ only when one of its sides is made, in the process of `parity.bench_worker`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -41,7 +41,10 @@ class Side(Protocol):
         """Of the token after each prompt, the first SHOWN."""
 
     def write(self, prompts: np.ndarray) -> tuple[float, float]:
-        """Write `sample.max_tokens` after each prompt: seconds to read the prompts, seconds to write."""
+        """Write `sample.max_tokens` after each prompt: seconds to read the prompts, seconds to write.
+
+        The prompts are read, and a few tokens written, once before.
+        """
 
     def device_bytes(self) -> int | None:
         """Most memory of the device in use at once; None on a CPU."""
@@ -109,8 +112,13 @@ class TwinSide:
     def write(self, prompts: np.ndarray) -> tuple[float, float]:
         config = self.engine.config
         timed = Timed(self.engine.generator(config.sample), self.wait)
-        rows = prompts.tolist()
-        for _ in write_tokens(timed, rows, config.sample, context=config.model.max_seq_len, pad=0):
+
+        def written(generator: Generator) -> Iterator[np.ndarray]:
+            context = config.model.max_seq_len
+            return write_tokens(generator, prompts.tolist(), config.sample, context=context, pad=0)
+
+        next(written(timed.inner))
+        for _ in written(timed):
             pass
         return timed.read, timed.wrote
 

@@ -1,8 +1,9 @@
 """Sides that take turns: one process each, of which one at a time computes, while the others wait on their pipes.
 
 On a CPU all sides are alive together and every round asks each of them once, in an order that turns, so that a machine
-that is busy for a while slows all alike; ratios are then taken round by round. On an accelerator, whose memory one side
-may need for itself, they follow one another.
+that is busy for a while slows all alike; ratios are then taken round by round. A turn begins with work that is not
+timed: after a rest, the first step has to win back memory and caches from the others, which no training run does. On an
+accelerator, whose memory one side may need for itself, the sides follow one another.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ class Options:
     rounds: int
     """Timed turns of each side."""
     turn_steps: int
-    """Updates per turn; 0 takes 1 on a CPU and 10 on an accelerator, where a loop does not wait for each."""
+    """Timed updates per turn; 0 takes 2 on a CPU, 10 on an accelerator, where a loop does not wait for each."""
     batches: tuple[int, ...]
     """Numbers of prompts to write after at once."""
     prompt_tokens: int

@@ -51,16 +51,18 @@ class Worker:
         start = {"start_bytes": peak_rss(), "python_bytes": before}
         return start | {name: getattr(self.side, name) for name in ("device", "parameters", "peak", "step_flops")}
 
-    def train(self, step: int, count: int) -> dict[str, Any]:
-        """Do `count` updates, on the batches of `step` and those that follow."""
+    def train(self, step: int, count: int, warm: int = 0) -> dict[str, Any]:
+        """Do `count` updates, on the batches of `step` and those that follow; the first `warm` are not timed."""
         train, vocab_size, lr = self.config.train, self.config.model.vocab_size, self.config.optim.lr
         shape = train.batch_size, train.seq_len + 1
         batches = [
             np.random.default_rng([train.seed, number]).integers(vocab_size, size=shape, dtype=np.int32)
             for number in range(step, step + count)
         ]
+        losses = [self.side.step(batch, lr) for batch in batches[:warm]]
+        self.side.wait(losses)
         begin, busy = time.perf_counter(), time.process_time()
-        losses = [self.side.step(batch, lr) for batch in batches]
+        losses += [self.side.step(batch, lr) for batch in batches[warm:]]
         self.side.wait(losses)
         timed = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - busy}
         return timed | {"losses": [float(loss) for loss in losses]}
