@@ -268,7 +268,13 @@ def _save(report: "Report", folder: Path) -> Iterator[Path]:
     """Write the report under its date, as JSON, plot and page."""
     folder.mkdir(parents=True, exist_ok=True)
     name = folder / report.date[:19].replace(":", "")
+    from parity.bench_page import page, plot
+
     report.save_json(path := name.with_suffix(".json"))
+    yield path
+    plot(report, path := name.with_suffix(".png"))
+    yield path
+    (path := name.with_suffix(".html")).write_text(page(report), encoding="utf-8")
     yield path
 
 

@@ -11,7 +11,7 @@ from lmcore.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["BASES", "SCHEMA", "Change", "Measure", "Report", "cells", "changes", "load", "table", "title"]
+__all__ = ["BASES", "SCHEMA", "Change", "Measure", "Report", "cells", "changes", "load", "number", "table", "title"]
 
 SCHEMA = 1
 """Version of the JSON."""
@@ -133,6 +133,13 @@ class Report:
             values["derived"] = self.derived(measure, bases.get(measure.key, measure))
         return plain
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What else is to be known, for people."""
+        devices = sorted({measure.facts["device"] for measure in self.measures if "device" in measure.facts})
+        known = {"command": self.command, "date": self.date} | self.settings | self.machine
+        return known | {"devices": ", ".join(devices)} | self.versions | self.flags
+
     def save_json(self, path: Path) -> None:
         """Write all of it."""
         path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -178,8 +185,8 @@ def cells(report: Report, group: list[Measure]) -> list[dict[str, str]]:
     for measure in group:
         facts, derived = measure.facts, report.derived(measure, base)
         low, high = measure.quartiles
-        row = {"side": measure.side, measure.unit: _number(measure.median)}
-        row["middle half"] = f"{_number(low)} – {_number(high)}"
+        row = {"side": measure.side, measure.unit: number(measure.median)}
+        row["middle half"] = f"{number(low)} – {number(high)}"
         row[f"× {base.side}"] = f"{derived['ratio']:.2f}"
         row["ms a step"] = _scaled(derived.get("step_seconds"), 1e3)
         row["GFLOP/s"] = _scaled(derived.get("flops_per_second"), 1e-9)
@@ -212,7 +219,8 @@ def _table(heading: str, rows: list[dict[str, str]]) -> "Table":
     return made
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A measured value, to three figures or the unit."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -265,6 +273,6 @@ def change_table(old: Report, new: Report) -> "Table":
         measure = change.new
         mark = "" if not change.apart else "faster" if change.ratio > 1 else "slower"
         row = {"what": ", ".join(filter(None, measure.key[1:])), "side": measure.side, "unit": measure.unit}
-        row |= {"old": _number(change.old.median), "new": _number(measure.median)}
+        row |= {"old": number(change.old.median), "new": number(measure.median)}
         rows.append(row | {"speed": f"× {change.ratio:.2f}", "beyond the spread": mark})
     return _table(f"{old.date} → {new.date}", rows)
