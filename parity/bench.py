@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(olds) == 2:
         console.print(change_table(*olds))
         return 0
-    plan = _plan(args)
+    plan, out = _plan(args), Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)  # now, not after minutes
     report = _empty_report(words, plan)
     with _busy(console) as say:
         for mode, dtype in plan.parts:
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for group in report.groups():
                 if group[0].key[:2] == (mode, dtype):
                     console.print(table(report, group), "")
-    for path in _save(report, Path(args.out)):
+    for path in _save(report, out):
         console.print(f"written: {path}", highlight=False, markup=False)
     for old in olds:
         console.print(change_table(old, report))
@@ -266,7 +267,6 @@ def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
 
 def _save(report: "Report", folder: Path) -> Iterator[Path]:
     """Write the report under its date, as JSON, plot and page."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = folder / report.date[:19].replace(":", "")
     from parity.bench_page import page, plot
 

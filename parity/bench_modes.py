@@ -27,6 +27,9 @@ SIDES: dict[str, tuple[str, ...]] = {
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 """Greatest difference of losses or logits, relative to the largest of them, at which sides have the same model."""
 
+WARM_UP = 4
+"""Updates before the first turn, whose losses must agree: the fewest in which a wrong beta, rate or clip shows."""
+
 PRODUCTS = 3
 """Matrix products in a turn."""
 
@@ -64,14 +67,14 @@ class Agreement:
 
 
 def training(config: Config, sides: Sequence[str], options: Options) -> list[Measure]:
-    """Time updates, after two that warm up: one on the initial weights, one on those that the first has made.
+    """Time updates, after a few that warm up, from the initial weights on.
 
     Raises:
-        Differ: the losses of these two are not the same.
+        Differ: the losses of these few are not the same.
         UserError: a side cannot do what is asked.
     """
     measures = []
-    agreement = Agreement("losses of the first two updates", config.train.precision)
+    agreement = Agreement("losses of the first updates", config.train.precision)
     for group in _groups("train", sides, options.alone):
         with started(group, "train", config, options) as processes:
             warm = {process.side: _warm_up(process, agreement, options) for process in processes}
@@ -91,10 +94,11 @@ def _groups(mode: str, sides: Sequence[str], alone: bool) -> list[list[str]]:
 
 def _warm_up(process: Process, agreement: Agreement, options: Options) -> dict[str, float]:
     options.say(f"first step of {process.side}")
-    first, second = (process.ask("train", step=step, count=1) for step in (0, 1))
+    first = process.ask("train", step=0, count=1)
+    later = process.ask("train", step=1, count=WARM_UP - 1)
     difference = 0.0
     if process.side != "product":
-        difference = agreement.check(process.side, first["losses"] + second["losses"])
+        difference = agreement.check(process.side, first["losses"] + later["losses"])
     return {"first_seconds": first["seconds"], "difference": difference}
 
 
@@ -106,7 +110,7 @@ def _steps(process: Process, options: Options) -> int:
 
 def _turn(process: Process, number: int, options: Options) -> dict[str, Any]:
     count = _steps(process, options)
-    return process.ask("train", step=2 + number * (count + 1), count=count + 1, warm=1)
+    return process.ask("train", step=WARM_UP + number * (count + 1), count=count + 1, warm=1)
 
 
 def _trained(process: Process, answers: list[dict[str, Any]], config: Config, steps: int) -> Measure:
@@ -132,7 +136,7 @@ def _facts(process: Process) -> dict[str, Any]:
 
 
 def generation(config: Config, sides: Sequence[str], options: Options) -> list[Measure]:
-    """Time the reading of prompts and the writing after them, one batch size after the other, each warmed up once.
+    """Time the reading of prompts and the writing after them, one batch size after the other.
 
     Raises:
         Differ: the logits after the prompts are not the same.
@@ -147,18 +151,23 @@ def generation(config: Config, sides: Sequence[str], options: Options) -> list[M
                 logits = process.ask("logits", rows=4, length=length)["logits"]
                 difference[process.side] = agreement.check(process.side, logits)
             for rows in options.batches:
-                for process in processes:
-                    options.say(f"first text of {process.side}")
-                    _write(process, 0, rows, length)
                 answers = take_turns(processes, options, partial(_write, rows=rows, length=length))
                 for process in processes:
-                    facts = _facts(process) | {"difference": difference[process.side]}
+                    facts = _facts(process) | {"difference": difference[process.side], "rows": rows}
+                    facts["weight_bytes"] = _weight_bytes(config, process.facts["parameters"])
                     measures += _written(process.side, answers[process.side], config, rows, length, facts)
     return measures
 
 
 def _write(process: Process, number: int, rows: int, length: int) -> dict[str, Any]:
     return process.ask("write", rows=rows, length=length)
+
+
+def _weight_bytes(config: Config, parameters: int) -> int:
+    """What has to be read for a token, however many texts it is written to: all weights but an embedding of its own."""
+    model = config.model
+    looked_up = 0 if model.tie_embeddings else model.vocab_size * model.dim
+    return (parameters - looked_up) * {"float64": 8, "float32": 4}.get(config.train.precision, 2)
 
 
 def _written(

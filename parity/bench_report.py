@@ -109,7 +109,8 @@ class Report:
 
         `flops_per_second` counts 6 FLOPs per weight and token and causal attention (`lmcore.flops`);
         `share_of_product` is that over the rate of the bare product of the same round; `mfu` is it over the maker's
-        dense 16-bit peak, where that is known and the products are of 16 bits.
+        dense 16-bit peak, where that is known and the products are of 16 bits. `weight_bytes_per_second` counts each
+        weight once a token: what decoding needs of the memory's bandwidth at least.
         """
         low, high = measure.quartiles
         found = {"median": measure.median, "lower_quartile": low, "upper_quartile": high, "ratio": measure.speed(base)}
@@ -123,6 +124,8 @@ class Report:
                 found["share_of_product"] = measure.speed(product) / measure.amount * work
             if facts["peak"] and measure.dtype in ("bfloat16", "float16"):
                 found["mfu"] = found["flops_per_second"] / facts["peak"]
+        if measure.what.startswith("write"):
+            found["weight_bytes_per_second"] = facts["weight_bytes"] * measure.median / facts["rows"]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def cells(report: Report, group: list[Measure]) -> list[dict[str, str]]:
         row["GFLOP/s"] = _scaled(derived.get("flops_per_second"), 1e-9)
         row["of product"] = _percent(derived.get("share_of_product"))
         row["MFU"] = _percent(derived.get("mfu"))
+        row["weights GB/s"] = _scaled(derived.get("weight_bytes_per_second"), 1e-9, 1)
         row["compile s"] = _scaled(derived.get("compile_seconds"), 1, 1)
         if measure.cpu_seconds:
             row["cores busy"] = f"{sum(measure.cpu_seconds) / sum(measure.seconds):.2f}"

@@ -4,6 +4,7 @@
 Whatever a library prints goes to standard error. Times are on the wall; `cpu` is processor time over all threads.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -45,11 +46,10 @@ class Worker:
     def make(self, side: str, mode: str, config: dict[str, Any]) -> dict[str, Any]:
         """Load the framework and put the initial weights in place."""
         self.config = from_dict(Config, config)
-        before = peak_rss()
         self.side = make_side(side, self.config, mode)
         self.side.wait()
-        start = {"start_bytes": peak_rss(), "python_bytes": before}
-        return start | {name: getattr(self.side, name) for name in ("device", "parameters", "peak", "step_flops")}
+        names = "device", "parameters", "peak", "step_flops"
+        return {"start_bytes": resident("VmRSS")} | {name: getattr(self.side, name) for name in names}
 
     def train(self, step: int, count: int, warm: int = 0) -> dict[str, Any]:
         """Do `count` updates, on the batches of `step` and those that follow; the first `warm` are not timed."""
@@ -77,20 +77,29 @@ class Worker:
         read, wrote = self.side.write(self._prompts(rows, length))
         return {"read_seconds": read, "write_seconds": wrote, "cpu_seconds": time.process_time() - busy}
 
+    def settle(self) -> dict[str, Any]:
+        """Let the most memory resident count from now on."""
+        with contextlib.suppress(OSError):  # only Linux has it
+            Path("/proc/self/clear_refs").write_text("5")
+        return {}
+
     def memory(self) -> dict[str, Any]:
         """Most memory in use at once so far."""
-        return {"rss_bytes": peak_rss(), "device_bytes": self.side.device_bytes()}
+        return {"rss_bytes": resident("VmHWM"), "device_bytes": self.side.device_bytes()}
 
     def _prompts(self, rows: int, length: int) -> np.ndarray:
         rng = np.random.default_rng([self.config.train.seed, rows])
         return rng.integers(self.config.model.vocab_size, size=(rows, length), dtype=np.int32)
 
 
-def peak_rss() -> int:
-    """Most bytes of memory that this process held at once; its parent's, which getrusage passes on, left out."""
+def resident(field: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or the most that it held at once (VmHWM).
+
+    By Linux's own account, since getrusage passes the parent's peak on; elsewhere both are getrusage's peak.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
         return int(line.split()[1]) * 1024
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
