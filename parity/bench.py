@@ -177,6 +177,7 @@ def _plan(args: Any) -> Plan:
     Raises:
         UserError: something cannot be measured.
     """
+    from parity.bench_modes import SIDES
     from parity.bench_turns import Options
 
     dtypes = _known("--dtype", args.dtype, get_args(Precision))
@@ -187,6 +188,10 @@ def _plan(args: Any) -> Plan:
     sides = [*TWINS, *peers]
     if args.only is not None:
         sides = [side for side in sides if side in _known("--only", args.only, sides)]
+    for mode in modes:
+        if mode != "prepare" and not any(mode in SIDES[side] for side in sides):
+            able = ", ".join(side for side in (*TWINS, *peers) if mode in SIDES[side])
+            raise UserError(f"--only: found {' '.join(args.only)}, expected for --mode {mode} any of {able}")
     sides.append("product")
     for option, found in (("--rounds", args.rounds), ("--prompt_tokens", args.prompt_tokens)):
         if found < 1:
@@ -200,7 +205,7 @@ def _plan(args: Any) -> Plan:
     shape = SHAPES[args.shape]
     own = not args.config and vocab_size == shape.fields["model.vocab_size"]
     return Plan(
-        config=replace(config, model=replace(config.model, vocab_size=vocab_size)),
+        config=replace(config, model=replace(config.model, vocab_size=vocab_size, dropout=0.0)),  # draws differ
         generate_vocab=(own and shape.generate_vocab) or vocab_size,
         parts=[(mode, dtype) for mode in modes for dtype in (dtypes if mode in ("train", "generate") else [""])],
         sides=sides,
@@ -223,7 +228,7 @@ def _measure(mode: str, dtype: str, plan: Plan, say: Callable[[str], None]) -> "
     if mode == "prepare":
         return bench_commands.preparation(plan.config, options)
     if mode == "startup":
-        return bench_commands.startup([side for side in plan.sides if side in ("jaxlm", "torchlm")], options)
+        return bench_commands.startup([side for side in plan.sides if mode in bench_modes.SIDES[side]], options)
     config = replace(plan.config, train=replace(plan.config.train, precision=cast(Precision, dtype)))
     if mode == "train":
         return bench_modes.training(config, plan.sides, options)

@@ -15,8 +15,8 @@ from parity.bench_turns import Options, Process, started, take_turns
 __all__ = ["SIDES", "TOLERANCE", "Agreement", "Differ", "generation", "training"]
 
 SIDES: dict[str, tuple[str, ...]] = {
-    "jaxlm": ("train", "generate"),
-    "torchlm": ("train", "generate"),
+    "jaxlm": ("train", "generate", "startup"),
+    "torchlm": ("train", "generate", "startup"),
     "torchlm-compiled": ("train",),
     "transformers": ("train", "generate"),
     "transformers-compiled": ("train",),
@@ -78,7 +78,6 @@ def training(config: Config, sides: Sequence[str], options: Options) -> list[Mea
     for group in _groups("train", sides, options.alone):
         with started(group, "train", config, options) as processes:
             warm = {process.side: _warm_up(process, agreement, options) for process in processes}
-
             answers = take_turns(processes, options, partial(_turn, options=options))
             for process in processes:
                 measure = _trained(process, answers[process.side], config, _steps(process, options))

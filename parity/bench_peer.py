@@ -36,6 +36,8 @@ class TransformersSide:
         if mode != "train":
             self.model = self.model.to(self.dtype).eval()
             return
+        if config.train.remat:
+            self.model.gradient_checkpointing_enable()
         self.forward = torch.compile(self.model, dynamic=False) if config.train.compile else self.model
         self.optimizer = adamw(config, self.model)
 
@@ -47,13 +49,17 @@ class TransformersSide:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.forward(input_ids=tokens[:, :-1], use_cache=False).logits
-            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        parts = self.config.train.grad_accum
+        total = torch.zeros((), device=self.torch_device)
+        for part in tokens.chunk(parts):
+            with torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.forward(input_ids=part[:, :-1], use_cache=False).logits
+                loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) / parts
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip or float("inf"))
         self.optimizer.step()
-        return loss.detach()
+        return total
 
     def wait(self, value: Any = None) -> None:
         wait_for_torch(self.torch_device)
@@ -66,6 +72,7 @@ class TransformersSide:
         return logits[:, -1, :SHOWN].float().cpu().numpy()
 
     def write(self, prompts: np.ndarray) -> tuple[float, float]:
+        """As every side does; the first token, which its `generate` chooses with the reading, counts as written."""
         import torch
 
         sample = self.config.sample

@@ -30,6 +30,7 @@ CONFIG = Config(
 TINY = [
     *("--model.vocab_size", "101", "--model.dim", "20", "--model.n_layers", "2", "--model.n_heads", "2"),
     *("--model.n_kv_heads", "1", "--model.ffn_dim", "0", "--model.max_seq_len", "24", "--train.batch_size", "6"),
+    *("--train.grad_accum", "2", "--model.dropout", "0.1"),
     *("--sample.max_tokens", "20", "--train.device", "cpu", "--dtype", "float32", "--rounds", "2"),
     *("--prompts", "1", "3", "--prompt_tokens", "7"),
 ]
@@ -203,6 +204,7 @@ def test_a_change_counts_where_the_samples_lie_apart(tmp_path: Path, capsys: pyt
         (["--dtype", "int8"], "--dtype: found 'int8', expected float32"),
         (["--peers", "vllm"], "--peers: found 'vllm', expected hf"),
         (["--only", "transformers"], "--only: found 'transformers', expected jaxlm, torchlm, torchlm-compiled"),
+        (["--only", "torchlm-compiled"], "--only: found torchlm-compiled, expected for --mode generate any of jaxlm"),
         (["--rounds", "0"], "--rounds: found 0, expected at least 1"),
         (["--prompts", "1", "many"], "--prompts: found 'many', expected numbers such as 1 32"),
         (["--compare", "no.json"], "--compare: no.json cannot be read"),
