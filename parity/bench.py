@@ -185,6 +185,11 @@ def _plan(args: Any) -> Plan:
     peers = [side for peer in _known("--peers", args.peers, PEERS) for side in PEERS[peer]]
     if peers and find_spec("transformers") is None:
         raise UserError("--peers: found 'hf', but transformers is not installed; pip install transformers")
+    for dtype in dtypes if peers else []:
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"--dtype: found {dtype!r} with --peers, expected float32 or bfloat16, as transformers trains"
+            )
     sides = [*TWINS, *peers]
     if args.only is not None:
         sides = [side for side in sides if side in _known("--only", args.only, sides)]

@@ -49,7 +49,7 @@ class Process:
     """A side in a process of its own."""
 
     def __init__(self, side: str, mode: str, config: Config, folder: Path):
-        self.side, self.folder = side, folder
+        self.side = side
         self.log = folder / f"{side}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

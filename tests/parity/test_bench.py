@@ -202,6 +202,10 @@ def test_a_change_counts_where_the_samples_lie_apart(tmp_path: Path, capsys: pyt
         (["--shape", "1b", "--config", "configs/quickstart.yaml"], "--shape: found it beside --config"),
         (["--mode", "train", "fly"], "--mode: found 'fly', expected train, generate, prepare, startup"),
         (["--dtype", "int8"], "--dtype: found 'int8', expected float32"),
+        (
+            ["--dtype", "float64", "--peers", "hf"],
+            "--dtype: found 'float64' with --peers hf, expected",
+        ),
         (["--peers", "vllm"], "--peers: found 'vllm', expected hf"),
         (["--only", "transformers"], "--only: found 'transformers', expected jaxlm, torchlm, torchlm-compiled"),
         (["--only", "torchlm-compiled"], "--only: found torchlm-compiled, expected for --mode generate any of jaxlm"),
