@@ -187,9 +187,7 @@ def _plan(args: Any) -> Plan:
         raise UserError("--peers: found 'hf', but transformers is not installed; pip install transformers")
     for dtype in dtypes if peers else []:
         if dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"--dtype: found {dtype!r} with --peers, expected float32 or bfloat16, as transformers trains"
-            )
+            raise UserError(f"--dtype: found {dtype!r} with --peers hf, expected float32 or bfloat16")
     sides = [*TWINS, *peers]
     if args.only is not None:
         sides = [side for side in sides if side in _known("--only", args.only, sides)]

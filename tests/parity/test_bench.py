@@ -241,6 +241,7 @@ def test_a_file_that_is_no_report_is_refused(
     assert "expected a JSON file that python -m parity.bench wrote" in line
 
 
+@pytest.mark.slow
 def test_a_type_that_the_device_lacks_is_refused_by_the_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--dtype", "float16", "--only", "torchlm", "--mode", "generate", "--out", str(tmp_path)]
     assert main([*TINY, *words]) == 2
@@ -291,6 +292,7 @@ def test_one_size_grows_and_the_others_stay(axis: str):
     assert changed - {"eval.batch_size"} == expected[axis] - {"eval.batch_size"}
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_drawn(tmp_path: Path):
     point = growth.measure("batch", 2, "torchlm", updates=1)
     assert (point.value, point.side) == (2, "torchlm")
