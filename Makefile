@@ -3,7 +3,7 @@
 #   make test           all tests but the slow ones;  make test PYTEST_FLAGS="-x -k resume"
 #   make lint           style and types
 #   make slow           the longer proofs
-#   make bench          start, training and generation, timed as a user runs them (a few minutes)
+#   make bench          the twins beside transformers, training and generating (ten minutes on two cores)
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
 PYTHON ?= python3
@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python -m parity.bench --peers hf --rounds 3
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

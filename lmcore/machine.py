@@ -1,9 +1,11 @@
 """Facts about the machine that both twins ask for."""
 
 import os
+import platform
 import sys
+from pathlib import Path
 
-__all__ = ["restart_with_huge_pages", "usable_cores"]
+__all__ = ["cpu_name", "huge_pages", "memory_bytes", "restart_with_huge_pages", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -13,12 +15,31 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def restart_with_huge_pages() -> None:
-    """On Linux, run this program anew with an allocator that asks for huge pages, unless GLIBC_TUNABLES is set already.
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    """Main memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def huge_pages() -> dict[str, str]:
+    """The environment in which glibc asks for huge pages; nothing elsewhere, or where GLIBC_TUNABLES is set already.
 
     A train step allocates and frees its buffers each time: in pages of 4 KiB, the kernel spends a sixth of the step
-    on handing them out. glibc reads the setting only when a program starts; the process keeps its number.
+    on handing them out.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    wanted = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {}
+
+
+def restart_with_huge_pages() -> None:
+    """Run this program anew with `huge_pages`, which glibc reads only at a start; the process keeps its number."""
+    if added := huge_pages():
+        os.environ.update(added)
         os.execv(sys.executable, sys.orig_argv)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-__all__ = ["BLUE", "ORANGE", "count", "draw_run", "frame", "new_plot", "plot_loss", "save", "smooth"]
+__all__ = ["BLUE", "ORANGE", "count", "draw_run", "frame", "new_plot", "plot_loss", "save", "smooth", "style"]
 
 BLUE, ORANGE = "#2a6fbb", "#d95f02"  # told apart by colour-blind readers, and in grey
 _INK, _MUTED, _GRID = "#1f2328", "#59636e", "#d8dee4"
@@ -37,17 +37,22 @@ def new_plot(title: str, xlabel: str, ylabel: str) -> tuple["matplotlib.figure.F
 
     figure = Figure(figsize=(8, 4.8), dpi=150, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=12, parse_math=False)
+    style(axes, title, 13)
     axes.set_xlabel(xlabel, color=_MUTED)
     axes.set_ylabel(ylabel, color=_MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    return figure, axes
+
+
+def style(axes: "matplotlib.axes.Axes", title: str, size: float) -> None:
+    """Give axes the project's look, with a title of `size` points."""
+    axes.set_title(title, loc="left", color=_INK, fontsize=size, fontweight="bold", pad=size - 1, parse_math=False)
     axes.tick_params(colors=_MUTED, length=0, labelsize=9)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
-    return figure, axes
 
 
 def draw_run(

@@ -98,7 +98,7 @@ class Batches:
 
     The shuffle is NumPy's sort of a counter-based generator's raw stream, which stays the same in every NumPy version
     (`Generator.permutation` makes no such promise). The current and the last epoch's order are kept: 16 bytes per
-    window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/prepare.py` compares the alternatives.
+    window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/shuffle.py` compares the alternatives.
     """
 
     def __init__(self, tokens: Tokens, *, seq_len: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)):

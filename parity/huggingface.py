@@ -19,7 +19,7 @@ from lmcore.rope import frequencies
 from lmcore.tokenizer import Tokenizer
 from parity.mapping import convert_names
 
-__all__ = ["Folder", "read_folder", "write_folder"]
+__all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
 
 SHARD_BYTES = 5 * 10**9
 """A larger model is written in parts of at most this size."""
@@ -309,7 +309,7 @@ def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray]
         )
     dtypes = {str(array.dtype) for array in weights.values()}
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    _write_json(folder / "config.json", _config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
+    _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
     _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
     _write_weights(folder, weights)
     if tokenizer is not None:
@@ -321,7 +321,8 @@ def _widest(dtypes: set[str]) -> str:
     return next((name for name in ("float64", "float32", "bfloat16", "float16") if name in dtypes), "float32")
 
 
-def _config_fields(model: ModelConfig) -> dict[str, Any]:
+def config_fields(model: ModelConfig) -> dict[str, Any]:
+    """What `config.json` says of a model's shape."""
     fields: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     for name, ours in [*SIZES.items(), *((name, ours) for name, (ours, _) in DEFAULTED.items())]:
         fields[name] = getattr(model, ours)

@@ -1,27 +1,17 @@
-"""How fast text becomes tokens, and tokens become batches: `python benchmarks/prepare.py --data.files FILE`.
+"""How fast tokens become batches: the shuffle of `lmcore.tokens` beside others, `python benchmarks/shuffle.py`.
 
-Tokens: one `prepare` (hash, read, encode, convert, write, flush to disk) against the `tokenizers` library's own
-`encode_batch` on the same documents, already in memory, on the same cores; also against `encode_batch_fast` of all, and
-of 1000 at a time with the ids taken out, which is the best that can be had of it. Batches: the shuffle of
-`lmcore.tokens` against others, by the time to order an epoch, to draw a batch at a random step, and by memory. Medians
-of repeats that take turns, so that a busy moment hits all alike; processor seconds too, which neighbours disturb less.
+By the time to order an epoch, to draw a batch at a random step, and by memory. Medians of repeats that take turns.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from lmcore.config import Config, DataConfig, TokenizerConfig
-from lmcore.corpus import open_corpora
-from lmcore.prepare import prepare
-from lmcore.tokenizer import train
 from lmcore.tokens import Batches, Tokens
 
 
@@ -37,33 +27,6 @@ def medians(repeats: int, **functions: Callable[[], object]) -> dict[str, tuple[
         name: (statistics.median(wall for wall, _ in values), statistics.median(cpu for _, cpu in values))
         for name, values in measured.items()
     }
-
-
-def tokens(files: list[str], vocab_size: int, repeats: int) -> None:
-    """Compare `prepare` with the library."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "tokenizer.json"
-        pieces = [piece.text for corpus in open_corpora(DataConfig(files=files)) for piece in corpus]
-        tokenizer = train(TokenizerConfig(vocab_size=vocab_size), pieces)
-        tokenizer.save(made)
-        megabytes = sum(len(text.encode()) for text in pieces) / 1e6
-
-        def ours() -> None:
-            with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                data = DataConfig(files=files, dir=fresh)
-                prepare(Config(data=data, tokenizer=TokenizerConfig(kind="file", file=str(made))), lambda line: None)
-
-        seconds = medians(
-            repeats,
-            encode_batch=lambda: tokenizer.inner.encode_batch(pieces, add_special_tokens=False),
-            encode_batch_fast=lambda: tokenizer.inner.encode_batch_fast(pieces, add_special_tokens=False),
-            in_batches=lambda: [tokenizer.encode_batch(pieces[i : i + 1000]) for i in range(0, len(pieces), 1000)],
-            prepare=ours,
-        )
-    print(f"{megabytes:.1f} MB, {len(pieces)} pieces, {tokenizer.vocab_size} ids, {os.cpu_count()} cores")
-    for name, (wall, cpu) in seconds.items():
-        share = seconds["encode_batch"][0] / wall
-        print(f"  {name:18} {megabytes / wall:6.2f} MB/s  {share:5.2f} of encode_batch  {cpu:6.2f} processor seconds")
 
 
 def permutation(seed: int, epoch: int, windows: int) -> np.ndarray:
@@ -128,15 +91,11 @@ def batches(windows: int, repeats: int, seq_len: int = 256, batch_size: int = 16
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data.files", dest="files", nargs="+", help="text to encode")
-    parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--windows", type=int, default=4_000_000, help="4 million: a billion tokens")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    if arguments.files:
-        tokens(arguments.files, arguments.vocab_size, arguments.repeats)
     batches(arguments.windows, arguments.repeats)
 
 
