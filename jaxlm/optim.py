@@ -74,7 +74,7 @@ def _muon(momentum: float) -> optax.GradientTransformation:
 
     def orthogonalize(updates: Any, params: Any = None) -> Any:
         iteration = optax.contrib.scale_by_muon(
-            beta=0.0,
+            beta=0.0,  # the momentum comes from before
             nesterov=False,
             eps=MUON_EPS,
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree),

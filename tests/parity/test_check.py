@@ -182,6 +182,16 @@ def keep_programs(on: bool, folder: str | None) -> None:
     compilation_cache.reset_cache()
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion", "sgd")]
+
+
+@pytest.mark.parametrize("name", ["muon", *SLOW])
+def test_every_optimizer_climbs(name: str):
+    config = shallow()
+    config = replace(config, optim=replace(config.optim, name=name))
+    assert failures(shaken_pair(config), rungs=(6,)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
 def test_identical_models_pass_twenty_times_in_twenty_seeds():
