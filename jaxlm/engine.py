@@ -61,7 +61,7 @@ def train_step(
         (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
     targets = batch[:, :, 1:].size
     grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / targets, grads), config.optim.clip)
-    directions, opt_state = make_optimizer(config.optim).update(grads, state.opt_state, state.params)
+    directions, opt_state = make_optimizer(config.optim).update(grads, state.opt_state, state.params, lr=lr)
     params = apply_updates(state.params, directions, lr)
     return TrainState(state.step + 1, params, opt_state), {"loss": loss / targets, "grad_norm": grad_norm}
 

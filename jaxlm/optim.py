@@ -1,4 +1,7 @@
-"""Global-norm clip, then AdamW with decay on matrices only; the learning rate is given at each update."""
+"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is given at each update."""
+
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from lmcore.config import OptimConfig
+from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, takes_muon
 
-__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer"]
+__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 
 
 def clip_by_global_norm(grads: PyTree[Array], max_norm: float) -> tuple[PyTree[Array], Float[Array, ""]]:
@@ -24,14 +28,81 @@ def decay_mask(params: PyTree[Array]) -> PyTree[bool]:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """AdamW's direction, decay included and learning rate left out (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    return optax.chain(
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
-    )
+def muon_mask(params: dict[str, Any]) -> dict[str, bool]:
+    """True for what Muon trains: the matrices of the blocks."""
+    return {name: takes_muon(name, p.ndim) for name, p in params.items()}
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """The direction of the optimizer that the config names, decay included and learning rate left out.
+
+    `update` takes the learning rate too, as `lr`, by which Adafactor knows whether to go slower. Sources: AdamW,
+    Loshchilov & Hutter 2019, arXiv:1711.05101; Adafactor, Shazeer & Stern 2018, arXiv:1804.04235; Muon, Jordan et al.
+    2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
+    """
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    match config.name:
+        case "adamw":
+            steps = [adam, decay]
+        case "adafactor":
+            steps = [_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(), _slowing(), decay]
+        case "muon":
+            parts = {"muon": _muon(config.momentum), "adamw": adam}
+            steps = [optax.partition(parts, _labels), decay]
+        case "lion":
+            steps = [optax.scale_by_lion(config.beta1, config.beta2), decay]
+        case "sgd":
+            steps = [decay, optax.trace(config.momentum)]
+    return optax.with_extra_args_support(optax.chain(*steps))
 
 
 def apply_updates(params: PyTree[Array], directions: PyTree[Array], lr: Float[Array, ""]) -> PyTree[Array]:
     """params − lr · directions."""
     return jax.tree.map(lambda p, d: p - lr * d, params, directions)
+
+
+def _labels(params: dict[str, Any]) -> dict[str, str]:
+    return {name: "muon" if taken else "adamw" for name, taken in muon_mask(params).items()}
+
+
+def _muon(momentum: float) -> optax.GradientTransformation:
+    """Nesterov momentum as torch's Muon means it, without optax's correction of the first steps' bias.
+
+    What then passes through optax's Newton–Schulz iteration gets the size that an update of AdamW would have.
+    """
+
+    def orthogonalize(updates: Any, params: Any = None) -> Any:
+        iteration = optax.contrib.scale_by_muon(
+            beta=0.0,  # the momentum comes from before
+            nesterov=False,
+            eps=MUON_EPS,
+            weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree),
+        )
+        made, _ = iteration.update(updates, iteration.init(updates))
+        return jax.tree.map(lambda u: u * (0.2 * math.sqrt(max(u.shape))), made)
+
+    return optax.chain(optax.scale(1 - momentum), optax.trace(momentum, nesterov=True), optax.stateless(orthogonalize))
+
+
+def _factored_rms() -> optax.GradientTransformation:
+    """optax's own, which factors every matrix, as torch does, and has 1 − t^−0.8 in the widest type at hand."""
+    return optax.scale_by_factored_rms(
+        min_dim_size_to_factor=1,
+        epsilon=ADAFACTOR_EPS**2,
+        decay_rate_fn=lambda step, rate: 1 - jnp.asarray(step + 1, float) ** -rate,
+    )
+
+
+def _slowing() -> optax.GradientTransformationExtraArgs:
+    """Keep the learning rate of update t at most 1/√t, as torch's Adafactor does."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> tuple[Any, Any]:
+        count = state.count + 1
+        share = jnp.minimum(1.0, 1 / (lr * jnp.sqrt(jnp.asarray(count, float))))
+        return jax.tree.map(lambda u: u * share.astype(u.dtype), updates), optax.ScaleByScheduleState(count)
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -42,6 +42,8 @@ CHANGEABLE = (
     *("optim.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""
+UNCHANGEABLE = ("optim.name",)
+"""Fields that may not, whatever they begin with: one optimizer cannot read what another remembers."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def open_run(config: Config, framework: str) -> Checkpoint | None:
     checkpoints = list_checkpoints(run_dir)
     imported = bool(checkpoints) and checkpoints[-1].step == 0  # a model that has seen no text here: any may follow
     free = (*CHANGEABLE, "data.", "train.") if imported else CHANGEABLE
-    refused = {n: c for n, c in changed.items() if not n.startswith(free)}
+    refused = {n: c for n, c in changed.items() if n in UNCHANGEABLE or not n.startswith(free)}
     if refused:
         listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in refused.items())
         raise UserError(f"run_dir: {run_dir} was made with another config: {listed}; restore them or start a new run")

@@ -199,8 +199,12 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["adamw", "adafactor", "muon", "lion", "sgd"] = "adamw"
+    """adafactor keeps row and column means of squares only, and scales each update by its parameter's size; muon
+    orthogonalizes the momentum of the blocks' matrices, and leaves the rest to adamw; lion takes the sign of its
+    momentum, at a third to a tenth of adamw's lr; sgd has momentum."""
     lr: float = 3e-3
     """Peak learning rate."""
     min_lr_ratio: float = 0.1
@@ -212,13 +216,15 @@ class OptimConfig:
     decay_fraction: float = 0.2
     """Share of all steps that wsd spends on its decay."""
     beta1: float = 0.9
-    """Decay of the mean of gradients."""
+    """Decay of the mean of gradients, for adamw, for what muon leaves to it, and for lion."""
     beta2: float = 0.95
-    """Decay of the mean of squared gradients."""
+    """Decay of the mean of squared gradients, likewise; lion's of its one mean."""
     eps: float = 1e-8
-    """Added to the root of the mean of squares."""
+    """Added to the root of the mean of squares, for adamw and for what muon leaves to it."""
+    momentum: float = 0.95
+    """Decay of the momentum of muon (Nesterov's) and sgd."""
     weight_decay: float = 0.1
-    """Decoupled decay of the matrices; norm weights are left out."""
+    """Decay of the matrices, norm weights left out: decoupled from the gradient, but for sgd, which adds it there."""
     clip: float = 1.0
     """Largest global norm of the gradients; 0 does not clip."""
 
@@ -228,6 +234,7 @@ class OptimConfig:
         for name in ("min_lr_ratio", "decay_fraction"):
             found = getattr(self, name)
             _require("optim", name, found, 0 <= found <= 1, "at least 0 and at most 1")
+        _require("optim", "momentum", self.momentum, 0 < self.momentum < 1, "more than 0 and less than 1")
         for name in ("beta1", "beta2"):
             found = getattr(self, name)
             _require("optim", name, found, 0 <= found < 1, "at least 0 and less than 1")

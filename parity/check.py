@@ -89,10 +89,17 @@ def _facts(subject: "Subject") -> dict[str, str]:
     shape = f"{model.n_layers} layers of {model.dim}, {heads}, feed-forward {model.ffn_dim}"
     facts = {
         "model": f"{shape}, vocabulary {model.vocab_size:,} ({tied}), context {model.max_seq_len}",
-        "optimizer": f"AdamW, lr {optim.lr:g}, betas {optim.beta1:g} and {optim.beta2:g}, decay {optim.weight_decay:g}",
+        "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
         "text": f"{subject.text}, {len(subject.tokens):,} tokens",
     }
     return facts | ({"left out": "dropout, whose draws are each framework's own"} if model.dropout else {})
+
+
+def _memory(optim: configs.OptimConfig) -> str:
+    """The settings of its averages that an optimizer reads."""
+    betas, momentum = f"betas {optim.beta1:g} and {optim.beta2:g}", f"momentum {optim.momentum:g}"
+    named = {"sgd": momentum, "muon": f"{momentum}, {betas}", "adafactor": "factored"}
+    return named.get(optim.name, betas)
 
 
 @command

@@ -1,8 +1,8 @@
 """`python -m parity.convert SRC --to jax|torch|hf --out DIR`: a run or model of one framework, made one of another.
 
-Towards `jax` and `torch` OUT is a whole run folder (weights, AdamW's moments and counts, config, tokenizer, metrics up
-to the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. Towards `hf` it is
-a Llama folder that transformers loads. OUT is written under another name and renamed when all of it is on disk.
+Towards `jax` and `torch` OUT is a whole run folder (weights, what the optimizer remembers, config, tokenizer, metrics
+up to the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. Towards `hf` it
+is a Llama folder that transformers loads. OUT is written under another name and renamed when all of it is on disk.
 
 A run folder stands for its latest checkpoint where a run is to go on, and for its best where a model is to be used
 (`hf`); `--checkpoint` says otherwise. Between a twin and itself, the framework's own files are copied as they are.
@@ -56,9 +56,8 @@ class Source:
         Raises:
             UserError: a checkpoint cannot be read.
         """
-        import numpy as np
-
-        from parity.states import Moments, State, parameter_type, read_state
+        from parity.moments import zero_moments
+        from parity.states import State, parameter_type, read_state
 
         if self.checkpoint is not None:
             return read_state(self.checkpoint, self.config, optimizer)
@@ -66,8 +65,7 @@ class Source:
         if not optimizer:
             return State("hf", 0, self.weights, None)
         params = {name: array.astype(parameter_type(self.config)) for name, array in self.weights.items()}
-        mean, square = ({name: np.zeros_like(array) for name, array in params.items()} for _ in range(2))
-        return State("hf", 0, params, Moments(0, mean, square))
+        return State("hf", 0, params, zero_moments(self.config, "hf", parameter_type(self.config)))
 
 
 def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source:
@@ -272,8 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert as the command line says."""
     parser = cli.command_parser(
         "python -m parity.convert",
-        "Convert a run, a checkpoint or a Hugging Face Llama folder, with AdamW's moments where there are some, so "
-        "that the other framework goes on training, or transformers loads the model.",
+        "Convert a run, a checkpoint or a Hugging Face Llama folder, with what its optimizer remembers, so that the "
+        "other framework goes on training, or transformers loads the model.",
         "SRC --to jax|torch|hf --out DIR [--checkpoint best|latest] [--force]",
     )
     parser.add_argument("src", help="A run folder, one checkpoint, or a Hugging Face Llama folder.")

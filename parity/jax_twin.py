@@ -22,6 +22,7 @@ from jaxlm.decoding import Generator
 from jaxlm.linear import Linear
 from jaxlm.model import Block, Decoder, Embedding, RMSNorm
 from lmcore.config import Config, SampleConfig
+from parity.moments import read_optax
 from parity.taps import Taps
 from parity.twins import Arrays, Step
 
@@ -94,15 +95,8 @@ class JaxTwin:
         offered = jax.tree.map(jnp.zeros_like, params) if given is None else {n: jnp.asarray(given[n]) for n in params}
         state, metrics, grads = self._step(self.engine.state, micro, lr, offered, given is not None)
         self.engine.state = state
-        adam = state.opt_state[0]
-        return Step(
-            float(metrics["loss"]),
-            float(metrics["grad_norm"]),
-            _host(grads),
-            _host(state.params),
-            _host(adam.mu),
-            _host(adam.nu),
-        )
+        kept = read_optax(state.opt_state, self.config).kept
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(grads), _host(state.params), kept)
 
     def _traced_step(
         self, state: Any, micro: jax.Array, lr: Any, given: dict[str, jax.Array], inject: Any

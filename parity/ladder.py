@@ -12,10 +12,12 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
+from lmcore.config import OptimConfig
 from lmcore.schedule import learning_rate
 from lmcore.tokens import Batches, Tokens
 from parity import mapping
 from parity.difference import Difference, compare_all, difference, worst
+from parity.moments import KINDS
 from parity.result import Result, distributions, identical, judge
 from parity.runs import decoding, third_implementation, trajectory
 from parity.twins import Arrays, Pair, Step, Twin, moved_by_one_ulp
@@ -180,7 +182,7 @@ def _step(pair: Pair, batch: np.ndarray, lr: float, twin: Twin) -> Step:
 
 
 def updates(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 6: two updates from the same gradients, of which the first is clipped: parameters and both moments."""
+    """Rung 6: two updates from the same gradients, the first one clipped: parameters and what the optimizer keeps."""
     given = []
     for (jax, _), size in zip(_first_steps(pair), (2.0, 0.5), strict=True):
         norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.grads.values()))
@@ -194,27 +196,32 @@ def updates(pair: Pair, options: Options) -> Iterator[Result]:
         return [twin.step(batch, lr, grads) for lr, grads in zip(rates, given, strict=True)]
 
     jax, torch = pair.each("updates", ask)
-    found: dict[str, list[Difference]] = {
-        name: [] for name in ("parameters", "first moment m", "second moment v", "uncorrected")
-    }
+    found: dict[str, list[Difference]] = {}
     gap: Arrays = {name: np.zeros(value.shape) for name, value in pair.start.items()}
     for number, (one, other, lr) in enumerate(zip(jax, torch, rates, strict=True), start=1):
-        gap = {name: gap[name] + lr * change for name, change in bias_correction_gap(pair, one, number).items()}
+        gap |= {name: gap[name] + lr * change for name, change in bias_correction_gap(pair, one, number).items()}
         mended = {name: value + gap[name] for name, value in one.params.items()}
         for kind, left, right in (
             ("parameters", mended, other.params),
-            ("first moment m", one.mean, other.mean),
-            ("second moment v", one.square, other.square),
+            *((name, one.moments.get(kind, {}), other.moments.get(kind, {})) for kind, name in KINDS.items()),
             ("uncorrected", one.params, other.params),
         ):
-            found[kind] += [replace(d, name=f"{d.name} (update {number})") for d in compare_all(left, right)]
+            compared = [replace(d, name=f"{d.name} (update {number})") for d in compare_all(left, right)]
+            found[kind] = found.get(kind, []) + compared
     raw = judge(6, "", pair.dtype, found.pop("uncorrected"), None)
     for kind, differences in found.items():
+        if not differences:
+            continue
         note = ""
-        if kind == "parameters":
+        if kind == "parameters" and corrects_bias(pair.config.optim):
             note = f"but for optax's 1 − β^t in {raw.dtype if raw.dtype == 'float64' else 'float32'}; with it "
             note += f"{raw.max_rel:.1e}"
         yield judge(6, f"{kind}, 2 updates", pair.dtype, differences, "update", note)
+
+
+def corrects_bias(optim: OptimConfig) -> bool:
+    """Whether AdamW has a part in it, whose first steps' bias is corrected by 1 − β^t."""
+    return optim.name in ("adamw", "muon")
 
 
 def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
@@ -228,17 +235,19 @@ def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
     import jax.numpy as jnp
 
     optim = pair.config.optim
+    if not corrects_bias(optim):
+        return {}
     kind = step.params[next(iter(step.params))].dtype
     optax_factor = jax.jit(lambda beta, t: 1 - beta**t)
 
     def direction(name: str, first: float, second: float) -> np.ndarray:
-        mean, square = step.mean[name].astype(np.float64), step.square[name].astype(np.float64)
+        mean, square = (step.moments[kind][name].astype(np.float64) for kind in ("mean", "square"))
         return (mean / first) / (np.sqrt(square / second) + optim.eps)
 
     betas = optim.beta1, optim.beta2
     theirs = [float(optax_factor(beta, jnp.int32(count)).astype(kind)) for beta in betas]
     exact = [1 - beta**count for beta in betas]
-    return {name: direction(name, *theirs) - direction(name, *exact) for name in step.params}
+    return {name: direction(name, *theirs) - direction(name, *exact) for name in step.moments["mean"]}
 
 
 RUNGS = (

@@ -1,7 +1,7 @@
 """The one table of names: JAX ↔ torch ↔ Hugging Face Llama, each row with its shape and its transform.
 
-Weights, gradients and AdamW's two moments all pass through it. Nothing is guessed from a part of a name: an array that
-no row names, a row that no array fills, and a wrong shape are mistakes, and all of them are reported together.
+Weights, gradients and an optimizer's moments all pass through it. Nothing is guessed from a part of a name: an array
+that no row names, a row that no array fills, and a wrong shape are mistakes, and all of them are reported together.
 
 Letters in shapes: D model width, NH query heads × head width, KH key/value heads × head width, F feed-forward width,
 V vocabulary.

@@ -7,7 +7,7 @@ twin is asked once; a faulty one is made anew for each fault, so that no compile
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest import mock
@@ -36,6 +36,8 @@ class Mutant:
     """Patches that twin for as long as the context is open."""
     fresh: bool = False
     """Whether it is a fault of the initial weights, which shaken ones would cover."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What the model is trained by."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,26 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
         AssertionError: the healthy twins themselves differ.
     """
     with framework_settings():
-        config = odd_config()
-        tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
-        fresh = make_pair(config, tokens)
-        rough = Pair(fresh.jax, fresh.torch, config, shaken(fresh.start), tokens, False)
-        options = Options(steps=STEPS)
-        for pair, rungs in ((fresh, (1, 2)), (rough, range(1, 9))):
-            failed = next((r for r in climb(pair, rungs, options) if not r.ok), None)
-            assert failed is None, f"the healthy twins differ: {failed}"
+        options, healthy = Options(steps=STEPS), {}
         for mutant in mutants:
-            yield _try(mutant, fresh if mutant.fresh else rough, options)
+            kind = mutant.optimizer, mutant.fresh
+            if kind not in healthy:
+                healthy[kind] = _healthy(mutant, options)
+            yield _try(mutant, healthy[kind], options)
+
+
+def _healthy(mutant: Mutant, options: Options) -> Pair:
+    """Twins for a fault to be planted in, seen to be the same up to the rungs where such faults are caught."""
+    config = odd_config()
+    config = replace(config, optim=replace(config.optim, name=mutant.optimizer))
+    tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
+    pair = make_pair(config, tokens)
+    if not mutant.fresh:
+        pair = Pair(pair.jax, pair.torch, config, shaken(pair.start), tokens, False)
+    rungs = range(1, 3) if mutant.fresh else range(1, 9)
+    failed = next((r for r in climb(pair, rungs, options) if not r.ok), None)
+    assert failed is None, f"the healthy twins differ: {failed}"
+    return pair
 
 
 def _try(mutant: Mutant, healthy: Pair, options: Options) -> Caught:
@@ -306,6 +318,10 @@ def _uncorrected(correction: Any) -> Any:
     return lambda moment, decay, count: moment
 
 
+def _without_nesterov(muon: Any) -> Any:
+    return lambda *args, **kwargs: muon(*args, **kwargs, nesterov=False)
+
+
 def _late_warmup(apply_updates: Any) -> Any:
     """Each update takes the learning rate of the one before it, and the first takes zero."""
     last = [0.0]
@@ -378,6 +394,10 @@ MUTANTS = (
     Mutant("no bias correction", "jax", 6, _patch("optax.tree.bias_correction", _uncorrected)),
     Mutant("betas swapped", "jax", 6, _patch("optax.scale_by_adam", _betas_swapped)),
     Mutant("eps inside the root", "jax", 6, _patch("optax.scale_by_adam", _eps_inside)),
+    Mutant("Muon without Nesterov", "torch", 6, _patch("torchlm.optim._Muon", _without_nesterov), optimizer="muon"),
+    Mutant(
+        "Muon in bfloat16", "torch", 6, _patch("torchlm.optim._NotInBfloat16", lambda _: nullcontext), optimizer="muon"
+    ),
     Mutant("warmup off by one", "torch", 6, _patch("torchlm.engine.apply_updates", _late_warmup)),
     Mutant("gradients pile up", "torch", 7, _patch("torch.optim.AdamW.zero_grad", _piles_up)),
     Mutant("cache misses last column", "torch", 8, _patch("torchlm.model.cached_attention", _blind_to_itself)),

@@ -1,14 +1,14 @@
-"""A checkpoint of either twin as NumPy arrays: weights, AdamW's moments and counts, read and written by the twin's own
-`checkpoint.py`.
+"""A checkpoint of either twin as NumPy arrays: weights, the optimizer's moments and counts, read and written by the
+twin's own `checkpoint.py`.
 
 No device is touched and no setting of a framework changed, so that this can run beside a training process, or inside a
 test suite.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,20 +16,15 @@ from lmcore.checkpoints import Checkpoint
 from lmcore.config import Config
 from lmcore.errors import UserError
 from parity.mapping import Side, convert_names, numpy_to_torch, table
+from parity.moments import Moments, fill_optax, read_optax, torch_key, zero_moments
 
-__all__ = ["Moments", "State", "parameter_type", "read_state", "write_state"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
+__all__ = ["State", "parameter_type", "read_state", "write_state"]
 
-@dataclass(frozen=True)
-class Moments:
-    """What AdamW remembers."""
-
-    count: int
-    """Updates that it has made: fewer than steps where float16 left some out."""
-    mean: dict[str, np.ndarray]
-    """Running mean of gradients, by parameter: `mu` in optax, `exp_avg` in torch."""
-    square: dict[str, np.ndarray]
-    """Running mean of their squares: `nu` in optax, `exp_avg_sq` in torch."""
+COUNTING = ("adamw", "adafactor", "muon")
+"""Optimizers of torch that count their updates."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,8 @@ class State:
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
         """
-
-        def convert(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return convert_names(arrays, config.model, self.side, side)
-
-        moments = self.moments and Moments(self.moments.count, convert(self.moments.mean), convert(self.moments.square))
-        return State(side, self.step, convert(self.params), moments)
+        params = convert_names(self.params, config.model, self.side, side)
+        return State(side, self.step, params, self.moments and self.moments.to(config, self.side, side))
 
 
 def parameter_type(config: Config) -> np.dtype:
@@ -94,28 +85,23 @@ def _empty(config: Config, side: Side) -> dict[str, np.ndarray]:
     return {row.name(side): np.empty(row.shape_in(side), parameter_type(config)) for row in table(config.model)}
 
 
-def _optax_state(config: Config, count: np.ndarray, mean: dict[str, Any], square: dict[str, Any]) -> Any:
+def _optax_state(config: Config, moments: Moments) -> Any:
     """optax's own tree with these moments in it."""
     import jax
-    import optax
 
     from jaxlm.optim import make_optimizer
 
-    shapes = {name: jax.ShapeDtypeStruct(array.shape, np.float32) for name, array in mean.items()}
-    abstract = jax.eval_shape(make_optimizer(config.optim).init, shapes)
-    return optax.tree.set(abstract, count=count, mu=mean, nu=square)
+    shapes = {row.jax: jax.ShapeDtypeStruct(row.shape, np.float32) for row in table(config.model)}
+    return fill_optax(jax.eval_shape(make_optimizer(config.optim).init, shapes), moments, config)
 
 
 def _read_jax(folder: Path, config: Config, optimizer: bool) -> State:
-    import optax
-
     from jaxlm.checkpoint import restore_state
 
     wanted: dict[str, Any] = {"params": _empty(config, "jax")}
     if optimizer:
-        moments = _empty(config, "jax"), _empty(config, "jax")
-        adam = _optax_state(config, np.empty((), np.int32), *moments)
-        wanted["optimizer"] = {"step": np.empty((), np.int32), "state": adam}
+        like = _optax_state(config, zero_moments(config, "jax", parameter_type(config)))
+        wanted["optimizer"] = {"step": np.empty((), np.int32), "state": like}
     try:
         read = restore_state(folder, **wanted)
     except (OSError, ValueError, KeyError, TypeError) as error:  # Orbax has no error of its own
@@ -123,15 +109,15 @@ def _read_jax(folder: Path, config: Config, optimizer: bool) -> State:
         raise UserError(f"{folder}: cannot be read ({reason}); take another checkpoint") from error
     if not optimizer:
         return State("jax", 0, read["params"], None)
-    count, mean, square = (optax.tree.get(read["optimizer"]["state"], name) for name in ("count", "mu", "nu"))
-    return State("jax", int(read["optimizer"]["step"]), read["params"], Moments(int(count), mean, square))
+    step, moments = int(read["optimizer"]["step"]), read_optax(read["optimizer"]["state"], config)
+    return State("jax", step, read["params"], moments if moments.count >= 0 else replace(moments, count=step))
 
 
 def _write_jax(folder: Path, state: State, moments: Moments, config: Config) -> Callable[[], None]:
     from jaxlm.checkpoint import save_state
 
-    adam = _optax_state(config, np.array(moments.count, np.int32), moments.mean, moments.square)
-    return save_state(folder, state.params, {"step": np.array(state.step, np.int32), "state": adam})
+    step = np.array(state.step, np.int32)
+    return save_state(folder, state.params, {"step": step, "state": _optax_state(config, moments)})
 
 
 def _read_torch(folder: Path, config: Config, optimizer: bool) -> State:
@@ -139,29 +125,37 @@ def _read_torch(folder: Path, config: Config, optimizer: bool) -> State:
 
     from torchlm.checkpoint import restore_state
 
-    def empty(prefix: str = "") -> dict[str, torch.Tensor]:
-        return {f"{prefix}{name}": torch.from_numpy(array) for name, array in _empty(config, "torch").items()}
-
-    params = empty()
+    params = {name: torch.from_numpy(array) for name, array in _empty(config, "torch").items()}
     if not optimizer:
         restore_state(folder, params=params)
         return State("torch", 0, {name: tensor.numpy() for name, tensor in params.items()}, None)
-    adam = {"step": torch.tensor(0), "count": torch.zeros(()), **empty("exp_avg."), **empty("exp_avg_sq.")}
-    restore_state(folder, params=params, optimizer=adam)
-    read, mean, square = (
-        {name: tensors[prefix + name].numpy() for name in params}
-        for prefix, tensors in (("", params), ("exp_avg.", adam), ("exp_avg_sq.", adam))
-    )
-    return State("torch", int(adam["step"]), read, Moments(int(adam["count"]), mean, square))
+    read = _torch_tensors(0, zero_moments(config, "torch", parameter_type(config)), config)
+    restore_state(folder, params=params, optimizer=read)
+    zeros = zero_moments(config, "torch", parameter_type(config))
+    kept = {
+        kind: {name: read[f"{torch_key(config.optim, kind)}.{name}"].numpy() for name in arrays}
+        for kind, arrays in zeros.kept.items()
+    }
+    step = int(read["step"])
+    moments = Moments(int(read.get("count", step)), kept)
+    return State("torch", step, {name: tensor.numpy() for name, tensor in params.items()}, moments)
 
 
 def _write_torch(folder: Path, state: State, moments: Moments, config: Config) -> Callable[[], None]:
-    import torch
-
     from torchlm.checkpoint import save_state
 
     params = {name: numpy_to_torch(array) for name, array in state.params.items()}
-    adam = {"step": torch.tensor(state.step), "count": torch.tensor(float(moments.count))}
-    for prefix, arrays in (("exp_avg.", moments.mean), ("exp_avg_sq.", moments.square)):
-        adam |= {prefix + name: numpy_to_torch(array) for name, array in arrays.items()}
-    return save_state(folder, params, adam)
+    return save_state(folder, params, _torch_tensors(state.step, moments, config))
+
+
+def _torch_tensors(step: int, moments: Moments, config: Config) -> "dict[str, Tensor]":
+    """The optimizer's part of a checkpoint of torchlm."""
+    import torch
+
+    tensors = {"step": torch.tensor(step)}
+    if config.optim.name in COUNTING:
+        tensors["count"] = torch.tensor(float(moments.count))
+    for kind, arrays in moments.kept.items():
+        key = torch_key(config.optim, kind)
+        tensors |= {f"{key}.{name}": numpy_to_torch(array) for name, array in arrays.items()}
+    return tensors

@@ -15,6 +15,7 @@ import torchlm.model
 from lmcore.config import Config, SampleConfig
 from parity import mapping
 from parity.mapping import numpy_to_torch, torch_to_numpy
+from parity.moments import TORCH, Moments
 from parity.taps import Taps
 from parity.twins import Arrays, Step
 from torchlm.device import to_device
@@ -89,13 +90,14 @@ class TorchTwin:
             metrics = self.engine.train_step(batch, lr)
         state = self.engine.state
         assert state.optimizer is not None
-        moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
-        mean, square = ({n: m[key] for n, m in moments.items()} for key in ("exp_avg", "exp_avg_sq"))
-        return Step(
-            float(metrics["loss"]),
-            float(metrics["grad_norm"]),
-            *map(self._in_jax_names, (seen, state.params, mean, square)),
-        )
+        kept: dict[str, Arrays] = {}
+        for name, p in state.model.named_parameters():
+            for key, tensor in state.optimizer.state[p].items():
+                if key != "step":
+                    kept.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
+        grads, params = map(self._in_jax_names, (seen, state.params))
+        moments = Moments(state.step, kept).to(self.config, "torch", "jax")
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), grads, params, moments.kept)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:

@@ -49,10 +49,8 @@ class Step:
     grads: Arrays
     """Before the clip, as the engine made them."""
     params: Arrays
-    mean: Arrays
-    """First moment, m."""
-    square: Arrays
-    """Second moment, v."""
+    moments: dict[str, Arrays]
+    """What the optimizer remembers: kind, as in `parity.moments` -> by parameter."""
 
 
 @runtime_checkable

@@ -43,6 +43,29 @@ def test_quickstart_is_the_default() -> None:
     assert read(CONFIGS[0].with_name("tinystories.yaml")) != default
 
 
-def test_tinystories_has_about_fifteen_million_parameters() -> None:
-    config = read(CONFIGS[0].with_name("tinystories.yaml"))
-    assert Model(with_vocabulary(config, 32000)).parameter_count == 15_191_712
+SIZES = {
+    "shakespeare_char": (66, 0.81e6),
+    "shakespeare_bpe": (1280, 659e3),
+    "tinystories": (32000, 15.2e6),
+    "wikitext103": (10000, 18.31e6),
+    "openwebtext_sample": (16384, 17e6),
+    "openwebtext_125m": (50304, 125e6),
+    "gpt2_small": (50257, 124e6),
+    "llama_1b": (128256, 1.24e9),
+    "llama_8b": (128256, 8.04e9),
+}
+"""Recipe -> size of its vocabulary, and the most parameters that it may have: that figure, to within a fiftieth."""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_recipe_has_the_size_that_it_names(name: str) -> None:
+    vocab_size, most = SIZES[name]
+    config = with_vocabulary(read(CONFIGS[0].with_name(f"{name}.yaml")), vocab_size)
+    assert 0.98 * most < Model(config).parameter_count <= most
+
+
+def test_every_recipe_has_its_size_tested_and_takes_local_files() -> None:
+    assert {path.stem for path in CONFIGS} == SIZES.keys() | {"quickstart"}
+    for path in CONFIGS:
+        config = parse(["--config", str(path), "--data.files", "a.txt"], prog="test", description="")
+        assert config.data.files == ["a.txt"]

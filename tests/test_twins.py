@@ -72,6 +72,7 @@ DIFFERENCES = {
     "optim.py": {
         "clip_by_global_norm": MODULE,
         "decay_mask": MODULE,
+        "muon_mask": MODULE,
         "make_optimizer": MODULE,
         "apply_updates": MODULE,
     },

@@ -31,7 +31,7 @@ class TrainState:
 
     step: int
     model: Decoder
-    optimizer: torch.optim.AdamW | None
+    optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler | None
     skipped: Int[Tensor, ""]
     """Updates left out because a float16 gradient was not finite."""
@@ -146,7 +146,8 @@ class Engine:
         restore_state(folder, params=self.state.params, optimizer=read)
         self.state.step = int(read["step"])
         for moments in self.state.optimizer.state.values():
-            moments["step"].copy_(read["count"])
+            if "step" in moments:
+                moments["step"].copy_(read["count"])
         if self.state.scaler is not None:
             saved = {"scale": float(read["scaler.scale"]), "_growth_tracker": int(read["scaler.growth_tracker"])}
             self.state.scaler.load_state_dict(self.state.scaler.state_dict() | saved)
@@ -170,8 +171,11 @@ class Engine:
         state = self.state
         assert state.optimizer is not None
         moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
-        tensors = {"step": torch.tensor(state.step), "count": moments["norm.weight"]["step"]}  # one count for all
-        tensors |= {f"{key}.{name}": m[key] for name, m in moments.items() for key in ("exp_avg", "exp_avg_sq")}
+        tensors = {"step": torch.tensor(state.step)}
+        for name, kept in moments.items():
+            tensors |= {
+                "count" if key == "step" else f"{key}.{name}": t for key, t in kept.items()
+            }  # one count for all
         if state.scaler is not None:
             saved = state.scaler.state_dict()
             tensors |= {"scaler.scale": torch.tensor(saved["scale"]), "skipped": state.skipped}

@@ -1,15 +1,18 @@
-"""Global-norm clip, then AdamW with decay on matrices only; the learning rate is given at each update."""
+"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is given at each update."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmcore.config import OptimConfig
+from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, takes_muon
 
-__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer"]
+__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 
 
 def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Float[Tensor, ""]:
@@ -29,19 +32,41 @@ def decay_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
     return {name: p.ndim > 1 for name, p in parameters.items()}
 
 
-def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW with decoupled decay, its state zero (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    decays = decay_mask(parameters)
-    groups = [
-        {"params": [p for name, p in parameters.items() if decays[name] is decayed], "weight_decay": decay}
-        for decayed, decay in ((True, config.weight_decay), (False, 0.0))
-    ]
+def muon_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
+    """True for what Muon trains: the matrices of the blocks."""
+    return {name: takes_muon(name, p.ndim) for name, p in parameters.items()}
+
+
+def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the config names, its state zero, its learning rate left to `apply_updates`.
+
+    Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; Adafactor, Shazeer & Stern 2018, arXiv:1804.04235;
+    Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
+    """
+    groups, betas = _groups(config, parameters), (config.beta1, config.beta2)
+    optimizer: torch.optim.Optimizer
     # A fused update reads and writes each value once, and on CUDA skips what a gradient scaler rejects without waiting.
-    betas = config.beta1, config.beta2
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
-    for p in parameters.values():
-        count = torch.zeros((), dtype=torch.float32, device=p.device)
-        optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    match config.name:
+        case "adamw":
+            optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
+        case "adafactor":
+            optimizer = torch.optim.Adafactor(groups, eps=(ADAFACTOR_EPS, 1e-3))
+        case "muon":
+            taken = muon_mask(parameters)
+            matrices, rest = ({n: p for n, p in parameters.items() if taken[n] is by_muon} for by_muon in (True, False))
+            optimizer = _Together(
+                _Muon(
+                    _groups(config, matrices), momentum=config.momentum, eps=MUON_EPS, adjust_lr_fn="match_rms_adamw"
+                ),
+                torch.optim.AdamW(_groups(config, rest), betas=betas, eps=config.eps, fused=True),
+            )
+        case "lion":
+            optimizer = _Lion(groups, betas)
+        case "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+    for name, p in parameters.items():
+        by_adamw = config.name == "muon" and not takes_muon(name, p.ndim)
+        optimizer.state[p].update(_first_state("adamw" if by_adamw else config.name, p))
     return optimizer
 
 
@@ -54,3 +79,78 @@ def apply_updates(optimizer: torch.optim.Optimizer, lr: float, scaler: torch.amp
     else:
         scaler.step(optimizer)
         scaler.update()
+
+
+def _groups(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """What decays and what does not, as far as there is any."""
+    decays = decay_mask(parameters)
+    groups = [
+        {"params": [p for name, p in parameters.items() if decays[name] is decayed], "weight_decay": decay}
+        for decayed, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _first_state(name: str, p: nn.Parameter) -> dict[str, Tensor]:
+    """What an optimizer remembers of a parameter, in torch's names, before the first update."""
+    count = torch.zeros((), dtype=torch.float32)
+    match name:
+        case "adamw":
+            return {"step": count.to(p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        case "adafactor" if p.ndim == 1:
+            return {"step": count, "variance": torch.zeros_like(p)}
+        case "adafactor":
+            return {"step": count, "row_var": torch.zeros_like(p[:, :1]), "col_var": torch.zeros_like(p[:1])}
+        case "lion":
+            return {"exp_avg": torch.zeros_like(p)}
+        case _:
+            return {"momentum_buffer": torch.zeros_like(p)}
+
+
+class _Lion(torch.optim.Optimizer):
+    """The sign of an interpolated momentum. torch has none, and a package for ten lines would be one more to follow."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, {"betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                mean = self.state[p]["exp_avg"]
+                direction = mean.mul(beta1).add_(p.grad, alpha=1 - beta1).sign_()
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                mean.mul_(beta2).add_(p.grad, alpha=1 - beta2)
+
+
+class _Muon(torch.optim.Muon):
+    """torch's own, whose Newton–Schulz iteration runs in the parameters' type, as optax's does, not in bfloat16."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update."""
+        with _NotInBfloat16():
+            super().step()
+
+
+class _NotInBfloat16(TorchFunctionMode):
+    """A tensor to be turned into bfloat16 is copied instead."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (Tensor.clone if func is Tensor.bfloat16 else func)(*args, **(kwargs or {}))
+
+
+class _Together(torch.optim.Optimizer):
+    """Several optimizers as one, so that a gradient scaler leaves out all of an update or nothing of it."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update."""
+        for part in self.parts:
+            part.step()

@@ -302,6 +302,7 @@ def test_a_run_is_not_overwritten(run_dir: Path):
         ({"model__vocab_size": 301}, "model.vocab_size was 300 and is 301"),
         ({"model__dropout": 0.1}, "model.dropout was 0.0 and is 0.1"),
         ({"train__seed": 1}, "train.seed was 0 and is 1"),
+        ({"optim__name": "muon", "optim__lr": 1.0}, "optim.name was 'adamw' and is 'muon'"),
         ({"train__batch_size": 32}, "train.batch_size was 8 and is 32"),
         ({"train__precision": "bfloat16"}, "train.precision was 'float32' and is 'bfloat16'"),
         ({"data__files": ["a.txt"]}, r"data.files was \[\] and is \['a.txt'\]"),

@@ -24,7 +24,8 @@ from lmcore.config import Config
 from lmcore.errors import UserError
 from lmcore.trackers import read_metrics
 from parity.convert import convert, main
-from parity.states import Moments, State, read_state, write_state
+from parity.moments import Moments
+from parity.states import State, read_state, write_state
 from torchlm import train as torch_train
 from torchlm.engine import Engine as TorchEngine
 
@@ -61,8 +62,8 @@ def same(one: State, other: State) -> bool:
     """Bit for bit, moments and counts included."""
     assert one.moments is not None
     assert other.moments is not None
-    pairs = [(one.params, other.params), (one.moments.mean, other.moments.mean)]
-    pairs += [(one.moments.square, other.moments.square)]
+    assert list(one.moments.kept) == list(other.moments.kept)
+    pairs = [(one.params, other.params), *((a, other.moments.kept[kind]) for kind, a in one.moments.kept.items())]
     return (one.side, one.step, one.moments.count) == (other.side, other.step, other.moments.count) and all(
         list(a) == list(b) and all((a[n].dtype, a[n].tobytes()) == (b[n].dtype, b[n].tobytes()) for n in a)
         for a, b in pairs
@@ -106,10 +107,13 @@ def test_without_its_moments_a_run_goes_on_differently(target: str, lost: str, r
     out = convert(at(runs[OTHER[target]], 4), target, tmp_path / "out")
     state, config = state_of(out), configs.load(out / "config.yaml")
     assert state.moments is not None
-    old = getattr(state.moments, lost)
-    less = old - 1 if lost == "count" else {name: 0.9 * array for name, array in old.items()}
+    count, kept = state.moments.count, dict(state.moments.kept)
+    if lost == "count":
+        count -= 1
+    else:
+        kept[lost] = {name: 0.9 * array for name, array in kept[lost].items()}
     shutil.rmtree(at(out, 4) / "state")
-    write_state(at(out, 4) / "state", replace(state, moments=replace(state.moments, **{lost: less})), config)()
+    write_state(at(out, 4) / "state", replace(state, moments=Moments(count, kept)), config)()
     losses = go_on(out, target)
     expected = [row["loss"] for row in rows(runs[OTHER[target]])[4:]]
     assert losses[0] == pytest.approx(expected[0], abs=1e-5), "the first loss depends on the weights alone"
@@ -125,7 +129,7 @@ def test_there_and_back_keeps_every_bit_and_the_run(source: str, runs: dict[str,
     assert not same(state_of(runs[source]), first)
     assert first.moments is not None
     assert first.moments.count == first.step == 4
-    assert min(np.abs(array).max() for array in first.moments.mean.values()) > 0
+    assert min(np.abs(array).max() for array in first.moments.kept["mean"].values()) > 0
     assert state_of(there).moments is not None
     go_on(back, source)
     assert rows(back) == rows(runs[source]), "to the bit, as if never converted"
@@ -165,7 +169,7 @@ def test_random_states_of_both_types_survive_the_way_round(precision: str, tied:
     found, expected = state_of(via_hf), state_of(run)
     assert (found.step, found.moments.count) == (0, 0)
     assert {n: a.tobytes() for n, a in found.params.items()} == {n: a.tobytes() for n, a in expected.params.items()}
-    assert not any(array.any() for array in [*found.moments.mean.values(), *found.moments.square.values()])
+    assert not any(array.any() for arrays in found.moments.kept.values() for array in arrays.values())
     config = configs.load(via_hf / "config.yaml")
     assert config.model == configs.load(run / "config.yaml").model
     assert config.train.precision == precision
@@ -185,7 +189,8 @@ def made_run(folder: Path, framework: str, *, precision: str = "float32", tied: 
         table = parity.mapping.table(model)
         return {row.name(side): rng.standard_normal(row.shape_in(side)).astype(wide) for row in table}
 
-    state = State(side, step, arrays(), Moments(step - 1, arrays(), {n: a * a for n, a in arrays().items()}))
+    squares = {name: array**2 for name, array in arrays().items()}
+    state = State(side, step, arrays(), Moments(step - 1, {"mean": arrays(), "square": squares}))
     place = at(folder, step)
     place.mkdir(parents=True)
     write_state(place / "state", state, config)()

@@ -1,4 +1,6 @@
-"""Clip and AdamW against their formulas in NumPy."""
+"""Clip and AdamW against their formulas in NumPy; what a gradient scaler rejects changes nothing."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,22 +61,28 @@ def test_decay_mask_takes_matrices():
     assert decay_mask(parameters()) == {"w": True, "norm": False}
 
 
-def test_a_scaler_leaves_out_an_update_with_infinite_gradients_and_lowers_its_scale():
-    params = {"w": nn.Parameter(torch.ones(2, 2))}
-    optimizer, scaler = make_optimizer(CONFIG, params), torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "lion", "sgd"])
+def test_a_scaler_leaves_out_an_update_with_infinite_gradients_and_lowers_its_scale(name: str):
+    """All of the update, also where the infinite gradient is that of another parameter, or of Muon's other half."""
+    params = {"w": nn.Parameter(torch.ones(2, 2)), "layers.0.w": nn.Parameter(torch.ones(2, 2))}
+    optimizer = make_optimizer(replace(CONFIG, name=name), params)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
     def update(factor: float) -> float:
         optimizer.zero_grad()
-        scaler.scale((params["w"] * factor).sum()).backward()
+        scaler.scale((params["w"] * factor + params["layers.0.w"]).sum()).backward()
         scaler.unscale_(optimizer)
         clip_by_global_norm(params.values(), 1.0)
         apply_updates(optimizer, 0.1, scaler)
         return scaler.get_scale()
 
     assert update(torch.inf) == 4.0
-    assert torch.equal(params["w"], torch.ones(2, 2))
-    assert float(optimizer.state[params["w"]]["step"]) == 0
+    for p in params.values():
+        assert torch.equal(p, torch.ones(2, 2))
+        assert not any(kept.any() for kept in optimizer.state[p].values())
     assert update(1.0) == 4.0
     assert update(1.0) == 8.0
-    assert float(optimizer.state[params["w"]]["step"]) == 2
-    assert not torch.equal(params["w"], torch.ones(2, 2))
+    for p in params.values():
+        assert not torch.equal(p, torch.ones(2, 2))
+        assert all(kept.any() for kept in optimizer.state[p].values())
+        assert float(optimizer.state[p].get("step", 2)) == 2
