@@ -17,11 +17,9 @@ PAIRS = {"sharding.py": "device.py"}
 
 ALONE = {
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
-    "torchlm/linear.py": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
 }
 
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
-TRAINING = "dropout: a torch module knows whether it trains and draws from torch's generator; jax passes a key"
 AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
 
@@ -47,22 +45,30 @@ DIFFERENCES = {
         "Engine.train_step": "float16 exists in torch only, with the count of updates that its scaler left out",
         "initial_params": "in jax, a method of functional.Model",
     },
+    "linear.py": {
+        "Linear": AUTOCAST,
+        "BiasedLinear": AUTOCAST,
+        "product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
+        "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
+    },
     "loss.py": {
-        "loss_sum": TRAINING,
         "HeadLoss": "XLA needs no help to fuse head and loss; eager torch does",
         "add_product": "XLA needs no help to fuse head and loss; eager torch does",
     },
+    "mlps.py": {
+        "GEGLU.__init__": AUTOCAST,
+        "GELU.__init__": AUTOCAST,
+        "ReLU.__init__": AUTOCAST,
+    },
     "model.py": {
-        "Linear": AUTOCAST,
         "Embedding": AUTOCAST,
         "Attention.__init__": AUTOCAST,
         "SwiGLU.__init__": AUTOCAST,
         "Block.__init__": AUTOCAST,
+        "PostNormBlock.__init__": AUTOCAST,
+        "SandwichBlock.__init__": AUTOCAST,
         "Decoder.products": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
-        "dropout": TRAINING,
-        "Block.forward": TRAINING,
-        "Decoder.hidden": TRAINING,
         "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its products",
     },
     "optim.py": {
