@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm.dropout import Key, dropout
+
 __all__ = ["attention", "by_head", "cached_attention", "causal_attention"]
 
 QUERY_BLOCK = 128
@@ -31,8 +33,12 @@ def attention(
     k: Float[Array, "BK H S"],
     v: Float[Array, "BK S H"],
     mask: Bool[Array, "#B T S"],
+    factors: Float[Array, "B N T S"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
+
+    With factors, such as dropout's, the weights are multiplied by them.
+    """
     batch, length, n_heads, head_dim = q.shape
     groups = batch * n_heads // len(k)
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -40,29 +46,40 @@ def attention(
     scores = jnp.matmul(grouped.reshape(len(k), groups * length, head_dim), k, preferred_element_type=wide)
     scores = scores.reshape(batch, n_heads, length, -1) / math.sqrt(head_dim)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if factors is not None:
+        weights = weights * factors.astype(wide)
+    weights = weights.astype(v.dtype)
     mixed = jnp.matmul(weights.reshape(len(k), groups * length, -1), v)
     return mixed.reshape(batch, n_heads, length, head_dim).swapaxes(1, 2)
 
 
 def causal_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    rate: float = 0.0,
+    key: Key = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of every position to itself and those before it.
+    """Attention of every position to itself and those before it; a key drops a share `rate` of its weights.
 
-    cuDNN's flash attention where it serves (NVIDIA, 16 bits, its head widths); elsewhere blocks of queries, each of
-    which sees the keys up to its own end.
+    cuDNN's flash attention where it serves (NVIDIA, 16 bits, its head widths, nothing dropped); elsewhere blocks of
+    queries, each of which sees the keys up to its own end.
     """
-    length, head_dim = q.shape[1], q.shape[3]
-    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128:
+    batch, length, n_heads, head_dim = q.shape
+    served = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and key is None
+    if served and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     k, v = by_head(k).swapaxes(1, 2), by_head(v)
+    # Drawn for the whole square, so that no mask depends on how the queries are cut.
+    factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
     size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
         mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-        blocks.append(attention(q[:, start:end], k[..., :end], v[:, :end], mask[None]))
+        thinned = None if factors is None else factors[:, :, start:end, :end]
+        blocks.append(attention(q[:, start:end], k[..., :end], v[:, :end], mask[None], thinned))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -57,7 +57,7 @@ def train_step(
         loss, grads = jax.value_and_grad(micro_loss)(state.params, batch[0], jnp.int32(0))
     else:
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        start = (jnp.zeros((), zeros["norm.weight"].dtype), zeros)
+        start = (jnp.zeros((), zeros["embed_tokens.weight"].dtype), zeros)
         (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
     targets = batch[:, :, 1:].size
     grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / targets, grads), config.optim.clip)

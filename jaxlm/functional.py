@@ -33,9 +33,9 @@ class Model:
 
     def initial_params(self) -> Params:
         """The contract's initial weights for `train.seed`."""
-        seed, n_layers = self.config.train.seed, self.config.model.n_layers
+        seed, model = self.config.train.seed, self.config.model
         return {
-            name: jnp.asarray(initial_weight(seed, name.rpartition(".")[0], leaf.shape, n_layers), leaf.dtype)
+            name: jnp.asarray(initial_weight(seed, name, leaf.shape, model), leaf.dtype)
             for name, leaf in self.shapes.items()
         }
 

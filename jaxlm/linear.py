@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-__all__ = ["Linear", "product"]
+__all__ = ["LINEARS", "BiasedLinear", "Linear", "product"]
 
 
 class Linear(nnx.Module):
@@ -17,6 +17,22 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         return product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+class BiasedLinear(Linear):
+    """Matrix product, then a bias, added in the product's type."""
+
+    def __init__(self, in_dim: int, out_dim: int, dtype: jnp.dtype):
+        super().__init__(in_dim, out_dim, dtype)
+        self.bias = nnx.Param(jnp.zeros(out_dim))
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = super().__call__(x)
+        return y + self.bias[(None,) * (y.ndim - 1)].astype(y.dtype)
+
+
+LINEARS = {False: Linear, True: BiasedLinear}
+"""`model.bias` -> the kind of linear layer in a block."""
 
 
 @jax.custom_vjp

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.dropout import Key
 from jaxlm.model import Decoder
 
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
@@ -21,7 +22,7 @@ def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Fl
 
 
 def loss_sum(
-    model: Decoder, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], key: jax.Array | None = None
+    model: Decoder, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], key: Key = None
 ) -> Float[Array, ""]:
     """Sum of the token losses, in the parameters' type; a key switches dropout on."""
     hidden = model.hidden(tokens, key)

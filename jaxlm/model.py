@@ -1,5 +1,8 @@
 """The decoder: RMSNorm, rotary grouped-query attention and SwiGLU, in that reading order, as in Llama.
 
+Other configs choose other parts by a field each, when the model is made: norms from `norms.py`, positions from
+`positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
+
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, R = H/2, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
 mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
@@ -15,11 +18,26 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import by_head, cached_attention, causal_attention
-from jaxlm.linear import Linear, product
+from jaxlm.dropout import Key, dropout, split
+from jaxlm.linear import LINEARS, Linear, product
+from jaxlm.mlps import GEGLU, GELU, ReLU
+from jaxlm.norms import LayerNorm, NoNorm
+from jaxlm.positions import POSITIONS, unturned
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 
-__all__ = ["Attention", "Block", "Cache", "Decoder", "Embedding", "RMSNorm", "SwiGLU", "dropout", "rotate"]
+__all__ = [
+    "Attention",
+    "Block",
+    "Cache",
+    "Decoder",
+    "Embedding",
+    "PostNormBlock",
+    "RMSNorm",
+    "SandwichBlock",
+    "SwiGLU",
+    "rotate",
+]
 
 Attend = Callable[[Array, Array, Array], Array]
 """Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
@@ -42,10 +60,14 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(dim))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(self.weight.dtype)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * self.weight[None, None]
+        return normed.astype(x.dtype) * self.weight[(None,) * (x.ndim - 1)].astype(x.dtype)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
+"""`model.norm` -> its class."""
 
 
 def rotate(
@@ -58,30 +80,26 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def dropout(x: Float[Array, "*S"], rate: float, key: jax.Array | None) -> Float[Array, "*S"]:
-    """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
-    if key is None:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
-
-
 class Attention(nnx.Module):
     """Self-attention whose query heads share key/value heads in groups (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        linear, norm = LINEARS[config.bias], RMSNorm if config.qk_norm else NoNorm
         self.head_dim = config.head_dim
-        self.q_proj = Linear(config.dim, config.n_heads * config.head_dim, dtype)
-        self.k_proj = Linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
-        self.v_proj = Linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
-        self.o_proj = Linear(config.n_heads * config.head_dim, config.dim, dtype)
+        self.q_proj = linear(config.dim, config.n_heads * config.head_dim, dtype)
+        self.k_proj = linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
+        self.v_proj = linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
+        self.q_norm = norm(config.head_dim, config.norm_eps)
+        self.k_norm = norm(config.head_dim, config.norm_eps)
+        self.o_proj = linear(config.n_heads * config.head_dim, config.dim, dtype)
+        self.turn = rotate if config.position == "rope" else unturned
 
     def __call__(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"], attend: Attend
     ) -> Float[Array, "B T D"]:
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_proj(x).reshape(heads), cos, sin)
-        k = rotate(self.k_proj(x).reshape(heads), cos, sin)
+        q = self.turn(self.q_norm(self.q_proj(x).reshape(heads)), cos, sin)
+        k = self.turn(self.k_norm(self.k_proj(x).reshape(heads)), cos, sin)
         v = self.v_proj(x).reshape(heads)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
 
@@ -90,22 +108,28 @@ class SwiGLU(nnx.Module):
     """Feed-forward layer gated by SiLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.gate_proj = Linear(config.dim, config.ffn_dim, dtype)
-        self.up_proj = Linear(config.dim, config.ffn_dim, dtype)
-        self.down_proj = Linear(config.ffn_dim, config.dim, dtype)
+        linear = LINEARS[config.bias]
+        self.gate_proj = linear(config.dim, config.ffn_dim, dtype)
+        self.up_proj = linear(config.dim, config.ffn_dim, dtype)
+        self.down_proj = linear(config.ffn_dim, config.dim, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
+"""`model.mlp` -> its class."""
 
 
 class Block(nnx.Module):
     """Attention, then feed-forward, each normed before and added to the residual stream after."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        norm = NORMS[config.norm]
+        self.input_layernorm = norm(config.dim, config.norm_eps)
         self.self_attn = Attention(config, dtype)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config, dtype)
+        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config, dtype)
         self.dropout = config.dropout
 
     def __call__(
@@ -114,11 +138,68 @@ class Block(nnx.Module):
         cos: Float[Array, "#B T R"],
         sin: Float[Array, "#B T R"],
         attend: Attend,
-        key: jax.Array | None = None,
+        key: Key = None,
     ) -> Float[Array, "B T D"]:
-        attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        attn_key, mlp_key = split(key, 2)
         x = x + dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend), self.dropout, attn_key)
         return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, mlp_key)
+
+
+class PostNormBlock(nnx.Module):
+    """Attention, then feed-forward, the residual stream itself normed after each (Vaswani et al. 2017)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        norm = NORMS[config.norm]
+        self.self_attn = Attention(config, dtype)
+        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config, dtype)
+        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
+        self.dropout = config.dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "#B T R"],
+        sin: Float[Array, "#B T R"],
+        attend: Attend,
+        key: Key = None,
+    ) -> Float[Array, "B T D"]:
+        attn_key, mlp_key = split(key, 2)
+        x = x + dropout(self.self_attn(x, cos, sin, attend), self.dropout, attn_key)
+        x = self.attention_output_layernorm(x)
+        return self.mlp_output_layernorm(x + dropout(self.mlp(x), self.dropout, mlp_key))
+
+
+class SandwichBlock(nnx.Module):
+    """Attention, then feed-forward, each normed before and after (Ding et al. 2021, arXiv:2105.13290)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        norm = NORMS[config.norm]
+        self.input_layernorm = norm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, dtype)
+        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
+        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config, dtype)
+        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
+        self.dropout = config.dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "#B T R"],
+        sin: Float[Array, "#B T R"],
+        attend: Attend,
+        key: Key = None,
+    ) -> Float[Array, "B T D"]:
+        attn_key, mlp_key = split(key, 2)
+        mixed = self.attention_output_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, attend))
+        x = x + dropout(mixed, self.dropout, attn_key)
+        fed = self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
+        return x + dropout(fed, self.dropout, mlp_key)
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
+"""`model.norm_placement` -> its class."""
 
 
 class Cache(NamedTuple):
@@ -133,15 +214,20 @@ class Cache(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """The language model: embedding, L blocks, final norm, output head."""
+    """The language model: embedding, L blocks, final norm, output head.
+
+    With norm_placement: post there is no final norm, since the last block ends with one.
+    """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.float32, remat: bool = False):
         self.config = config
         self.dtype = dtype
         self.remat = remat
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
-        self.layers = nnx.List([Block(config, dtype) for _ in range(config.n_layers)])
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.embed_positions = POSITIONS[config.position](config)
+        self.layers = nnx.List([BLOCKS[config.norm_placement](config, dtype) for _ in range(config.n_layers)])
+        final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
+        self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size, dtype)
 
@@ -149,13 +235,15 @@ class Decoder(nnx.Module):
         """Logits of the next token at every position, in the parameters' type."""
         return self.logits(self.hidden(tokens))
 
-    def hidden(self, tokens: Int[Array, "B T"], key: jax.Array | None = None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T D"]:
         """Final normed activations; a key switches dropout on."""
-        cos, sin = self.rope(jnp.arange(tokens.shape[1])[None])
-        keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
-        x = dropout(self.embed_tokens(tokens), self.config.dropout, keys[-1])
-        for block, block_key in zip(self.layers, keys):
-            step = partial(block, cos=cos, sin=sin, attend=causal_attention, key=block_key)
+        positions = jnp.arange(tokens.shape[1])[None]
+        cos, sin = self.rope(positions)
+        first, *keys = split(key, 2 * len(self.layers) + 1)
+        x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
+        for block, weights_key, block_key in zip(self.layers, keys[::2], keys[1::2], strict=True):
+            attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
+            step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
             x = jax.checkpoint(step)(x) if self.remat else step(x)
         return self.norm(x)
 
@@ -181,7 +269,8 @@ class Decoder(nnx.Module):
     def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Append T columns to the cache; logits of the token after the last of them."""
         columns = cache.length + jnp.arange(tokens.shape[1])
-        cos, sin = self.rope(jnp.maximum(columns[None] - cache.pads[:, None], 0))
+        positions = jnp.maximum(columns[None] - cache.pads[:, None], 0)
+        cos, sin = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
@@ -190,7 +279,7 @@ class Decoder(nnx.Module):
             values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], v, cache.length, axis=1)
             return cached_attention(q, keys[layer], values[layer], columns, cache.pads)
 
-        x = self.embed_tokens(tokens)
+        x = self.embed_positions(self.embed_tokens(tokens), positions)
         for layer, block in enumerate(self.layers):
             x = block(x, cos, sin, partial(attend, layer))
         cache = Cache(tuple(keys), tuple(values), cache.pads, cache.length + tokens.shape[1])

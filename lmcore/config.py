@@ -40,6 +40,9 @@ __all__ = [
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
+GATED = ("swiglu", "geglu")
+"""Kinds of `model.mlp` with a gate: three matrices, where the others have two."""
+
 
 def _require(group: str, name: str, found: object, ok: bool, expected: str) -> None:
     if not ok:
@@ -88,21 +91,40 @@ class ModelConfig:
     n_kv_heads: int = 0
     """Number of key/value heads K, a divisor of n_heads; 0 takes n_heads (no grouping)."""
     head_dim: int = 0
-    """Width of one head H, even; 0 takes dim / n_heads."""
+    """Width of one head H, even with position: rope; 0 takes dim / n_heads."""
     ffn_dim: int = 0
-    """Width of the feed-forward layer F; 0 takes 8/3 of dim, rounded up to a multiple of 32."""
+    """Width of the feed-forward layer F; 0 takes 8/3 of dim, rounded up to a multiple of 32, or four times dim where
+    mlp has no gate: as many parameters."""
     max_seq_len: int = 256
     """Longest context, in tokens."""
+    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
+    """How positions are told: rope turns queries and keys; learned adds a row of weights to the embedding; sinusoidal
+    multiplies that by √dim and adds sines and cosines, as in the original Transformer; none leaves only the causal
+    mask."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Llama 3's frequency scaling; null for none."""
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
+    """Kind of norm; layernorm has a weight and a bias, whatever model.bias says."""
+    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    """pre norms what goes into attention and feed-forward; post norms the residual stream after each, and has no final
+    norm, as in the original Transformer; sandwich norms what goes in and what comes out."""
     norm_eps: float = 1e-5
-    """Added to the mean of squares in RMSNorm."""
+    """Added under the root to the mean of squares in RMSNorm, to the variance in LayerNorm."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys before they are turned, its weights shared by all heads, as in Qwen3."""
+    mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
+    """Feed-forward layer: gated by SiLU or GELU, or two layers with GELU or ReLU between; GELU is exact, x · Φ(x)."""
+    bias: bool = False
+    """A bias in every linear layer of the blocks; the output head has none."""
+    init: Literal["normal", "xavier", "kaiming"] = "normal"
+    """Initial matrices: normal with std 0.02, outputs onto the residual stream scaled by 1/√(2 · n_layers); xavier's
+    uniform; kaiming's normal, by inputs. Embeddings are normal with std 0.02 in any case."""
     tie_embeddings: bool = True
     """Use the embedding as the output head too."""
     dropout: float = 0.0
-    """Share of the embedding's and of every residual branch's outputs dropped in training."""
+    """Share of the embedding's and every residual branch's outputs, and of attention weights, dropped in training."""
 
     def __post_init__(self) -> None:
         _at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim")
@@ -114,13 +136,18 @@ class ModelConfig:
         derived = {
             "n_kv_heads": self.n_kv_heads or self.n_heads,
             "head_dim": self.head_dim or self.dim // self.n_heads,
-            "ffn_dim": self.ffn_dim or -(-self.dim * 8 // (3 * 32)) * 32,
+            "ffn_dim": self.ffn_dim or (-(-self.dim * 8 // (3 * 32)) * 32 if self.mlp in GATED else 4 * self.dim),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         divides = self.n_heads % self.n_kv_heads == 0
         _require("model", "n_kv_heads", self.n_kv_heads, divides, f"a divisor of n_heads = {self.n_heads}")
-        _require("model", "head_dim", self.head_dim, self.head_dim % 2 == 0, "an even number (rotary pairs)")
+        rotary = self.position == "rope"
+        even = not rotary or self.head_dim % 2 == 0
+        _require("model", "head_dim", self.head_dim, even, "an even number (rotary pairs)")
+        unscaled = self.rope_scaling is None
+        expected = f"null with position: {self.position}"
+        _require("model", "rope_scaling", self.rope_scaling, rotary or unscaled, expected)
         _require("model", "rope_theta", self.rope_theta, self.rope_theta > 0, "more than 0")
         _require("model", "norm_eps", self.norm_eps, self.norm_eps > 0, "more than 0")
         _require("model", "dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1")

@@ -2,7 +2,7 @@
 
 import re
 
-from lmcore.config import ModelConfig
+from lmcore.config import GATED, ModelConfig
 
 __all__ = ["flops_per_token", "peak_flops"]
 
@@ -37,7 +37,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     its use as output head is; and attention counts the keys a query may see, half the square.
     """
     heads = 2 * config.n_heads + 2 * config.n_kv_heads
-    block = config.dim * config.head_dim * heads + 3 * config.dim * config.ffn_dim
+    matrices = 3 if config.mlp in GATED else 2
+    block = config.dim * config.head_dim * heads + matrices * config.dim * config.ffn_dim
     attention = 6 * config.n_layers * config.n_heads * config.head_dim * seq_len
     return 6 * (config.n_layers * block + config.vocab_size * config.dim) + attention
 

@@ -1,7 +1,7 @@
-"""Rotary position tables: one formula, in NumPy float64, used by both twins.
+"""Tables of positions, rotary and sinusoidal: one formula, in NumPy float64, used by both twins.
 
-Half-split layout, as in Hugging Face Llama: feature i of a head turns together with feature i + H/2. Source: Su et al.
-2021, RoFormer, arXiv:2104.09864; frequency scaling from the Llama 3.1 reference code.
+Rotary: half-split layout, as in Hugging Face Llama: feature i of a head turns together with feature i + H/2. Source:
+Su et al. 2021, RoFormer, arXiv:2104.09864; frequency scaling from the Llama 3.1 reference code.
 """
 
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from lmcore.config import ModelConfig, RopeScaling
 
-__all__ = ["frequencies", "rope_tables"]
+__all__ = ["frequencies", "rope_tables", "sinusoidal_table"]
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " R"]:
@@ -27,7 +27,22 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
 
 
 def rope_tables(config: ModelConfig) -> tuple[Float[np.ndarray, "T R"], Float[np.ndarray, "T R"]]:
-    """Cosine and sine of every position below max_seq_len, in float64; a twin rounds them to its own type once."""
+    """Cosine and sine of every position below max_seq_len, in float64; a twin rounds them to its own type once.
+
+    Without columns where positions are not rotary.
+    """
+    if config.position != "rope":
+        return np.empty((config.max_seq_len, 0)), np.empty((config.max_seq_len, 0))
     turning = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     angles = np.outer(np.arange(config.max_seq_len), turning)
     return np.cos(angles), np.sin(angles)
+
+
+def sinusoidal_table(config: ModelConfig) -> Float[np.ndarray, "T D"]:
+    """What is added to the embedding at every position below max_seq_len, in float64.
+
+    Feature 2i is the sine and feature 2i + 1 the cosine of position · 10000^(−2i/D) (Vaswani et al. 2017,
+    arXiv:1706.03762, 3.5).
+    """
+    angles = np.outer(np.arange(config.max_seq_len), frequencies(config.dim, 10000.0))
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(config.max_seq_len, -1)[:, : config.dim]

@@ -20,11 +20,13 @@ def heat_map(result: Result, tolerance: float | None) -> str:
     layers = sorted({int(name[7 : name.index(" ")]) for name in found if name.startswith("layers.")})
     left, top, width, height = 74, 92, 50, 26
     parts = []
-    for column, operation in enumerate(OPERATIONS):
+    inside = [name.partition(" ")[2] for name in found if name.startswith("layers.")]
+    operations = list(dict.fromkeys(inside)) or list(OPERATIONS)
+    for column, operation in enumerate(operations):
         x = left + column * width + width / 2
         parts.append(f'<text class="label" transform="translate({x + 4},{top - 8}) rotate(-40)">{operation}</text>')
-    rows = [("embedding", ["embedding"])]
-    rows += [(f"layer {layer}", [f"layers.{layer} {operation}" for operation in OPERATIONS]) for layer in layers]
+    rows = [("embedding", ["embedding", "positions added"])]
+    rows += [(f"layer {layer}", [f"layers.{layer} {operation}" for operation in operations]) for layer in layers]
     rows += [("final norm", ["final norm"])]
     for row, (label, names) in enumerate(rows):
         y = top + row * height
@@ -32,7 +34,7 @@ def heat_map(result: Result, tolerance: float | None) -> str:
         for column, name in enumerate(names):
             if name in found:
                 parts.append(_cell(found[name], left + column * width, y, width, height, tolerance))
-    whole = left + len(OPERATIONS) * width + 20, top + len(rows) * height + 8
+    whole = left + len(operations) * width + 20, top + len(rows) * height + 8
     label = f"Largest relative difference of each activation, {result.dtype}"
     return _svg(*whole, label, "".join(parts), small=True)
 

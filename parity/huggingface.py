@@ -17,7 +17,7 @@ from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, Tra
 from lmcore.errors import UserError
 from lmcore.rope import frequencies
 from lmcore.tokenizer import Tokenizer
-from parity.mapping import convert_names
+from parity.mapping import convert_names, require_llama
 
 __all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
 
@@ -45,9 +45,7 @@ DEFAULTED: dict[str, tuple[str, Any]] = {
 ONLY: dict[str, tuple[Any, ...]] = {
     "architectures": (["LlamaForCausalLM"], None),
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
     "attention_dropout": (0, None),
-    "mlp_bias": (False, None),
     "sliding_window": (None,),
     "partial_rotary_factor": (1, None),
     "pretraining_tp": (1, None),
@@ -56,7 +54,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 """Field that may change the model -> values that our model agrees with."""
 
 HARMLESS = {
-    *("model_type", "rope_theta", "rope_scaling", "rope_parameters"),  # read apart
+    *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read apart
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     *("initializer_range", "use_cache", "is_llama_config", "transformers.js_config", "tokenizer_class"),
     *("id2label", "label2id", "chunk_size_feed_forward", "return_dict", "unsloth_version", "unsloth_fixed"),
@@ -146,6 +144,10 @@ def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig
     for name, (ours, default) in DEFAULTED.items():
         values[ours] = default if fields.get(name) is None else fields[name]
     values["rope_theta"], scaling = _rope(fields, problems)
+    values["bias"] = fields.get("attention_bias") or False
+    if (fields.get("mlp_bias") or False) != values["bias"]:
+        found = f"found {_shown(fields.get('mlp_bias'))} beside attention_bias {_shown(fields.get('attention_bias'))}"
+        problems.append(f"mlp_bias: {found}, expected the same: our layers have biases or not")
     if len(problems) > before:
         return None
     try:
@@ -299,9 +301,10 @@ def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray]
         tokenizer: None leaves out the tokenizer's files.
 
     Raises:
-        UserError: transformers would not load a model of this shape.
+        UserError: it is no Llama, or transformers would not load one of this shape.
     """
     model = config.model
+    require_llama(model)
     if model.dim % model.n_heads:
         raise UserError(
             f"model.dim: found {model.dim}, expected a multiple of n_heads = {model.n_heads}; "
@@ -328,7 +331,7 @@ def config_fields(model: ModelConfig) -> dict[str, Any]:
         fields[name] = getattr(model, ours)
     scaling = model.rope_scaling
     llama3 = scaling and {"rope_type": "llama3"} | {name: getattr(scaling, ours) for name, ours in LLAMA3.items()}
-    fields |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+    fields |= {"hidden_act": "silu", "attention_bias": model.bias, "mlp_bias": model.bias, "attention_dropout": 0.0}
     return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3, "initializer_range": 0.02}
 
 

@@ -19,8 +19,8 @@ import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
 from jaxlm.decoding import Generator
-from jaxlm.linear import Linear
-from jaxlm.model import Block, Decoder, Embedding, RMSNorm
+from jaxlm.model import Decoder
+from jaxlm.positions import NoPositions
 from lmcore.config import Config, SampleConfig
 from parity.moments import read_optax
 from parity.taps import Taps
@@ -137,10 +137,11 @@ def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: 
 @contextmanager
 def listening(decoder: Decoder) -> Iterator[Taps]:
     """Keep what goes in and out of the decoder's modules while it is traced."""
-    names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(decoder)}
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(decoder)}
+    names = {id(module): name for name, module in modules.items() if name}
     taps = Taps()
     with ExitStack() as stack:
-        for kind in (Embedding, Linear, RMSNorm, Block):
+        for kind in {type(module) for name, module in modules.items() if name} - {nnx.List, NoPositions}:
             stack.enter_context(mock.patch.object(kind, "__call__", _listener(kind.__call__, names, taps)))
         attend = jaxlm.model.causal_attention
         stack.enter_context(mock.patch.object(jaxlm.model, "causal_attention", taps.attention(attend)))

@@ -3,19 +3,19 @@
 Weights, gradients and an optimizer's moments all pass through it. Nothing is guessed from a part of a name: an array
 that no row names, a row that no array fills, and a wrong shape are mistakes, and all of them are reported together.
 
-Letters in shapes: D model width, NH query heads × head width, KH key/value heads × head width, F feed-forward width,
-V vocabulary.
+Letters in shapes: D model width, H head width, NH query heads × head width, KH key/value heads × head width,
+F feed-forward width, V vocabulary, T positions.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import ml_dtypes
 import numpy as np
 
-from lmcore.config import ModelConfig
+from lmcore.config import GATED, ModelConfig
 from lmcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ __all__ = [
     "Transform",
     "convert_names",
     "convert_rows",
+    "not_llama",
     "numpy_to_torch",
+    "require_llama",
     "table",
     "torch_to_numpy",
 ]
@@ -86,43 +88,98 @@ class Row:
         return np.ascontiguousarray(array)
 
 
-FIRST = (
-    # JAX                   torch                  Hugging Face                 shape in JAX  transform
-    ("embed_tokens.weight", "embed_tokens.weight", "model.embed_tokens.weight", ("V", "D"), IDENTITY),
-)
-EACH_LAYER = (
-    ("input_layernorm.weight", "input_layernorm.weight", "input_layernorm.weight", ("D",), IDENTITY),
-    ("self_attn.q_proj.kernel", "self_attn.q_proj.weight", "self_attn.q_proj.weight", ("D", "NH"), TRANSPOSE),
-    ("self_attn.k_proj.kernel", "self_attn.k_proj.weight", "self_attn.k_proj.weight", ("D", "KH"), TRANSPOSE),
-    ("self_attn.v_proj.kernel", "self_attn.v_proj.weight", "self_attn.v_proj.weight", ("D", "KH"), TRANSPOSE),
-    ("self_attn.o_proj.kernel", "self_attn.o_proj.weight", "self_attn.o_proj.weight", ("NH", "D"), TRANSPOSE),
-    ("post_attention_layernorm.weight", *["post_attention_layernorm.weight"] * 2, ("D",), IDENTITY),
-    ("mlp.gate_proj.kernel", "mlp.gate_proj.weight", "mlp.gate_proj.weight", ("D", "F"), TRANSPOSE),
-    ("mlp.up_proj.kernel", "mlp.up_proj.weight", "mlp.up_proj.weight", ("D", "F"), TRANSPOSE),
-    ("mlp.down_proj.kernel", "mlp.down_proj.weight", "mlp.down_proj.weight", ("F", "D"), TRANSPOSE),
-)
-LAST = (("norm.weight", "norm.weight", "model.norm.weight", ("D",), IDENTITY),)
-UNTIED = (("lm_head.kernel", "lm_head.weight", "lm_head.weight", ("D", "V"), TRANSPOSE),)
+Template = tuple[str, str, str, tuple[str, ...], Transform]
+
+
+def _same(name: str, *shape: str) -> Template:
+    """A vector or an embedding, which all three call and store alike."""
+    return name, name, name, shape, IDENTITY
+
+
+def _linear(name: str, inputs: str, outputs: str, bias: bool) -> list[Template]:
+    """A linear layer's kernel, and its bias if it has one."""
+    kernel = (f"{name}.kernel", f"{name}.weight", f"{name}.weight", (inputs, outputs), TRANSPOSE)
+    return [kernel, _same(f"{name}.bias", outputs)] if bias else [kernel]
+
+
+def _norm(config: ModelConfig, name: str) -> list[Template]:
+    leaves = {"rmsnorm": ("weight",), "layernorm": ("weight", "bias"), "none": ()}[config.norm]
+    return [_same(f"{name}.{leaf}", "D") for leaf in leaves]
+
+
+def _layer(config: ModelConfig) -> list[Template]:
+    """What one block holds, in reading order."""
+    bias, placement = config.bias, config.norm_placement
+    heads = [_same(f"self_attn.{name}_norm.weight", "H") for name in ("q", "k") if config.qk_norm]
+    return [
+        *(_norm(config, "input_layernorm") if placement != "post" else ()),
+        *_linear("self_attn.q_proj", "D", "NH", bias),
+        *_linear("self_attn.k_proj", "D", "KH", bias),
+        *_linear("self_attn.v_proj", "D", "KH", bias),
+        *heads,
+        *_linear("self_attn.o_proj", "NH", "D", bias),
+        *(_norm(config, "attention_output_layernorm") if placement != "pre" else ()),
+        *(_norm(config, "post_attention_layernorm") if placement != "post" else ()),
+        *(_linear("mlp.gate_proj", "D", "F", bias) if config.mlp in GATED else ()),
+        *_linear("mlp.up_proj", "D", "F", bias),
+        *_linear("mlp.down_proj", "F", "D", bias),
+        *(_norm(config, "mlp_output_layernorm") if placement != "pre" else ()),
+    ]
 
 
 def table(config: ModelConfig) -> list[Row]:
-    """Every parameter of a model, in reading order; an untied head comes last."""
+    """Every parameter of a model, in reading order; an untied head comes last.
+
+    A model that is no Llama has Hugging Face names too, which nothing reads: `require_llama` refuses it.
+    """
     widths = {
         "V": config.vocab_size,
+        "T": config.max_seq_len,
         "D": config.dim,
+        "H": config.head_dim,
         "NH": config.n_heads * config.head_dim,
         "KH": config.n_kv_heads * config.head_dim,
         "F": config.ffn_dim,
     }
 
-    def rows(templates: Iterable[tuple[Any, ...]], within: str = "", within_hf: str = "") -> list[Row]:
+    def rows(templates: Iterable[Template], within: str = "", within_hf: str = "model.") -> list[Row]:
         return [
             Row(within + jax, within + torch, within_hf + hf, tuple(widths[letter] for letter in shape), transform)
             for jax, torch, hf, shape, transform in templates
         ]
 
-    layers = [row for i in range(config.n_layers) for row in rows(EACH_LAYER, f"layers.{i}.", f"model.layers.{i}.")]
-    return [*rows(FIRST), *layers, *rows(LAST), *rows([] if config.tie_embeddings else UNTIED)]
+    first = [_same("embed_tokens.weight", "V", "D")]
+    if config.position == "learned":
+        first.append(_same("embed_positions.weight", "T", "D"))
+    block = _layer(config)
+    layers = [row for i in range(config.n_layers) for row in rows(block, f"layers.{i}.", f"model.layers.{i}.")]
+    last = [] if config.norm_placement == "post" else _norm(config, "norm")
+    head = [] if config.tie_embeddings else _linear("lm_head", "D", "V", bias=False)
+    return [*rows(first), *layers, *rows(last), *rows(head, within_hf="")]
+
+
+LLAMA = {"position": "rope", "norm": "rmsnorm", "norm_placement": "pre", "qk_norm": False, "mlp": "swiglu"}
+"""Field of `model` -> the only value that a Llama has."""
+
+
+def not_llama(config: ModelConfig) -> list[str]:
+    """What a Llama cannot hold, each by its field; nothing for a Llama."""
+    found = {name: getattr(config, name) for name in LLAMA}
+    return [
+        f"model.{name}: found {found[name]!r}, a Llama has only {expected!r}"
+        for name, expected in LLAMA.items()
+        if found[name] != expected
+    ]
+
+
+def require_llama(config: ModelConfig) -> None:
+    """Refuse what is no Llama.
+
+    Raises:
+        UserError: a field has a value that a Llama cannot hold; the message names each.
+    """
+    if problems := not_llama(config):
+        raise UserError(f"{'; '.join(problems)}; keep it in jax or torch")
 
 
 def convert_names(
@@ -141,9 +198,11 @@ def convert_names(
         Name -> contiguous array on the target's side, in the table's order, with the same bits and type.
 
     Raises:
-        UserError: arrays are missing, unknown or wrongly shaped; the message names each.
+        UserError: arrays are missing, unknown or wrongly shaped, or a Llama cannot hold them; the message names each.
     """
     problems = []
+    if "hf" in (source, target):
+        require_llama(config)
     if source == "hf" and config.tie_embeddings and "lm_head.weight" in arrays:
         arrays = dict(arrays)
         head, embedding = arrays.pop("lm_head.weight"), arrays.get("model.embed_tokens.weight")

@@ -64,10 +64,10 @@ def odd_config() -> Config:
 
 
 def shaken(params: Arrays, seed: int = 0, scale: float = 8.0) -> Arrays:
-    """Weights scaled up, norms away from one: nothing is too small to show."""
+    """Weights scaled up, norms away from one, biases from zero: nothing is too small to show."""
     rng = np.random.default_rng(seed)
     return {
-        name: (value * (scale if value.ndim > 1 else rng.uniform(0.5, 1.5, value.shape))).astype(value.dtype)
+        name: (value * scale if value.ndim > 1 else value + rng.uniform(-0.5, 0.5, value.shape)).astype(value.dtype)
         for name, value in params.items()
     }
 
@@ -172,10 +172,10 @@ def _swapped(forward: Any) -> Any:
 def _tiled_heads(attend: Any) -> Any:
     """Key head n mod K for query head n, instead of n // G."""
 
-    def faulty(q: Any, k: Any, v: Any) -> Any:
+    def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         n_heads, n_kv_heads = q.shape[2], k.shape[2]
         order = np.arange(n_heads).reshape(-1, n_kv_heads).T.ravel()
-        return attend(q[:, :, order], k, v)[:, :, np.argsort(order)]
+        return attend(q[:, :, order], k, v, **rest)[:, :, np.argsort(order)]
 
     return faulty
 
@@ -193,7 +193,7 @@ class _Math:
 def _sees_next(attend: Any) -> Any:
     """Each query sees the key after its own."""
 
-    def faulty(q: Any, k: Any, v: Any) -> Any:
+    def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         import torch
 
         from torchlm.attention import attention
@@ -244,8 +244,8 @@ def _no_transpose(convert: Any) -> Any:
 def _mean_of_means(total: Any) -> Any:
     """The mean over rows of each row's mean, made a sum again: right only where all rows have as many targets."""
 
-    def faulty(model: Any, tokens: Any, targets: Any) -> Any:
-        means = [total(model, x[None], y[None]) / (y != -1).sum() for x, y in zip(tokens, targets)]
+    def faulty(model: Any, tokens: Any, targets: Any, key: Any = None) -> Any:
+        means = [total(model, x[None], y[None], key) / (y != -1).sum() for x, y in zip(tokens, targets)]
         return sum(means) / len(means) * (targets != -1).sum()
 
     return faulty
@@ -347,9 +347,9 @@ def _shifted(to_device: Any) -> Any:
 
 def _unscaled_outputs(initial_weight: Any) -> Any:
     """Projections onto the residual stream with the std of the others."""
-    return lambda seed, name, shape, n_layers: (
-        initial_weight(seed, name, shape, n_layers)
-        * (np.float32((2 * n_layers) ** 0.5) if name.endswith(("o_proj", "down_proj")) else np.float32(1))
+    return lambda seed, name, shape, model: (
+        initial_weight(seed, name, shape, model)
+        * np.float32((2 * model.n_layers) ** 0.5 if "o_proj" in name or "down_proj" in name else 1)
     )
 
 

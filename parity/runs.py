@@ -149,6 +149,9 @@ def third_implementation(pair: Pair, options: "Options") -> Iterator[Result]:
         note = "transformers' bfloat16 rounds the parameters too: another model"
         yield Result(rung=9, what=what, dtype=pair.dtype, verdict="skipped", note=note)
         return
+    if problems := mapping.not_llama(pair.config.model):
+        yield Result(rung=9, what=what, dtype=pair.dtype, verdict="skipped", note="; ".join(problems))
+        return
     from parity.huggingface import write_folder
 
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,8 @@ __all__ = ["OPERATIONS", "Taps", "collecting", "tap"]
 BEFORE = {
     "self_attn.o_proj": "mixed values",
     "post_attention_layernorm": "after attention",
+    "attention_output_layernorm": "into attention's norm",
+    "mlp_output_layernorm": "into MLP's norm",
     "mlp.down_proj": "gated",
 }
 """Module of a block -> what goes into it."""
@@ -22,7 +24,9 @@ AFTER = {
     "self_attn.k_proj": "k",
     "self_attn.v_proj": "v",
     "self_attn.o_proj": "attention",
+    "attention_output_layernorm": "attention normed",
     "post_attention_layernorm": "norm 2",
+    "mlp_output_layernorm": "MLP normed",
     "mlp.gate_proj": "gate",
     "mlp.up_proj": "up",
     "mlp.down_proj": "MLP",
@@ -33,8 +37,8 @@ OPERATIONS = (
     *("norm 1", "q", "k", "v", "q rotated", "k rotated", "mixed values", "attention", "after attention"),
     *("norm 2", "gate", "up", "gated", "MLP", "after MLP"),
 )
-"""All that is seen in one block, in order; `after …` is the residual stream."""
-WHOLE = {"embed_tokens": "embedding", "norm": "final norm"}
+"""All that is seen in one block of the default kind, in order; `after …` is the residual stream."""
+WHOLE = {"embed_tokens": "embedding", "embed_positions": "positions added", "norm": "final norm"}
 
 
 class Taps:
@@ -62,10 +66,10 @@ class Taps:
     def attention(self, attend: Callable[..., Any]) -> Callable[..., Any]:
         """The function that mixes values, listened to: its queries and keys are turned already."""
 
-        def listener(q: Any, k: Any, v: Any) -> Any:
+        def listener(q: Any, k: Any, v: Any, **rest: Any) -> Any:
             self._keep(self._layer, "q rotated", q)
             self._keep(self._layer, "k rotated", k)
-            return attend(q, k, v)
+            return attend(q, k, v, **rest)
 
         return listener
 

@@ -20,6 +20,7 @@ from parity.taps import Taps
 from parity.twins import Arrays, Step
 from torchlm.device import to_device
 from torchlm.model import Decoder
+from torchlm.positions import NoPositions
 
 __all__ = ["TorchTwin"]
 
@@ -124,6 +125,8 @@ def listening(model: Decoder) -> Iterator[Taps]:
     taps = Taps()
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if isinstance(module, NoPositions):
+                continue
             stack.callback(module.register_forward_pre_hook(_before(taps, name)).remove)
             stack.callback(module.register_forward_hook(_after(taps, name)).remove)
         attend = torchlm.model.causal_attention

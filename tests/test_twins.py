@@ -21,7 +21,6 @@ ALONE = {
 }
 
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
-TRAINING = "dropout: a torch module knows whether it trains and draws from torch's generator; jax passes a key"
 AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
 
@@ -49,24 +48,28 @@ DIFFERENCES = {
     },
     "linear.py": {
         "Linear": AUTOCAST,
+        "BiasedLinear": AUTOCAST,
         "product": "a kernel is stored input × output in jax, output × input in torch",
         "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
     },
     "loss.py": {
-        "loss_sum": TRAINING,
         "HeadLoss": "XLA needs no help to fuse head and loss; eager torch does",
         "add_product": "XLA needs no help to fuse head and loss; eager torch does",
+    },
+    "mlps.py": {
+        "GEGLU.__init__": AUTOCAST,
+        "GELU.__init__": AUTOCAST,
+        "ReLU.__init__": AUTOCAST,
     },
     "model.py": {
         "Embedding": AUTOCAST,
         "Attention.__init__": AUTOCAST,
         "SwiGLU.__init__": AUTOCAST,
         "Block.__init__": AUTOCAST,
+        "PostNormBlock.__init__": AUTOCAST,
+        "SandwichBlock.__init__": AUTOCAST,
         "Decoder.products": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
-        "dropout": TRAINING,
-        "Block.forward": TRAINING,
-        "Decoder.hidden": TRAINING,
         "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its products",
     },
     "optim.py": {

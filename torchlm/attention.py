@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from torchlm.dropout import Key, dropout
+
 __all__ = ["attention", "cached_attention", "causal_attention"]
 
 QUERY_BLOCK = 128
@@ -24,32 +26,37 @@ def attention(
     k: Float[Tensor, "B S K H"],
     v: Float[Tensor, "B S K H"],
     mask: Bool[Tensor, "#B T S"] | None,
+    rate: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
-    Without a mask, over those up to the query's own position.
+    Without a mask, over those up to the query's own position. Torch's own generator drops a share `rate` of weights.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     grouped = q.shape[1] != k.shape[1]
     allowed = None if mask is None else mask[:, None]
-    mixed = F.scaled_dot_product_attention(q, k, v, allowed, is_causal=mask is None, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(q, k, v, allowed, rate, is_causal=mask is None, enable_gqa=grouped)
     return mixed.transpose(1, 2)
 
 
 def causal_attention(
-    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"]
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B T K H"],
+    v: Float[Tensor, "B T K H"],
+    rate: float = 0.0,
+    key: Key = None,
 ) -> Float[Tensor, "B T N H"]:
-    """Attention of every position to itself and those before it."""
+    """Attention of every position to itself and those before it; a key drops a share `rate` of its weights."""
     if q.device.type != "cpu" or q.shape[1] > LONGEST_IN_BLOCKS:
-        return attention(q, k, v, None)
+        return attention(q, k, v, None, rate if key else 0.0)
     with torch.autocast("cpu", enabled=False):  # the scores are float32
-        return block_attention(q, k, v)
+        return block_attention(q, k, v, rate, key)
 
 
 def block_attention(
-    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"]
+    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"], rate: float, key: Key
 ) -> Float[Tensor, "B T N H"]:
     """`causal_attention` by blocks of queries: at these lengths a CPU does it faster than torch's own kernel."""
     batch, length, n_heads, head_dim = q.shape
@@ -63,7 +70,8 @@ def block_attention(
         later = torch.full((end - start, end), -math.inf, dtype=wide, device=q.device).triu(start + 1)
         queries = q[:, :, start:end].flatten(1, 2)
         scores = torch.baddbmm(later.repeat(q.shape[1], 1), queries, k[..., :end])
-        mixed = torch.softmax(scores, dim=-1).to(v.dtype) @ v[:, :end]
+        weights = dropout(torch.softmax(scores, dim=-1), rate, key)
+        mixed = weights.to(v.dtype) @ v[:, :end]
         blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
     return torch.cat(blocks, dim=2).transpose(1, 2)
 

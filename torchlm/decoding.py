@@ -64,7 +64,7 @@ class Generator:
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return self.model.norm.weight.device
+        return self.model.embed_tokens.weight.device
 
     @torch.inference_mode()
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
@@ -103,4 +103,4 @@ def for_decoding(model: Decoder) -> Decoder:
             wide = weight.device.type == "cpu" and len(weight) > weight.shape[1]
             weights[f"{name}.weight"] = weight.T.contiguous().T if wide else weight
     copy.load_state_dict(weights, assign=True)
-    return copy.to(model.norm.weight.device).requires_grad_(False).eval()
+    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()

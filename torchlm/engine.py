@@ -18,6 +18,7 @@ from lmcore.init import initial_weight
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
+from torchlm.dropout import Key
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
@@ -47,7 +48,7 @@ def train_step(
     state: TrainState,
     batch: Int[Tensor, "A B T1"],
     lr: float,
-    loss_sum: Callable[[Decoder, Tensor, Tensor], Tensor] = loss_sum,
+    loss_sum: Callable[[Decoder, Tensor, Tensor, Key], Tensor] = loss_sum,
 ) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
@@ -58,12 +59,14 @@ def train_step(
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     targets = batch[:, :, 1:].numel()
-    total = torch.zeros((), dtype=state.model.norm.weight.dtype, device=batch.device)
+    total = torch.zeros((), dtype=state.model.embed_tokens.weight.dtype, device=batch.device)
     for index, tokens in enumerate(batch):
+        key: Key = None
         if config.model.dropout > 0:
+            key = "native"
             draws = np.random.SeedSequence([config.train.seed, state.step, index])
             torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
-        loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:])
+        loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
         total += loss.detach()
         share = loss / targets  # one number divided here, instead of every gradient later
         (share if state.scaler is None else state.scaler.scale(share)).backward()
@@ -172,10 +175,8 @@ class Engine:
         assert state.optimizer is not None
         moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
         tensors = {"step": torch.tensor(state.step)}
-        for name, kept in moments.items():
-            tensors |= {
-                "count" if key == "step" else f"{key}.{name}": t for key, t in kept.items()
-            }  # one count for all
+        for name, kept in moments.items():  # the count is one for all
+            tensors |= {"count" if key == "step" else f"{key}.{name}": t for key, t in kept.items()}
         if state.scaler is not None:
             saved = state.scaler.state_dict()
             tensors |= {"scaler.scale": torch.tensor(saved["scale"]), "skipped": state.skipped}
@@ -187,9 +188,8 @@ def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
     """The contract's initial weights, by name; torch stores a kernel output × input, the contract input × output."""
     params = {}
     for name, p in model.named_parameters():
-        path = name.rpartition(".")[0]
-        turned = isinstance(model.get_submodule(path), nn.Linear)
+        turned = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         shape = tuple(reversed(p.shape)) if turned else tuple(p.shape)
-        weight = initial_weight(seed, path, shape, model.config.n_layers)
+        weight = initial_weight(seed, name, shape, model.config)
         params[name] = torch.tensor(np.ascontiguousarray(weight.T if turned else weight), dtype=p.dtype)
     return params

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Linear", "product"]
+__all__ = ["LINEARS", "BiasedLinear", "Linear", "product"]
 
 ONEDNN = torch.backends.mkldnn.is_available()
 LEAST_ROWS = 64
@@ -22,6 +22,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         return product(x, self.weight)
+
+
+class BiasedLinear(nn.Linear):
+    """Matrix product, then a bias, added in the product's type."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        y = product(x, self.weight)
+        return y + self.bias.to(y.dtype)
+
+
+LINEARS = {False: Linear, True: BiasedLinear}
+"""`model.bias` -> the kind of linear layer in a block."""
 
 
 def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:

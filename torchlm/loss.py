@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlm.dropout import Key
 from torchlm.linear import product
 from torchlm.model import Decoder
 
@@ -23,9 +24,11 @@ def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> 
     return (torch.logsumexp(logits, dim=-1) - chosen) * (targets != IGNORED)
 
 
-def loss_sum(model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Sum of the token losses, in the parameters' type; in training mode, with dropout."""
-    hidden, targets = model.hidden(tokens).flatten(0, 1), targets.flatten()
+def loss_sum(
+    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
+) -> Float[Tensor, ""]:
+    """Sum of the token losses, in the parameters' type; a key switches dropout on."""
+    hidden, targets = model.hidden(tokens, key).flatten(0, 1), targets.flatten()
     positions = max(LEAST_POSITIONS, CHUNK_LOGITS[hidden.device.type] // model.config.vocab_size)
     if torch.is_grad_enabled():
         return HeadLoss.apply(hidden, model.head, targets, positions, model.dtype)

@@ -1,5 +1,8 @@
 """The decoder: RMSNorm, rotary grouped-query attention and SwiGLU, in that reading order, as in Llama.
 
+Other configs choose other parts by a field each, when the model is made: norms from `norms.py`, positions from
+`positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
+
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, R = H/2, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
 mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
@@ -18,9 +21,23 @@ from torch.utils.checkpoint import checkpoint
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 from torchlm.attention import cached_attention, causal_attention
-from torchlm.linear import Linear
+from torchlm.dropout import Key, dropout, split
+from torchlm.linear import LINEARS, Linear
+from torchlm.mlps import GEGLU, GELU, ReLU
+from torchlm.norms import LayerNorm, NoNorm
+from torchlm.positions import POSITIONS, unturned
 
-__all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "SwiGLU", "rotate"]
+__all__ = [
+    "Attention",
+    "Block",
+    "Cache",
+    "Decoder",
+    "PostNormBlock",
+    "RMSNorm",
+    "SandwichBlock",
+    "SwiGLU",
+    "rotate",
+]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
@@ -34,10 +51,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         wide = x.to(self.weight.dtype)
         normed = wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return normed.to(x.dtype) * self.weight.to(x.dtype)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
+"""`model.norm` -> its class."""
 
 
 def rotate(
@@ -55,18 +76,22 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        linear, norm = LINEARS[config.bias], RMSNorm if config.qk_norm else NoNorm
         self.head_dim = config.head_dim
-        self.q_proj = Linear(config.dim, config.n_heads * config.head_dim)
-        self.k_proj = Linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.v_proj = Linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.o_proj = Linear(config.n_heads * config.head_dim, config.dim)
+        self.q_proj = linear(config.dim, config.n_heads * config.head_dim)
+        self.k_proj = linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.v_proj = linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.q_norm = norm(config.head_dim, config.norm_eps)
+        self.k_norm = norm(config.head_dim, config.norm_eps)
+        self.o_proj = linear(config.n_heads * config.head_dim, config.dim)
+        self.turn = rotate if config.position == "rope" else unturned
 
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
     ) -> Float[Tensor, "B T D"]:
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(heads), cos, sin)
-        k = rotate(self.k_proj(x).view(heads), cos, sin)
+        q = self.turn(self.q_norm(self.q_proj(x).view(heads)), cos, sin)
+        k = self.turn(self.k_norm(self.k_proj(x).view(heads)), cos, sin)
         v = self.v_proj(x).view(heads)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
 
@@ -76,12 +101,17 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = Linear(config.dim, config.ffn_dim)
-        self.up_proj = Linear(config.dim, config.ffn_dim)
-        self.down_proj = Linear(config.ffn_dim, config.dim)
+        linear = LINEARS[config.bias]
+        self.gate_proj = linear(config.dim, config.ffn_dim)
+        self.up_proj = linear(config.dim, config.ffn_dim)
+        self.down_proj = linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
+"""`model.mlp` -> its class."""
 
 
 class Block(nn.Module):
@@ -89,17 +119,83 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        norm = NORMS[config.norm]
+        self.input_layernorm = norm(config.dim, config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config)
+        self.dropout = config.dropout
 
     def forward(
-        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
+        self,
+        x: Float[Tensor, "B T D"],
+        cos: Float[Tensor, "#B T R"],
+        sin: Float[Tensor, "#B T R"],
+        attend: Attend,
+        key: Key = None,
     ) -> Float[Tensor, "B T D"]:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        attn_key, mlp_key = split(key, 2)
+        x = x + dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend), self.dropout, attn_key)
+        return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, mlp_key)
+
+
+class PostNormBlock(nn.Module):
+    """Attention, then feed-forward, the residual stream itself normed after each (Vaswani et al. 2017)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        norm = NORMS[config.norm]
+        self.self_attn = Attention(config)
+        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config)
+        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        cos: Float[Tensor, "#B T R"],
+        sin: Float[Tensor, "#B T R"],
+        attend: Attend,
+        key: Key = None,
+    ) -> Float[Tensor, "B T D"]:
+        attn_key, mlp_key = split(key, 2)
+        x = x + dropout(self.self_attn(x, cos, sin, attend), self.dropout, attn_key)
+        x = self.attention_output_layernorm(x)
+        return self.mlp_output_layernorm(x + dropout(self.mlp(x), self.dropout, mlp_key))
+
+
+class SandwichBlock(nn.Module):
+    """Attention, then feed-forward, each normed before and after (Ding et al. 2021, arXiv:2105.13290)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        norm = NORMS[config.norm]
+        self.input_layernorm = norm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
+        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config)
+        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        cos: Float[Tensor, "#B T R"],
+        sin: Float[Tensor, "#B T R"],
+        attend: Attend,
+        key: Key = None,
+    ) -> Float[Tensor, "B T D"]:
+        attn_key, mlp_key = split(key, 2)
+        mixed = self.attention_output_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, attend))
+        x = x + dropout(mixed, self.dropout, attn_key)
+        fed = self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
+        return x + dropout(fed, self.dropout, mlp_key)
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
+"""`model.norm_placement` -> its class."""
 
 
 class Cache(NamedTuple):
@@ -114,7 +210,10 @@ class Cache(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """The language model: embedding, L blocks, final norm, output head."""
+    """The language model: embedding, L blocks, final norm, output head.
+
+    With norm_placement: post there is no final norm, since the last block ends with one.
+    """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, remat: bool = False):
         super().__init__()
@@ -122,11 +221,12 @@ class Decoder(nn.Module):
         self.dtype = dtype
         self.remat = remat
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.embed_positions = POSITIONS[config.position](config)
+        self.layers = nn.ModuleList([BLOCKS[config.norm_placement](config) for _ in range(config.n_layers)])
+        final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
+        self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size)
-        self.dropout = nn.Dropout(config.dropout)
         wide = torch.promote_types(dtype, torch.float32)
         self.to(wide)
         for name, table in zip(("cos", "sin"), rope_tables(config)):
@@ -139,20 +239,23 @@ class Decoder(nn.Module):
     def products(self) -> torch.autocast:
         """Context in which matrix products are in `dtype`."""
         lower = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.norm.weight.device.type, self.dtype if lower else None, enabled=lower)
+        return torch.autocast(self.embed_tokens.weight.device.type, self.dtype if lower else None, enabled=lower)
 
     @property
     def head(self) -> Float[Tensor, "V D"]:
         """Weight of the output head, the embedding's where they are tied."""
         return self.get_parameter("embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight")
 
-    def hidden(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Final normed activations; in training mode, with dropout."""
-        cos, sin = self.rope(torch.arange(tokens.shape[1], device=tokens.device)[None])
-        x = self.dropout(self.embed_tokens(tokens))
+    def hidden(self, tokens: Int[Tensor, "B T"], key: Key = None) -> Float[Tensor, "B T D"]:
+        """Final normed activations; a key switches dropout on."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        cos, sin = self.rope(positions)
+        first, *keys = split(key, 2 * len(self.layers) + 1)
+        x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
         with self.products():
-            for block in self.layers:
-                step = partial(block, cos=cos, sin=sin, attend=causal_attention)
+            for block, weights_key, block_key in zip(self.layers, keys[::2], keys[1::2], strict=True):
+                attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
+                step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
                 x = checkpoint(step, x, use_reentrant=False) if self.remat and self.training else step(x)
         return self.norm(x)
 
@@ -178,7 +281,8 @@ class Decoder(nn.Module):
         """Append T columns to the cache; logits of the token after the last of them."""
         end = cache.length + tokens.shape[1]
         columns = torch.arange(cache.length, end, device=tokens.device)
-        cos, sin = self.rope((columns[None] - cache.pads[:, None]).clamp_min(0))
+        positions = (columns[None] - cache.pads[:, None]).clamp_min(0)
+        cos, sin = self.rope(positions)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
@@ -186,7 +290,7 @@ class Decoder(nn.Module):
             values[:, cache.length : end] = v
             return cached_attention(q, keys[:, :end], values[:, :end], columns, cache.pads)
 
-        x = self.embed_tokens(tokens)
+        x = self.embed_positions(self.embed_tokens(tokens), positions)
         with self.products():
             for layer, block in enumerate(self.layers):
                 x = block(x, cos, sin, partial(attend, layer))

@@ -12,8 +12,9 @@ from flax import nnx
 
 from jaxlm import attention as attention_module
 from jaxlm.attention import causal_attention
+from jaxlm.dropout import dropout
 from jaxlm.functional import Model, Params
-from jaxlm.model import RMSNorm, dropout, rotate
+from jaxlm.model import RMSNorm, rotate
 from lmcore.config import Config, ModelConfig, RopeScaling, TrainConfig
 
 ODD = ModelConfig(vocab_size=61, dim=24, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=10, ffn_dim=24, max_seq_len=19)

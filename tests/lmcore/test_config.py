@@ -51,6 +51,9 @@ def test_the_defaults_are_valid_and_resolved():
         ({"dim": 12, "n_heads": 3, "ffn_dim": 7}, {"ffn_dim": 7}),
         ({"dim": 24, "n_heads": 3}, {"ffn_dim": 64}),  # 8/3 of 24 is a multiple of 32 already
         ({"dim": 26, "n_heads": 1}, {"ffn_dim": 96}),
+        ({"dim": 26, "n_heads": 1, "mlp": "geglu"}, {"ffn_dim": 96}),
+        ({"dim": 26, "n_heads": 1, "mlp": "relu"}, {"ffn_dim": 104}),
+        ({"dim": 21, "n_heads": 3, "position": "learned"}, {"head_dim": 7}),
     ],
 )
 def test_the_model_fills_what_is_not_given_and_keeps_what_is(given: dict[str, int], derived: dict[str, int]):
@@ -76,6 +79,18 @@ IMPOSSIBLE = [
     (ModelConfig, {"dim": 30, "n_heads": 4}, "model.dim: found 30, expected a multiple of n_heads = 4"),
     (ModelConfig, {"dim": 20, "n_heads": 4}, "model.head_dim: found 5, expected an even number"),
     (ModelConfig, {**MODEL, "head_dim": 7}, "model.head_dim: found 7, expected an even number"),
+    (
+        ModelConfig,
+        {"position": "learned", "rope_scaling": RopeScaling()},
+        "model.rope_scaling: found RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, "
+        "original_max_seq_len=8192), expected null with position: learned",
+    ),
+    (Config, {"model": {"position": "rotary"}}, "model.position: found 'rotary', expected one of rope, learned, sin"),
+    (Config, {"model": {"norm": "batch"}}, "model.norm: found 'batch', expected one of rmsnorm, layernorm, none"),
+    (Config, {"model": {"norm_placement": "mid"}}, "model.norm_placement: found 'mid', expected one of pre, post, san"),
+    (Config, {"model": {"mlp": "glu"}}, "model.mlp: found 'glu', expected one of swiglu, geglu, gelu, relu"),
+    (Config, {"model": {"init": "zeros"}}, "model.init: found 'zeros', expected one of normal, xavier, kaiming"),
+    (Config, {"model": {"bias": 1}}, "model.bias: found 1, expected true or false"),
     (ModelConfig, {**MODEL, "head_dim": -2}, "model.head_dim: found -2, expected at least 0"),
     (ModelConfig, {**MODEL, "n_kv_heads": 3}, "model.n_kv_heads: found 3, expected a divisor of n_heads = 4"),
     (ModelConfig, {**MODEL, "n_kv_heads": 8}, "model.n_kv_heads: found 8, expected a divisor of n_heads = 4"),
@@ -251,6 +266,8 @@ def changed(name: str, hint: Any) -> Config:
     inner[last] = alternative(name, hint, inner[last])
     if name == "tokenizer.file":
         inner["kind"] = "file"
+    if name == "model.position":
+        inner["rope_scaling"] = None
     return from_dict(Config, values)
 
 
@@ -258,7 +275,8 @@ def changed(name: str, hint: Any) -> Config:
 def test_a_change_of_any_field_is_seen_and_survives_saving(name: str, hint: Any, tmp_path: Path):
     config = changed(name, hint)
     found = {n for n in differences(RESOLVED, config) if n != "tokenizer.kind" or name == n}
-    expected = {f"{name}.{f.name}" for f in fields(RopeScaling)} if name == "model.rope_scaling" else {name}
+    scaling = {f"model.rope_scaling.{f.name}" for f in fields(RopeScaling)}
+    expected = {"model.rope_scaling": scaling, "model.position": {name} | scaling}.get(name, {name})
     assert found == expected
     save(config, tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == config != RESOLVED

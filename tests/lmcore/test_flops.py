@@ -26,6 +26,13 @@ def test_tying_changes_nothing_and_everything_else_does():
     assert flops_per_token(MODEL, 9) - flops_per_token(MODEL, 8) == 6 * 2 * 30
 
 
+def test_only_what_is_multiplied_counts_in_the_variants():
+    for same in ({"mlp": "geglu"}, {"position": "learned"}, {"norm": "layernorm", "bias": True, "qk_norm": True}):
+        assert flops_per_token(replace(MODEL, **same), 8) == flops_per_token(MODEL, 8)
+    for mlp in ("gelu", "relu"):  # no gate: a matrix less in each of two layers
+        assert flops_per_token(replace(MODEL, mlp=mlp), 8) == flops_per_token(MODEL, 8) - 6 * 2 * 10 * 7
+
+
 @pytest.mark.parametrize(
     ("device", "tera"),
     [

@@ -6,18 +6,21 @@ import math
 import numpy as np
 import pytest
 
+from lmcore.config import ModelConfig
 from lmcore.init import initial_weight
 
 GOLDEN = [0.01112485, -0.00591751, 0.0032387, 0.00979241, 0.04887727, -0.01139871]
 """Seed 0, `layers.0.self_attn.q_proj`, 2 × 3, as NumPy 2.4 gave it."""
 
 
-def matrix(seed: int = 0, name: str = "layers.0.self_attn.q_proj", n_layers: int = 4, rows: int = 200) -> np.ndarray:
-    return initial_weight(seed, name, (rows, 300), n_layers)
+def matrix(
+    seed: int = 0, name: str = "layers.0.self_attn.q_proj", n_layers: int = 4, init: str = "normal"
+) -> np.ndarray:
+    return initial_weight(seed, f"{name}.kernel", (200, 300), ModelConfig(n_layers=n_layers, init=init))
 
 
 def test_the_draw_is_the_same_in_every_version():
-    found = initial_weight(0, "layers.0.self_attn.q_proj", (2, 3), 4)
+    found = initial_weight(0, "layers.0.self_attn.q_proj.kernel", (2, 3), ModelConfig())
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.ravel(), GOLDEN, rtol=0, atol=5e-9)
     key = int.from_bytes(hashlib.sha256(b"0:layers.0.self_attn.q_proj").digest()[:16], "little")
@@ -66,7 +69,32 @@ def test_other_weights_know_nothing_of_the_depth(name: str):
     assert np.array_equal(matrix(name=name, n_layers=1), matrix(name=name, n_layers=32))
 
 
-def test_vectors_are_ones():
-    found = initial_weight(0, "layers.0.input_layernorm", (7,), 4)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, np.ones(7))
+def test_norm_weights_are_ones_and_biases_zeros():
+    for name, value in (("input_layernorm.weight", 1), ("input_layernorm.bias", 0), ("mlp.up_proj.bias", 0)):
+        found = initial_weight(0, f"layers.0.{name}", (7,), ModelConfig())
+        assert found.dtype == np.float32
+        assert np.array_equal(found, np.full(7, value))
+
+
+def test_xavier_is_uniform_within_its_bound():
+    draws, bound = matrix(init="xavier"), math.sqrt(6 / 500)
+    assert draws.dtype == np.float32
+    assert bound * 0.999 < np.abs(draws).max() <= np.float32(bound)
+    assert abs(draws.mean()) < 5 * bound / math.sqrt(3 * draws.size)
+    quarters, _ = np.histogram(draws, bins=4, range=(-bound, bound))
+    assert np.abs(quarters / draws.size - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / draws.size)
+
+
+def test_kaiming_is_normal_by_the_number_of_inputs():
+    draws, std = matrix(init="kaiming"), math.sqrt(2 / 200)
+    np.testing.assert_allclose(draws, matrix() * (std / 0.02), rtol=1e-6)
+    assert abs(draws.std() / std - 1) < 5 / math.sqrt(2 * draws.size)
+
+
+@pytest.mark.parametrize("init", ["xavier", "kaiming"])
+def test_embeddings_and_the_depth_know_nothing_of_xavier_and_kaiming(init: str):
+    for name in ("embed_tokens", "embed_positions"):
+        assert np.array_equal(matrix(name=name, init=init), matrix(name=name))
+    outputs = {"name": "layers.0.mlp.down_proj", "init": init}
+    assert np.array_equal(matrix(**outputs, n_layers=1), matrix(**outputs, n_layers=9))
+    assert not np.array_equal(matrix(init=init), matrix())

@@ -45,6 +45,7 @@ MODELS = {
         rope_scaling=RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_seq_len=16),
     ),
     "another eps": replace(MODEL, norm_eps=0.1),
+    "biases": replace(MODEL, bias=True),
 }
 TOKENS = torch.from_numpy(np.random.default_rng(5).integers(0, 300, (3, 17)))
 """Ids to compare logits on. Few positions: transformers computes rotary angles in float32, ours are float64, and the
@@ -115,6 +116,24 @@ def test_a_shape_that_transformers_refuses_is_refused(tmp_path: Path):
         written(tmp_path / "model", model, weights_of(model))
     with pytest.raises(Exception, match="not a multiple of the number of attention heads"):
         transformers.LlamaConfig(hidden_size=21, num_attention_heads=5)
+
+
+@pytest.mark.parametrize("variant", [{"norm": "layernorm"}, {"position": "none"}, {"qk_norm": True}, {"mlp": "geglu"}])
+def test_what_a_llama_cannot_hold_is_refused(variant: dict[str, Any], tmp_path: Path):
+    [(name, value)] = variant.items()
+    with pytest.raises(UserError, match=rf"^model.{name}: found {value!r}, a Llama has only"):
+        written(tmp_path / "model", replace(MODEL, **variant), weights_of(MODEL))
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_llama_with_biases_is_read(tmp_path: Path):
+    folder = their_model(tmp_path / "theirs", torch.float32, attention_bias=True, mlp_bias=True)
+    found = read_folder(folder)
+    assert found.config.model.bias
+    weights = {name: value + 0.1 * name.endswith("bias") for name, value in found.weights.items()}  # theirs begin at 0
+    logits = theirs(written(tmp_path / "ours", found.config.model, weights))
+    assert apart(ours(found.config.model, weights), logits) < 1e-5
+    assert apart(ours(found.config.model, found.weights), logits) > 1e-3
 
 
 def test_greedy_text_is_the_same(bpe: Tokenizer, tmp_path: Path):
@@ -323,8 +342,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model_type: found None, expected 'llama'": {"model_type": "absent"},
     "architectures: found ['LlamaForSequenceClassification']": {"architectures": ["LlamaForSequenceClassification"]},
     "hidden_act: found 'gelu', expected 'silu'": {"hidden_act": "gelu"},
-    "attention_bias: found True, expected False": {"attention_bias": True},
-    "mlp_bias: found True, expected False": {"mlp_bias": True},
+    "mlp_bias: found False beside attention_bias True, expected the same": {"attention_bias": True},
+    "mlp_bias: found True beside attention_bias False, expected the same": {"mlp_bias": True},
+    "bias: found 'yes', expected true or false": {"attention_bias": "yes", "mlp_bias": "yes"},
     "attention_dropout: found 0.1, expected 0": {"attention_dropout": 0.1},
     "sliding_window: found 4096, expected None": {"sliding_window": 4096},
     "layer_types: found ['full_attention', 'sliding_attention']": {

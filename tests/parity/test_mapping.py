@@ -1,5 +1,6 @@
 """The table of names: complete on all three sides, bijective, bit-exact, and loud about whatever does not fit it."""
 
+import re
 from dataclasses import replace
 
 import ml_dtypes
@@ -15,6 +16,7 @@ from lmcore.config import Config, ModelConfig
 from lmcore.errors import UserError
 from parity.mapping import (
     IDENTITY,
+    LLAMA,
     TRANSPOSE,
     Row,
     convert_names,
@@ -43,8 +45,20 @@ def models(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(1, 16)),
         ffn_dim=draw(st.integers(1, 20)),
         tie_embeddings=draw(st.booleans()),
+        bias=draw(st.booleans()),
         max_seq_len=4,
     )
+
+
+VARIANTS = st.fixed_dictionaries(
+    {
+        "position": st.sampled_from(["rope", "learned", "sinusoidal", "none"]),
+        "norm": st.sampled_from(["rmsnorm", "layernorm", "none"]),
+        "norm_placement": st.sampled_from(["pre", "post", "sandwich"]),
+        "mlp": st.sampled_from(["swiglu", "geglu", "gelu", "relu"]),
+        "qk_norm": st.booleans(),
+    }
+)
 
 
 def bits(size: int, dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:
@@ -66,8 +80,9 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 @settings(max_examples=25)
-@given(models())
-def test_the_table_names_exactly_what_the_three_models_hold(config: ModelConfig):
+@given(models(), VARIANTS)
+def test_the_table_names_exactly_what_the_twins_hold(config: ModelConfig, variant: dict):
+    config = replace(config, **variant)
     rows = table(config)
     shapes = Model(Config(model=config)).shapes
     assert {row.jax: row.shape for row in rows} == {name: leaf.shape for name, leaf in shapes.items()}
@@ -78,7 +93,7 @@ def test_the_table_names_exactly_what_the_three_models_hold(config: ModelConfig)
         assert len({row.name(side) for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("config", [TINY, UNTIED])
+@pytest.mark.parametrize("config", [TINY, UNTIED, replace(TINY, bias=True)])
 def test_transformers_names_and_shapes_its_llama_so(config: ModelConfig):
     llama = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
@@ -89,6 +104,8 @@ def test_transformers_names_and_shapes_its_llama_so(config: ModelConfig):
         head_dim=config.head_dim,
         intermediate_size=config.ffn_dim,
         tie_word_embeddings=config.tie_embeddings,
+        attention_bias=config.bias,
+        mlp_bias=config.bias,
     )
     with torch.device("meta"):
         state = transformers.LlamaForCausalLM(llama).state_dict()
@@ -108,6 +125,22 @@ def test_every_round_trip_keeps_every_bit(config: ModelConfig, dtype: type, sour
     other = {**back, name: back[name].copy()}
     other[name].reshape(-1).view(np.uint8)[-1] ^= 1
     assert not same(first, other)
+
+
+@given(models(), VARIANTS, st.integers(0, 99))
+def test_variants_go_between_the_twins_bit_for_bit_and_never_to_a_llama(config: ModelConfig, variant: dict, seed: int):
+    config = replace(config, **variant)
+    first = arrays(config, "jax", np.float32, seed)
+    assert same(first, convert_names(convert_names(first, config, "jax", "torch"), config, "torch", "jax"))
+    default = ModelConfig()
+    other = [name for name, value in variant.items() if value != getattr(default, name)]
+    if not other:
+        convert_names(first, config, "jax", "hf")
+        return
+    for source, target in (("jax", "hf"), ("hf", "torch")):
+        with pytest.raises(UserError) as caught:
+            convert_names(first, config, source, target)
+        assert re.findall(r"model\.(\w+): found", str(caught.value)) == [n for n in LLAMA if n in other]
 
 
 def test_a_kernel_is_turned_and_an_embedding_is_not():

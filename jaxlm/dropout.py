@@ -1,0 +1,23 @@
+"""Dropout: masks from a key, which jax's counter-based generator makes the same everywhere."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["Key", "dropout", "split"]
+
+Key = jax.Array | None
+"""What masks are drawn from; None where nothing is dropped."""
+
+
+def split(key: Key, count: int) -> list[Key]:
+    """As many keys as are asked for, unrelated to one another; none from none."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def dropout(x: Float[Array, "*S"], rate: float, key: Key) -> Float[Array, "*S"]:
+    """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
+    if key is None:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)

@@ -1,0 +1,62 @@
+"""How the embedding learns of positions, where `model.position` is not rope: by what is added to it.
+
+`unturned` takes the place of the rotation of queries and keys.
+"""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lmcore.config import ModelConfig
+from lmcore.rope import sinusoidal_table
+
+__all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions", "unturned"]
+
+
+class NoPositions(nnx.Module):
+    """x itself, where positions turn queries and keys, or are nowhere told."""
+
+    def __init__(self, config: ModelConfig):
+        pass
+
+    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+        return x
+
+
+class LearnedPositions(nnx.Module):
+    """x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
+
+    def __init__(self, config: ModelConfig):
+        self.weight = nnx.Param(jnp.zeros((config.max_seq_len, config.dim)))
+
+    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+        return x + self.weight[...][positions]
+
+
+class SinusoidalPositions(nnx.Module):
+    """√D · x plus sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+
+    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+        table = jnp.asarray(sinusoidal_table(self.config), x.dtype)
+        return x * math.sqrt(self.config.dim) + table[positions]
+
+
+POSITIONS = {
+    "rope": NoPositions,
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "none": NoPositions,
+}
+"""`model.position` -> what is added to the embedding."""
+
+
+def unturned(
+    x: Float[Array, "B T N H"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"]
+) -> Float[Array, "B T N H"]:
+    """x itself: queries or keys that no rotation tells their position."""
+    return x

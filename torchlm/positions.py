@@ -1,0 +1,65 @@
+"""How the embedding learns of positions, where `model.position` is not rope: by what is added to it.
+
+`unturned` takes the place of the rotation of queries and keys.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lmcore.config import ModelConfig
+from lmcore.rope import sinusoidal_table
+
+__all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions", "unturned"]
+
+
+class NoPositions(nn.Module):
+    """x itself, where positions turn queries and keys, or are nowhere told."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+
+    def forward(self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        return x
+
+
+class LearnedPositions(nn.Module):
+    """x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.max_seq_len, config.dim))
+
+    def forward(self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        return x + self.weight[positions]
+
+
+class SinusoidalPositions(nn.Module):
+    """√D · x plus sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        table = torch.tensor(sinusoidal_table(config), device="cpu")  # the decoder rounds it to its type
+        self.register_buffer("table", table, persistent=False)
+        self.scale = math.sqrt(config.dim)
+
+    def forward(self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        return x * self.scale + self.get_buffer("table")[positions]
+
+
+POSITIONS = {
+    "rope": NoPositions,
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "none": NoPositions,
+}
+"""`model.position` -> what is added to the embedding."""
+
+
+def unturned(
+    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"]
+) -> Float[Tensor, "B T N H"]:
+    """x itself: queries or keys that no rotation tells their position."""
+    return x
