@@ -46,11 +46,12 @@ def test_quickstart_is_the_default() -> None:
 SIZES = {
     "shakespeare_char": (66, 0.81e6),
     "shakespeare_bpe": (1280, 659e3),
+    "classic": (66, 4.02e6),
     "tinystories": (32000, 15.2e6),
     "wikitext103": (10000, 18.31e6),
     "openwebtext_sample": (16384, 17e6),
     "openwebtext_125m": (50304, 125e6),
-    "gpt2_small": (50257, 124e6),
+    "gpt2_small": (50257, 125e6),
     "llama_1b": (128256, 1.24e9),
     "llama_8b": (128256, 8.04e9),
 }
