@@ -92,7 +92,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
         "optimizer": f"AdamW, lr {optim.lr:g}, betas {optim.beta1:g} and {optim.beta2:g}, decay {optim.weight_decay:g}",
         "text": f"{subject.text}, {len(subject.tokens):,} tokens",
     }
-    return facts | ({"left out": "dropout, whose draws are each framework's own"} if model.dropout else {})
+    return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
 
 
 @command

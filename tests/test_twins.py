@@ -19,6 +19,7 @@ ALONE = {
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
 }
 
+THREEFRY = "jax has this generator; in torch it is written out"
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
 AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
@@ -38,7 +39,9 @@ DIFFERENCES = {
         "Generator": MODULE,
         "for_decoding": MODULE,
     },
+    "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY),
     "engine.py": {
+        "dropout_key": "jax has one generator of masks, and folds its key in place",
         "TrainState": MODULE,
         "train_step": MODULE,
         "eval_step": MODULE,
