@@ -19,5 +19,5 @@ def dropout(x: Float[Array, "*S"], rate: float, key: Key) -> Float[Array, "*S"]:
     """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
     if key is None:
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    kept = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)  # the same mask in every precision
     return jnp.where(kept, x / (1 - rate), 0)

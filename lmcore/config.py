@@ -294,6 +294,9 @@ class TrainConfig:
     """Let torch compile the loss and its gradient: the first step takes longer, the others less. jax always does."""
     deterministic: bool = False
     """Let torch use only operations that give the same bits in every run on one device, at some cost on CUDA."""
+    dropout_masks: Literal["native", "threefry"] = "native"
+    """Generator of torch's dropout masks: native is torch's own, and faster; threefry draws jax's, so that both train
+    alike. jax always draws threefry."""
     resume: Literal["never", "auto"] = "never"
     """`auto` continues the run in run_dir from its latest checkpoint, or starts it."""
 

@@ -92,7 +92,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
         "text": f"{subject.text}, {len(subject.tokens):,} tokens",
     }
-    return facts | ({"left out": "dropout, whose draws are each framework's own"} if model.dropout else {})
+    return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
 
 
 def _memory(optim: configs.OptimConfig) -> str:

@@ -20,6 +20,7 @@ ALONE = {
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
+THREEFRY = "jax has this generator; in torch it is written out"
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
 AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
@@ -39,7 +40,9 @@ DIFFERENCES = {
         "Generator": MODULE,
         "for_decoding": MODULE,
     },
+    "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY),
     "engine.py": {
+        "dropout_key": "jax has one generator of masks, and folds its key in place",
         "TrainState": MODULE,
         "train_step": MODULE,
         "eval_step": MODULE,

@@ -49,9 +49,10 @@ def causal_attention(
     key: Key = None,
 ) -> Float[Tensor, "B T N H"]:
     """Attention of every position to itself and those before it; a key drops a share `rate` of its weights."""
-    if q.device.type != "cpu" or q.shape[1] > LONGEST_IN_BLOCKS:
-        return attention(q, k, v, None, rate if key else 0.0)
-    with torch.autocast("cpu", enabled=False):  # the scores are float32
+    own = not isinstance(key, Tensor)  # torch's kernels take no mask of ours
+    if own and (q.device.type != "cpu" or q.shape[1] > LONGEST_IN_BLOCKS):
+        return attention(q, k, v, None, 0.0 if key is None else rate)
+    with torch.autocast(q.device.type, enabled=False):  # the scores are float32
         return block_attention(q, k, v, rate, key)
 
 
@@ -64,13 +65,19 @@ def block_attention(
     by_head = (batch * k.shape[2], -1, length, head_dim)  # BK G T H
     q = (q.to(wide) / math.sqrt(head_dim)).transpose(1, 2).reshape(by_head)
     k, v = k.to(wide).transpose(1, 2).reshape(by_head)[:, 0].mT, v.transpose(1, 2).reshape(by_head)[:, 0]
+    if isinstance(key, Tensor):  # drawn for the whole square, so that no mask depends on how the queries are cut
+        factors = dropout(torch.ones(batch, n_heads, length, length, dtype=wide, device=q.device), rate, key)
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         later = torch.full((end - start, end), -math.inf, dtype=wide, device=q.device).triu(start + 1)
         queries = q[:, :, start:end].flatten(1, 2)
         scores = torch.baddbmm(later.repeat(q.shape[1], 1), queries, k[..., :end])
-        weights = dropout(torch.softmax(scores, dim=-1), rate, key)
+        weights = torch.softmax(scores, dim=-1)
+        if isinstance(key, Tensor):
+            weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
+        elif key is not None:
+            weights = dropout(weights, rate, key)
         mixed = weights.to(v.dtype) @ v[:, :end]
         blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
     return torch.cat(blocks, dim=2).transpose(1, 2)

@@ -1,23 +1,66 @@
-"""Dropout: masks from torch's own generator, which its caller has seeded."""
+"""Dropout: masks from torch's own generator, which its caller has seeded, or from a key, which makes jax's masks.
+
+The keyed generator is jax's: threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), counted
+as with `jax_threefry_partitionable`: number i depends on the key and on i alone. Words of 32 bits lie in int64.
+"""
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Key", "dropout", "split"]
+__all__ = ["Key", "dropout", "fold_in", "seed_key", "split"]
 
-Key = Literal["native"] | None
-"""What masks are drawn from: torch's own generator, in the order in which they are asked for; None where nothing is
-dropped."""
+Key = Tensor | Literal["native"] | None
+"""What masks are drawn from: two words, as in jax; torch's own generator, in the order in which they are asked for;
+None where nothing is dropped."""
+
+WORD = 0xFFFFFFFF
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 
 
 def split(key: Key, count: int) -> list[Key]:
     """As many keys as are asked for, unrelated to one another; none from none."""
-    return [key] * count
+    if not isinstance(key, Tensor):
+        return [key] * count
+    return list(torch.stack(threefry(key, torch.arange(count, device=key.device)), dim=-1))
 
 
 def dropout(x: Float[Tensor, "*S"], rate: float, key: Key) -> Float[Tensor, "*S"]:
     """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
-    return x if key is None else F.dropout(x, rate)
+    if key is None:
+        return x
+    if not isinstance(key, Tensor):
+        return F.dropout(x, rate)
+    return torch.where(bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def seed_key(seed: int, device: torch.device) -> Int[Tensor, "2"]:
+    """What `jax.random.key` makes of a seed below 2^31."""
+    return torch.tensor([0, seed], device=device)
+
+
+def fold_in(key: Int[Tensor, "2"], number: int) -> Int[Tensor, "2"]:
+    """A key of its own for each number, as `jax.random.fold_in`."""
+    return torch.stack(threefry(key, torch.tensor(number, device=key.device)))
+
+
+def bernoulli(key: Int[Tensor, "2"], chance: float, shape: torch.Size) -> Bool[Tensor, "*S"]:
+    """True with this chance: where 23 bits, as a fraction of one, are below it in float32."""
+    high, low = threefry(key, torch.arange(shape.numel(), device=key.device))
+    uniform = ((high ^ low) >> 9).to(torch.float32) * 2.0**-23
+    return (uniform < torch.tensor(chance, dtype=torch.float32, device=key.device)).reshape(shape)
+
+
+def threefry(key: Int[Tensor, "2"], counts: Int[Tensor, "*S"]) -> tuple[Int[Tensor, "*S"], Int[Tensor, "*S"]]:
+    """Both words of threefry-2x32, in 20 rounds, at each count."""
+    keys = key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA
+    x, y = ((counts >> 32) + keys[0]) & WORD, ((counts & WORD) + keys[1]) & WORD
+    for group in range(5):
+        for turn in ROTATIONS[group % 2]:
+            x = (x + y) & WORD
+            y = (((y << turn) & WORD) | (y >> (32 - turn))) ^ x
+        x, y = (x + keys[(group + 1) % 3]) & WORD, (y + keys[(group + 2) % 3] + group + 1) & WORD
+    return x, y

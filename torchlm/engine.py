@@ -18,7 +18,7 @@ from lmcore.init import initial_weight
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
-from torchlm.dropout import Key
+from torchlm.dropout import Key, fold_in, seed_key
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
@@ -52,8 +52,7 @@ def train_step(
 ) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
-    Dropout draws from torch's own generator, seeded by `train.seed`, step and micro-batch, so that a resumed run draws
-    the same; jax draws others.
+    Dropout draws by `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
     """
     assert state.optimizer is not None
     state.model.train()
@@ -61,11 +60,7 @@ def train_step(
     targets = batch[:, :, 1:].numel()
     total = torch.zeros((), dtype=state.model.embed_tokens.weight.dtype, device=batch.device)
     for index, tokens in enumerate(batch):
-        key: Key = None
-        if config.model.dropout > 0:
-            key = "native"
-            draws = np.random.SeedSequence([config.train.seed, state.step, index])
-            torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+        key = dropout_key(config, state.step, index, batch.device)
         loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
         total += loss.detach()
         share = loss / targets  # one number divided here, instead of every gradient later
@@ -80,6 +75,17 @@ def train_step(
         state.skipped += ~torch.isfinite(grad_norm)
         metrics["skipped_steps"] = state.skipped.clone()
     return metrics
+
+
+def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
+    """What the masks of one micro-batch are drawn from."""
+    if config.model.dropout == 0:
+        return None
+    if config.train.dropout_masks == "threefry":
+        return fold_in(fold_in(seed_key(config.train.seed, device), step), index)
+    draws = np.random.SeedSequence([config.train.seed, step, index])
+    torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
+    return "native"
 
 
 @torch.inference_mode()

@@ -69,6 +69,7 @@ def test_the_draw_leaves_no_kind_out():
 @pytest.mark.parametrize("number", range(len(DRAWN)))
 def test_drawn_variants_climb(number: int):
     odd = {"qk_norm": number % 2 == 0, "bias": number > 1, "tie_embeddings": number != 2}
+    odd["dropout"] = 0.2 * number  # in the training steps of rungs 5 and 6
     if DRAWN[number]["position"] != "rope":
         odd["head_dim"] = 5
     pair = rough(**DRAWN[number], **odd)
