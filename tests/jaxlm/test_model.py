@@ -157,8 +157,9 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(sizes: list[int]) -> Non
         np.testing.assert_allclose(logits, full[:, end - 1], rtol=1e-12, atol=1e-12)
 
 
-def test_left_padding_is_not_seen() -> None:
-    made, params = make(ODD)
+@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal", "none"])
+def test_left_padding_is_not_seen(position: str) -> None:
+    made, params = make(replace(ODD, position=position))
     decoder = made(params)
     tokens = tokens_for(ODD, rows=2, length=9)
     alone = decoder(tokens[1:, 4:])[:, -1]

@@ -1,5 +1,6 @@
 """The rotary tables against complex multiplication and against Hugging Face's own Llama."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmcore.config import ModelConfig, RopeScaling
-from lmcore.rope import frequencies, rope_tables
+from lmcore.rope import frequencies, rope_tables, sinusoidal_table
 
 MODEL = ModelConfig(dim=30, n_heads=5, max_seq_len=37, rope_theta=500.0)  # head width 6
 SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 64}
@@ -103,3 +104,15 @@ def test_scaling_stretches_long_waves_in_full_leaves_short_ones_alone_and_blends
     assert np.all((plain / 8 < scaled)[between] & (scaled < plain)[between])
     assert (turns > 4).any()
     assert (turns < 1).any()
+
+
+@pytest.mark.parametrize("dim", [6, 7])
+def test_sinusoids_are_those_of_the_original_transformer(dim: int):
+    table = sinusoidal_table(ModelConfig(dim=dim, n_heads=1, position="sinusoidal", max_seq_len=11))
+    assert table.shape == (11, dim)
+    for position in range(11):
+        for feature in range(dim):
+            angle = position / 10000 ** ((feature - feature % 2) / dim)
+            expected = math.cos(angle) if feature % 2 else math.sin(angle)
+            assert table[position, feature] == pytest.approx(expected, rel=1e-14, abs=1e-15)
+    assert table[3, 1] != pytest.approx(math.sin(3), abs=1e-3)

@@ -8,7 +8,9 @@ import torch
 
 from lmcore.config import ModelConfig
 from torchlm.attention import attention, cached_attention, causal_attention
+from torchlm.mlps import GEGLU, ReLU
 from torchlm.model import Decoder, RMSNorm, SwiGLU, rotate
+from torchlm.norms import LayerNorm
 
 SHAPE = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=11)
 GROUPED = replace(SHAPE, n_heads=6, n_kv_heads=2)
@@ -93,6 +95,23 @@ def test_swiglu_gates_by_silu_of_the_gate():
     assert not close(layer(x), (up / (1 + torch.exp(-up)) * gate) @ layer.down_proj.weight.T, 1e-3)
 
 
+def test_geglu_and_relu_are_their_formulas():
+    x = draws(2, 3, 20)
+    for kind, act in ((GEGLU, torch.nn.functional.gelu), (ReLU, lambda y: y.clamp_min(0))):
+        layer = kind(replace(SHAPE, bias=True)).double()
+        up, down = layer.up_proj, layer.down_proj
+        inner = act(getattr(layer, "gate_proj", up)(x)) * (up(x) if kind is GEGLU else 1)
+        assert close(layer(x), inner @ down.weight.T + down.bias)
+        assert not close(layer(x), inner @ down.weight.T, 1e-3)
+
+
+def test_layernorm_is_torchs():
+    norm, x = LayerNorm(20, 1e-2).double(), draws(2, 3, 20) + 1
+    norm.weight.data, norm.bias.data = draws(20, seed=1), draws(20, seed=2)
+    assert close(norm(x), torch.nn.functional.layer_norm(x, (20,), norm.weight, norm.bias, 1e-2))
+    assert not close(norm(x), torch.nn.functional.rms_norm(x, (20,), norm.weight, 1e-2) + norm.bias, 1e-3)
+
+
 def test_no_position_sees_a_later_one():
     model, ids = decoder(), tokens()
     changed = ids.clone()
@@ -102,7 +121,10 @@ def test_no_position_sees_a_later_one():
     assert (before[:, 4:] - after[:, 4:]).abs().amax(dim=-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("config", [SHAPE, GROUPED, replace(SHAPE, tie_embeddings=not SHAPE.tie_embeddings)])
+ADDED = [replace(SHAPE, position=position) for position in ("learned", "sinusoidal", "none")]
+
+
+@pytest.mark.parametrize("config", [SHAPE, GROUPED, replace(SHAPE, tie_embeddings=not SHAPE.tie_embeddings), *ADDED])
 def test_cached_decoding_equals_the_whole_forward_pass(config: ModelConfig):
     model, ids = decoder(config), tokens()
     with torch.inference_mode():
