@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import by_head, cached_attention, causal_attention
 from jaxlm.dropout import Key, dropout, split
+from jaxlm.layers import LAYERS
 from jaxlm.linear import LINEARS, Linear, product
 from jaxlm.mlps import GEGLU, GELU, ReLU
 from jaxlm.norms import LayerNorm, NoNorm
@@ -223,6 +224,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.remat = remat
+        self.through = LAYERS[config.scan_layers]
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.embed_positions = POSITIONS[config.position](config)
         self.layers = nnx.List([BLOCKS[config.norm_placement](config, dtype) for _ in range(config.n_layers)])
@@ -241,10 +243,13 @@ class Decoder(nnx.Module):
         cos, sin = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
         x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
-        for block, weights_key, block_key in zip(self.layers, keys[::2], keys[1::2], strict=True):
+
+        def step(block: nnx.Module, x: Array, weights_key: Key, block_key: Key) -> Array:
             attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
-            step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
-            x = jax.checkpoint(step)(x) if self.remat else step(x)
+            apply = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
+            return jax.checkpoint(apply)(x) if self.remat else apply(x)
+
+        x = self.through(step, self.layers, x, list(zip(keys[::2], keys[1::2])))
         return self.norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

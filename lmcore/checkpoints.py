@@ -38,7 +38,7 @@ __all__ = [
 
 CHANGEABLE = (
     *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
-    *("train.device", "train.compile", "train.deterministic"),
+    *("train.device", "train.compile", "train.deterministic", "model.scan_layers"),
     *("optim.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""

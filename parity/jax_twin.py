@@ -19,6 +19,7 @@ import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
 from jaxlm.decoding import Generator
+from jaxlm.layers import unrolled
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from lmcore.config import Config, SampleConfig
@@ -71,6 +72,7 @@ class JaxTwin:
 
         def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
             decoder = self.engine.model(params)
+            decoder.through = unrolled  # what is seen inside a loop cannot leave it
             with listening(decoder) as taps:
                 decoder.hidden(tokens)
             names.extend(taps.seen)

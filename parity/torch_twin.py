@@ -60,7 +60,7 @@ class TorchTwin:
     @torch.inference_mode()
     def activations(self, tokens: np.ndarray) -> Arrays:
         model = self.engine.state.model.eval()
-        with listening(model) as taps:
+        with torch.compiler.set_stance("force_eager"), listening(model) as taps:
             model.hidden(self._place(tokens))
         return {name: torch_to_numpy(value) for name, value in taps.seen.items()}
 

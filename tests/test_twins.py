@@ -16,6 +16,7 @@ PAIRS = {"sharding.py": "device.py"}
 """File of jaxlm -> file of torchlm, where the names differ."""
 
 ALONE = {
+    "jaxlm/layers.py": "torch compiles a block by itself, where asked to; it has no loop to build",
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }

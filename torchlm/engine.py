@@ -106,7 +106,12 @@ class Engine:
         self.device = set_up_torch(config.train)
         with torch.device("meta"):  # no memory and no initial values of torch's own
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
-        self._loss_sum = torch.compile(loss_sum, dynamic=False) if config.train.compile else loss_sum
+        self._loss_sum = loss_sum
+        if config.train.compile and config.model.scan_layers:
+            for block in self.model.layers:
+                block.compile(dynamic=False)  # the same code and other weights: compiled for the first alone
+        elif config.train.compile:
+            self._loss_sum = torch.compile(loss_sum, dynamic=False)
         self.state: TrainState
 
     @property

@@ -183,6 +183,27 @@ def test_recomputing_blocks_changes_no_gradient() -> None:
         np.testing.assert_allclose(recomputed[name], stored[name], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_loop_over_the_layers_is_the_same_model_with_the_same_dropout(remat: bool) -> None:
+    tokens = tokens_for(ODD, rows=2, length=8)
+
+    def run(scan_layers: bool, seed: int = 0) -> tuple[jax.Array, Params, str]:
+        made, params = make(replace(ODD, scan_layers=scan_layers, dropout=0.3), remat=remat)
+
+        def loss(params: Params) -> jax.Array:
+            return made(params).hidden(tokens, jax.random.key(seed)).var()
+
+        return *jax.value_and_grad(loss)(params), str(jax.make_jaxpr(loss)(params))
+
+    (apart, gradients, unrolled), (together, scanned, looped) = run(False), run(True)
+    assert "scan" in looped
+    assert "scan" not in unrolled
+    np.testing.assert_allclose(together, apart, rtol=1e-12)
+    for name in gradients:
+        np.testing.assert_allclose(scanned[name], gradients[name], rtol=1e-10, atol=1e-14)
+    assert abs(run(True, seed=1)[0] - apart) > 1e-3
+
+
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     x = jnp.ones((100, 1000))
     dropped = dropout(x, 0.2, jax.random.key(0))

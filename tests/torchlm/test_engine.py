@@ -126,20 +126,26 @@ def test_float16_skips_counts_and_saves_what_its_scaler_rejects(tmp_path: Path, 
 
 
 COMPILED = """
-import json
+import json, sys
+from torch._dynamo.utils import counters
 from tests.torchlm.test_engine import *
-plain, losses = engine_after(3, Config(model=MODEL, train=replace(TRAIN, grad_accum=2)))
-compiled, compiled_losses = engine_after(3, Config(model=MODEL, train=replace(TRAIN, grad_accum=2, compile=True)))
-print(json.dumps([losses, compiled_losses, furthest(plain, compiled)]))
+model = replace(MODEL, n_layers=3, scan_layers=sys.argv[1] == "True")
+plain, losses = engine_after(3, Config(model=model, train=replace(TRAIN, grad_accum=2)))
+compiled, compiled_losses = engine_after(3, Config(model=model, train=replace(TRAIN, grad_accum=2, compile=True)))
+operations = counters["stats"]["calls_captured"]
+print(json.dumps([losses, compiled_losses, furthest(plain, compiled), operations]))
 """
 
 
 @pytest.mark.slow
-def test_compilation_changes_nothing_but_rounding():
-    # In a process of its own: the compiler does not follow the checks of shapes that the tests put into every function.
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    losses, compiled_losses, apart = json.loads(done.stdout)
-    np.testing.assert_allclose(compiled_losses, losses, rtol=1e-6)
-    assert 0 < apart < 2e-5
+def test_compilation_changes_nothing_but_rounding_and_one_block_serves_all_layers():
+    # In processes of their own: the compiler does not follow the checks of shapes that the tests put into everything.
+    root, captured = Path(__file__).parents[2], {}
+    for scan_layers in (False, True):
+        command = [sys.executable, "-c", COMPILED, str(scan_layers)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        losses, compiled_losses, apart, captured[scan_layers] = json.loads(done.stdout)
+        np.testing.assert_allclose(compiled_losses, losses, rtol=1e-6)
+        assert 0 < apart < 2e-5
+    assert captured[True] < captured[False] / 2
