@@ -7,10 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from jaxlm.functional import Model, Params
 from jaxlm.model import Cache, Decoder
+from jaxlm.sharding import batch_sharding
 from lmcore.config import SampleConfig
 
 __all__ = ["Decoding", "Generator", "choose_tokens"]
@@ -67,12 +69,17 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it."""
+    """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it.
 
-    def __init__(self, model: Model, options: SampleConfig):
+    Texts are split over the mesh's devices where they divide evenly; others are written by the first alone.
+    """
+
+    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
         self.options = options
+        self.mesh = mesh
         self.model = Model(replace(model.config, model=replace(model.config.model, tie_embeddings=False)))
         self.weights: Params = {}
+        self.first_weights: Params = {}
         self._prepare = jax.jit(partial(for_decoding, model))
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
@@ -80,6 +87,7 @@ class Generator:
     def load(self, params: Params) -> None:
         """Write with these parameters from now on."""
         self.weights = self._prepare(params)
+        self.first_weights = {name: w.addressable_data(0) for name, w in self.weights.items()}
 
     def decoder(self, weights: Params) -> Decoder:
         """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
@@ -90,14 +98,22 @@ class Generator:
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
-        return self._start(size, self.weights, tokens, pads)
+        weights, tokens, pads = self._placed(tokens, pads)
+        return self._start(size, weights, tokens, pads)
 
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
         """Write one token for each column of uniform numbers. `state` is used up."""
-        tokens, state = self._extend(self.weights, state, uniforms)
+        weights, uniforms = self._placed(uniforms)
+        tokens, state = self._extend(weights, state, uniforms)
         return np.asarray(tokens), state
+
+    def _placed(self, *rows: np.ndarray) -> tuple:
+        """The weights, and arrays of one row a text, where the texts are written."""
+        if len(rows[0]) % self.mesh.size > 0:
+            return self.first_weights, *rows
+        return self.weights, *jax.device_put(rows, batch_sharding(self.mesh))
 
     def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
         decoder = self.decoder(weights)

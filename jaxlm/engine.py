@@ -166,7 +166,7 @@ class Engine:
     def generator(self, options: SampleConfig) -> Generator:
         """The current parameters, ready to write text."""
         if options not in self._generators:
-            self._generators[options] = Generator(self.model, options)
+            self._generators[options] = Generator(self.model, options, self.mesh)
         generator = self._generators[options]
-        generator.load({name: p.addressable_data(0) for name, p in self.state.params.items()})
+        generator.load(self.state.params)
         return generator

@@ -128,17 +128,15 @@ class TwinSide:
 
 
 class JaxSide(TwinSide):
-    """jaxlm, always compiled; on a CPU it trains on one XLA device per core and writes on one, as its commands do."""
+    """jaxlm, always compiled; on a CPU on one XLA device per core, as its commands run."""
 
     def __init__(self, config: Config, mode: str):
-        from jaxlm.engine import Engine, TrainState
+        from jaxlm.engine import Engine
 
-        if mode == "train":
-            super().__init__(Engine(config))
-            self.engine.init()
-            return
-        super().__init__(Engine(replace(config, train=replace(config.train, cpu_devices=1))))
-        self.engine.state = TrainState(0, self.engine.model.initial_params(), None)  # type: ignore[arg-type]
+        super().__init__(Engine(config))
+        self.engine.init()
+        if mode != "train":
+            self.engine.state = replace(self.engine.state, opt_state=None)
 
     def wait(self, value: Any = None) -> None:
         import jax

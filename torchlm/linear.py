@@ -11,7 +11,7 @@ __all__ = ["LINEARS", "BiasedLinear", "Linear", "product"]
 
 ONEDNN = torch.backends.mkldnn.is_available()
 LEAST_ROWS = 64
-"""Below, a product does little but read its weights, and oneDNN gains nothing."""
+"""Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
 
 
 class Linear(nn.Linear):
@@ -42,7 +42,8 @@ LINEARS = {False: Linear, True: BiasedLinear}
 def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
     """x weightᵀ, in the type that x or autocast asks for."""
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    if ONEDNN and plain and x.device.type == "cpu" and x.numel() >= LEAST_ROWS * x.shape[-1]:
+    least = 2 if len(weight) > x.shape[-1] else LEAST_ROWS
+    if ONEDNN and plain and x.device.type == "cpu" and x.numel() >= least * x.shape[-1]:
         return onednn_product(x, weight)
     return F.linear(x, weight)
 

@@ -22,7 +22,7 @@ from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 from torchlm.attention import cached_attention, causal_attention
 from torchlm.dropout import Key, dropout, split
-from torchlm.linear import LINEARS, Linear
+from torchlm.linear import LINEARS, Linear, product
 from torchlm.mlps import GEGLU, GELU, ReLU
 from torchlm.norms import LayerNorm, NoNorm
 from torchlm.positions import POSITIONS, unturned
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Output head, its products in `dtype` and its result in the parameters' type."""
         with self.products():
-            return F.linear(hidden, self.head).to(hidden.dtype)
+            return product(hidden, self.head).to(hidden.dtype)
 
     def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T R"], Float[Tensor, "#B T R"]]:
         """Cosines and sines of the given positions, in the parameters' type."""
