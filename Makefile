@@ -7,7 +7,7 @@
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
 PYTHON ?= python3
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -21,7 +21,8 @@ quickstart: $(VENV)/.installed-jax
 	echo "curve:  $${run}loss.png"; \
 	echo "sample: $$(ls -t $${run}samples/*.txt | head -n 1)"
 
-# Two processes, a test file to one of them: fixtures made once a file stay so, and each process keeps to one thread.
+# Two processes, a test file to one of them: fixtures made once a file stay so, and each process keeps to one thread. In
+# the order of names, the quick files come last, and neither process waits long for the other.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
