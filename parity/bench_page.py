@@ -29,7 +29,7 @@ def plot(report: Report, path: Path) -> None:
     rows = -(-len(groups) // 2)
     columns = min(2, len(groups))
     height = rows * (0.7 + 0.34 * max(map(len, groups)))
-    figure = Figure(figsize=(5.6 * columns, height), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(6.3 * columns, height), dpi=150, facecolor="white", layout="constrained")
     for index, group in enumerate(groups):
         axes = figure.add_subplot(rows, columns, index + 1)
         style(axes, f"{title(group)} ({group[0].unit})", 10)

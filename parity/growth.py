@@ -31,10 +31,11 @@ AXES: dict[str, tuple[int, ...]] = {
     "sequence": (256, 512, 1024, 2048, 4096, 8192),
     "width": (64, 128, 256, 512, 1024),
     "depth": (1, 2, 4, 8, 16),
+    "scanned": (1, 2, 4, 8, 16),
     "batch": (2, 4, 8, 16, 32),
     "accumulation": (1, 2, 4, 8, 16),
 }
-"""What is varied -> its values."""
+"""What is varied -> its values; `scanned` is depth with model.scan_layers."""
 
 SIDES = ("jaxlm", "torchlm", "torchlm-compiled")
 UPDATES = 5
@@ -62,8 +63,8 @@ def config_at(axis: str, value: int) -> Config:
         return Config(model=replace(model, max_seq_len=value), train=replace(train, batch_size=1, seq_len=value))
     if axis == "width":
         return replace(BASE, model=replace(model, dim=value, n_heads=value // 32, n_kv_heads=0, head_dim=0, ffn_dim=0))
-    if axis == "depth":
-        return replace(BASE, model=replace(model, n_layers=value))
+    if axis in ("depth", "scanned"):
+        return replace(BASE, model=replace(model, n_layers=value, scan_layers=axis == "scanned"))
     if axis == "batch":
         return replace(BASE, train=replace(train, batch_size=value))
     return replace(BASE, train=replace(train, batch_size=16, grad_accum=value))

@@ -286,6 +286,7 @@ def test_one_size_grows_and_the_others_stay(axis: str):
         "sequence": {"model.max_seq_len", "train.seq_len"},
         "width": {"model.dim", "model.n_heads", "model.n_kv_heads", "model.ffn_dim"},
         "depth": {"model.n_layers"},
+        "scanned": {"model.n_layers"},
         "batch": {"train.batch_size", "eval.batch_size"},
         "accumulation": {"train.grad_accum"},
     }
