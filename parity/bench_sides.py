@@ -5,9 +5,10 @@ only when one of its sides is made, in the process of `parity.bench_worker`.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lmcore.config import Config
 from lmcore.flops import flops_per_token, peak_flops
 from lmcore.prompting import Generator, write_tokens
 
-__all__ = ["SHOWN", "Side", "make_side", "step_flops"]
+__all__ = ["SHOWN", "Side", "Writer", "make_side", "step_flops"]
 
 SHOWN = 64
 """Logits of each row that are compared, to see that all sides have the same model."""
@@ -37,6 +38,14 @@ class Side(Protocol):
     def wait(self, value: Any = None) -> None:
         """Return when all that was launched is done."""
 
+    def device_bytes(self) -> int | None:
+        """Most memory of the device in use at once; None on a CPU."""
+
+
+@runtime_checkable
+class Writer(Side, Protocol):
+    """A side that also writes text."""
+
     def logits(self, prompts: np.ndarray) -> np.ndarray:
         """Of the token after each prompt, the first SHOWN."""
 
@@ -45,9 +54,6 @@ class Side(Protocol):
 
         The prompts are read, and a few tokens written, once before.
         """
-
-    def device_bytes(self) -> int | None:
-        """Most memory of the device in use at once; None on a CPU."""
 
 
 def make_side(name: str, config: Config, mode: str) -> Side:
@@ -93,7 +99,7 @@ class Timed:
         return tokens, state
 
 
-class TwinSide:
+class TwinSide(ABC):
     """What both twins share, with the engine that `train` and `generate` use."""
 
     def __init__(self, engine: Any):
@@ -103,8 +109,9 @@ class TwinSide:
         self.peak: float | None = engine.peak_flops
         self.step_flops = step_flops(engine.config)
 
+    @abstractmethod
     def wait(self, value: Any = None) -> None:
-        raise NotImplementedError
+        """As `Side.wait`."""
 
     def step(self, batch: np.ndarray, lr: float) -> Any:
         return self.engine.train_step(batch, lr)["loss"]
@@ -199,12 +206,6 @@ class Product:
 
     def wait(self, value: Any = None) -> None:
         wait_for_torch(self.torch_device)
-
-    def logits(self, prompts: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def write(self, prompts: np.ndarray) -> tuple[float, float]:
-        raise NotImplementedError
 
     def device_bytes(self) -> int | None:
         return torch_device_bytes(self.torch_device)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmcore.config import Config, from_dict
 from lmcore.errors import UserError
-from parity.bench_sides import Side, make_side
+from parity.bench_sides import Side, Writer, make_side
 
 __all__ = ["Worker", "main"]
 
@@ -69,10 +69,12 @@ class Worker:
 
     def logits(self, rows: int, length: int) -> dict[str, Any]:
         """Some logits of the tokens that follow the prompts."""
+        assert isinstance(self.side, Writer)
         return {"logits": self.side.logits(self._prompts(rows, length)).ravel().tolist()}
 
     def write(self, rows: int, length: int) -> dict[str, Any]:
         """Read prompts and write after them."""
+        assert isinstance(self.side, Writer)
         busy = time.process_time()
         read, wrote = self.side.write(self._prompts(rows, length))
         return {"read_seconds": read, "write_seconds": wrote, "cpu_seconds": time.process_time() - busy}
