@@ -5,6 +5,7 @@ exists is valid. `lmcore.cli` reads these classes from YAML and the command line
 config with the run.
 """
 
+import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -462,7 +463,9 @@ def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
     made = {}
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{prefix}{name}: no such field")
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UserError(f"{prefix}{name}: no such field{hint}")
         group = group_in(hints[name])
         if group and not (value is None and hints[name] is not group):
             value = from_dict(group, value, f"{prefix}{name}.")

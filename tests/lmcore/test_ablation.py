@@ -75,7 +75,7 @@ MISTAKES = {
     ),
     "no changes": ("base: {}", "changes: found None"),
     "another field": ("base: {}\nchange: {}", "change: no such field, expected base, seeds and changes"),
-    "an unknown field": (CHANGES + "first: {model.dmi: 3}", "first: model.dmi: no such field"),
+    "an unknown field": (CHANGES + "first: {model.dmi: 3}", "first: model.dmi: no such field; did you mean model.dim?"),
     "an unknown group": (CHANGES + "first: {modle.dim: 3}", "first: modle: no such field"),
     "a wrong type": (CHANGES + "first: {optim.clip: much}", "first: optim.clip: found 'much', expected a number"),
     "an impossible change": (CHANGES + "first: {model.n_heads: 3}", "first: model.dim: found 128, expected a multiple"),

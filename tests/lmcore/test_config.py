@@ -159,7 +159,7 @@ IMPOSSIBLE = [
     (Config, {"optim": {"warmup_steps": -1}}, "optim.warmup_steps: found -1, expected at least 0, less than"),
     (Config, {"train": {"seq_len": 257}}, "train.seq_len: found 257, expected at most model.max_seq_len = 256"),
     (Config, {"modle": {}}, "modle: no such field"),
-    (Config, {"model": {"dmi": 3}}, "model.dmi: no such field"),
+    (Config, {"model": {"dmi": 3}}, "model.dmi: no such field; did you mean model.dim?"),
     (Config, {"model": {"rope_scaling": {"factr": 3}}}, "model.rope_scaling.factr: no such field"),
     (Config, {"model": 3}, "model: found 3, expected fields"),
     (Config, {"model": None}, "model: found None, expected fields"),
