@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.dropout import Key, dropout
 
-__all__ = ["attention", "by_head", "cached_attention", "causal_attention"]
+__all__ = ["attention", "by_head", "cache_mask", "causal_attention"]
 
 QUERY_BLOCK = 128
 """Least queries per block: small enough to skip most of the masked half, large enough for fast products."""
@@ -83,14 +83,7 @@ def causal_attention(
     return jnp.concatenate(blocks, axis=1)
 
 
-def cached_attention(
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "BK H S"],
-    values: Float[Array, "BK S H"],
-    columns: Int[Array, " T"],
-    pads: Int[Array, " B"],
-) -> Float[Array, "B T N H"]:
-    """Attention of the queries in `columns` to the cache's columns from each row's padding up to their own."""
-    seen = jnp.arange(values.shape[1])
-    mask = (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])
-    return attention(q, keys, values, mask)
+def cache_mask(columns: Int[Array, " T"], pads: Int[Array, " B"], size: int) -> Bool[Array, "B T S"]:
+    """Which of a cache's first `size` columns each query sees: from its row's padding up to its own column."""
+    seen = jnp.arange(size)
+    return (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])

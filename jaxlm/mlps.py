@@ -21,7 +21,12 @@ class GEGLU(nnx.Module):
         self.down_proj = linear(config.ffn_dim, config.dim, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.gelu(self.gate_proj(x), approximate=False) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(jax.nn.gelu(gate, approximate=False) * up)
+
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+        """The gate before its GELU, and what it lets through."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class GELU(nnx.Module):

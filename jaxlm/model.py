@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import by_head, cached_attention, causal_attention
+from jaxlm.attention import attention, by_head, cache_mask, causal_attention
 from jaxlm.dropout import Key, dropout, split
 from jaxlm.layers import LAYERS
 from jaxlm.linear import LINEARS, Linear, product
@@ -98,11 +98,13 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"], attend: Attend
     ) -> Float[Array, "B T D"]:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.turn(self.q_norm(self.q_proj(x).reshape(heads)), cos, sin)
-        k = self.turn(self.k_norm(self.k_proj(x).reshape(heads)), cos, sin)
-        v = self.v_proj(x).reshape(heads)
+        q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in self.project(x))
+        q, k = self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
+
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+        """Queries, keys and values, the heads of each side by side."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class SwiGLU(nnx.Module):
@@ -115,7 +117,12 @@ class SwiGLU(nnx.Module):
         self.down_proj = linear(config.ffn_dim, config.dim, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(jax.nn.silu(gate) * up)
+
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+        """The gate before its SiLU, and what it lets through."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
@@ -277,12 +284,13 @@ class Decoder(nnx.Module):
         positions = jnp.maximum(columns[None] - cache.pads[:, None], 0)
         cos, sin = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
+        mask = cache_mask(columns, cache.pads, keys[0].shape[-1])
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
             k, v = by_head(k).swapaxes(1, 2), by_head(v)
             keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], k, cache.length, axis=2)
             values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], v, cache.length, axis=1)
-            return cached_attention(q, keys[layer], values[layer], columns, cache.pads)
+            return attention(q, keys[layer], values[layer], mask)
 
         x = self.embed_positions(self.embed_tokens(tokens), positions)
         for layer, block in enumerate(self.layers):

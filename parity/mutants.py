@@ -353,9 +353,9 @@ def _unscaled_outputs(initial_weight: Any) -> Any:
     )
 
 
-def _blind_to_itself(attend: Any) -> Any:
+def _blind_to_itself(cache_mask: Any) -> Any:
     """A decoded token does not see its own key."""
-    return lambda q, keys, values, columns, pads: attend(q, keys, values, columns - int(len(columns) == 1), pads)
+    return lambda columns, pads, size: cache_mask(columns - int(len(columns) == 1), pads, size)
 
 
 def _late_positions(rope: Any) -> Any:
@@ -363,8 +363,8 @@ def _late_positions(rope: Any) -> Any:
     return lambda self, positions: rope(self, positions + int(positions.shape[1] == 1))
 
 
-def _sees_padding(attend: Any) -> Any:
-    return lambda q, keys, values, columns, pads: attend(q, keys, values, columns, pads * 0)
+def _sees_padding(cache_mask: Any) -> Any:
+    return lambda columns, pads, size: cache_mask(columns, pads * 0, size)
 
 
 MUTANTS = (
@@ -400,8 +400,8 @@ MUTANTS = (
     ),
     Mutant("warmup off by one", "torch", 6, _patch("torchlm.engine.apply_updates", _late_warmup)),
     Mutant("gradients pile up", "torch", 7, _patch("torch.optim.AdamW.zero_grad", _piles_up)),
-    Mutant("cache misses last column", "torch", 8, _patch("torchlm.model.cached_attention", _blind_to_itself)),
+    Mutant("cache misses last column", "torch", 8, _patch("torchlm.model.cache_mask", _blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, _patch("torchlm.model.Decoder.rope", _late_positions)),
-    Mutant("padding seen in decoding", "jax", 8, _patch("jaxlm.model.cached_attention", _sees_padding)),
+    Mutant("padding seen in decoding", "jax", 8, _patch("jaxlm.model.cache_mask", _sees_padding)),
 )
 """Every fault, by the rung on which it must be caught."""

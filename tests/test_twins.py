@@ -18,6 +18,7 @@ PAIRS = {"sharding.py": "device.py"}
 ALONE = {
     "jaxlm/layers.py": "torch compiles a block by itself, where asked to; it has no loop to build",
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
+    "torchlm/merged.py": "XLA compiles the whole loop of decoding; in eager torch each product is a call",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
@@ -31,7 +32,6 @@ DIFFERENCES = {
         "attention": "torch's scaled_dot_product_attention takes heads as an axis and may go without a mask",
         "block_attention": "only on a CPU; in jax, part of causal_attention",
         "by_head": "jax lays keys and values out for its own products",
-        "cached_attention": "jax lays keys and values out for its own products",
     },
     "checkpoint.py": {
         "restore_state": "DCP reads into tensors that are there, Orbax returns arrays",
@@ -53,6 +53,7 @@ DIFFERENCES = {
     "linear.py": {
         "Linear": AUTOCAST,
         "BiasedLinear": AUTOCAST,
+        "laid_out": "XLA lays its arrays out itself, but for a transpose",
         "product": "a kernel is stored input × output in jax, output × input in torch",
         "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
     },

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchlm.dropout import Key, dropout
 
-__all__ = ["attention", "cached_attention", "causal_attention"]
+__all__ = ["attention", "cache_mask", "causal_attention"]
 
 QUERY_BLOCK = 128
 """Queries per block on a CPU: small enough to skip most of the masked half, large enough for fast products."""
@@ -83,14 +83,7 @@ def block_attention(
     return torch.cat(blocks, dim=2).transpose(1, 2)
 
 
-def cached_attention(
-    q: Float[Tensor, "B T N H"],
-    keys: Float[Tensor, "B S K H"],
-    values: Float[Tensor, "B S K H"],
-    columns: Int[Tensor, " T"],
-    pads: Int[Tensor, " B"],
-) -> Float[Tensor, "B T N H"]:
-    """Attention of the queries in `columns` to the cache's columns from each row's padding up to their own."""
-    seen = torch.arange(keys.shape[1], device=keys.device)
-    mask = (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])
-    return attention(q, keys, values, mask)
+def cache_mask(columns: Int[Tensor, " T"], pads: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B T S"]:
+    """Which of a cache's first `size` columns each query sees: from its row's padding up to its own column."""
+    seen = torch.arange(size, device=columns.device)
+    return (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])

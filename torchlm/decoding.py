@@ -9,6 +9,8 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor, nn
 
 from lmcore.config import SampleConfig
+from torchlm.linear import laid_out
+from torchlm.merged import MERGED, Merged
 from torchlm.model import Cache, Decoder
 
 __all__ = ["Decoding", "Generator", "choose_tokens"]
@@ -90,17 +92,22 @@ class Generator:
 def for_decoding(model: Decoder) -> Decoder:
     """A copy whose products read their weights as fast as they can, once for every token.
 
-    Weights of products are in `dtype` already, and, on a CPU, a matrix with more outputs than inputs is laid out input
-    × output: there a product with one row is two to three times faster. The output head has its own copy.
+    Products of the same input are one (see `merged.py`), with weights in `dtype` already and laid out for the machine.
+    The output head has its own copy.
     """
     config = replace(model.config, tie_embeddings=False)
     with torch.device("meta"):
         copy = Decoder(config, model.dtype)
+        for block in copy.layers:
+            for name in ("self_attn", "mlp"):
+                kind = type(block.get_submodule(name))
+                setattr(block, name, MERGED.get(kind, kind)(config))
     weights = {name: p.detach() for name, p in model.named_parameters()} | {"lm_head.weight": model.head.detach()}
     for name, module in copy.named_modules():
-        if isinstance(module, nn.Linear):
-            weight = weights[f"{name}.weight"].to(model.dtype)
-            wide = weight.device.type == "cpu" and len(weight) > weight.shape[1]
-            weights[f"{name}.weight"] = weight.T.contiguous().T if wide else weight
+        if isinstance(module, Merged):
+            for kind in dict(module.merged.named_parameters()):
+                weights[f"{name}.merged.{kind}"] = torch.cat([weights.pop(f"{name}.{n}.{kind}") for n in module.names])
+        elif isinstance(module, nn.Linear):
+            weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(model.dtype))
     copy.load_state_dict(weights, assign=True)
     return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()

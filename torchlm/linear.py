@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["LINEARS", "BiasedLinear", "Linear", "product"]
+__all__ = ["LINEARS", "BiasedLinear", "Linear", "laid_out", "product"]
 
 ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 LEAST_ROWS = 64
 """Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
 
@@ -40,12 +41,27 @@ LINEARS = {False: Linear, True: BiasedLinear}
 
 
 def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
-    """x weightᵀ, in the type that x or autocast asks for."""
+    """x weightᵀ, in the type that x or autocast asks for, or in that of a weight from `laid_out`."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, None, "none", [], "")
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     least = 2 if len(weight) > x.shape[-1] else LEAST_ROWS
     if ONEDNN and plain and x.device.type == "cpu" and x.numel() >= least * x.shape[-1]:
         return onednn_product(x, weight)
     return F.linear(x, weight)
+
+
+def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+    """The same weight, as a product with one row reads it fastest on its device; it cannot be trained.
+
+    On a CPU that is oneDNN's own order in bfloat16, and in float32, for more outputs than inputs, input × output: both
+    two to three times faster than output × input, and oneDNN's in float32 no more so than that.
+    """
+    if weight.device.type != "cpu":
+        return weight
+    if weight.dtype == torch.bfloat16 and ONEDNN_BFLOAT16:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
 
 
 @torch.library.custom_op("twinlm::onednn_product", mutates_args=())

@@ -21,7 +21,12 @@ class GEGLU(nn.Module):
         self.down_proj = linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(F.gelu(gate) * up)
+
+    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+        """The gate before its GELU, and what it lets through."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class GELU(nn.Module):

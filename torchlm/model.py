@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
-from torchlm.attention import cached_attention, causal_attention
+from torchlm.attention import attention, cache_mask, causal_attention
 from torchlm.dropout import Key, dropout, split
 from torchlm.linear import LINEARS, Linear, product
 from torchlm.mlps import GEGLU, GELU, ReLU
@@ -89,11 +89,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
     ) -> Float[Tensor, "B T D"]:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.turn(self.q_norm(self.q_proj(x).view(heads)), cos, sin)
-        k = self.turn(self.k_norm(self.k_proj(x).view(heads)), cos, sin)
-        v = self.v_proj(x).view(heads)
+        q, k, v = (y.view(*x.shape[:2], -1, self.head_dim) for y in self.project(x))
+        q, k = self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
+
+    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+        """Queries, keys and values, the heads of each side by side."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class SwiGLU(nn.Module):
@@ -107,7 +109,12 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(F.silu(gate) * up)
+
+    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+        """The gate before its SiLU, and what it lets through."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
@@ -283,12 +290,13 @@ class Decoder(nn.Module):
         columns = torch.arange(cache.length, end, device=tokens.device)
         positions = (columns[None] - cache.pads[:, None]).clamp_min(0)
         cos, sin = self.rope(positions)
+        mask = cache_mask(columns, cache.pads, end)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
             keys[:, cache.length : end] = k
             values[:, cache.length : end] = v
-            return cached_attention(q, keys[:, :end], values[:, :end], columns, cache.pads)
+            return attention(q, keys[:, :end], values[:, :end], mask)
 
         x = self.embed_positions(self.embed_tokens(tokens), positions)
         with self.products():

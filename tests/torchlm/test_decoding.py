@@ -8,7 +8,7 @@ import torch
 
 from lmcore.config import ModelConfig, SampleConfig
 from lmcore.prompting import write_tokens
-from torchlm.decoding import Generator, choose_tokens
+from torchlm.decoding import Generator, choose_tokens, for_decoding
 from torchlm.model import Decoder
 
 SHAPE = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=16)
@@ -57,8 +57,8 @@ def test_the_draw_never_leaves_the_kept_tokens():
     assert choose_tokens(logits, torch.zeros(1), SampleConfig(temperature=1)).tolist() == [0]
 
 
-def decoder(dtype: torch.dtype) -> Decoder:
-    model = Decoder(SHAPE, dtype).eval()
+def decoder(dtype: torch.dtype, **changes: object) -> Decoder:
+    model = Decoder(replace(SHAPE, **changes), dtype).eval()
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.data.normal_(std=0.5, generator=generator)
@@ -88,3 +88,15 @@ def test_a_row_is_written_alike_alone_and_in_a_batch_and_past_the_context():
     second = replace(options, seed=options.seed + 1)
     assert np.array_equal(both[1:], written(model, second, [[5]]))
     assert not np.array_equal(both[1:], written(model, options, [[5]]))
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "geglu", "gelu", "relu"])
+@pytest.mark.parametrize("changes", [{}, {"bias": True, "qk_norm": True}, {"tie_embeddings": False}])
+def test_merged_products_are_the_same_model(mlp: str, changes: dict):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        model = decoder(dtype, mlp=mlp, **changes)
+        tokens, pads = torch.arange(12).view(2, 6), torch.tensor([0, 2])
+        with torch.inference_mode():
+            expected, _ = model.decode(tokens, model.empty_cache(pads, 8))
+            found, _ = for_decoding(model).decode(tokens, model.empty_cache(pads, 8))
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()

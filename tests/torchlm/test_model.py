@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmcore.config import ModelConfig
-from torchlm.attention import attention, cached_attention, causal_attention
+from torchlm.attention import attention, cache_mask, causal_attention
 from torchlm.mlps import GEGLU, ReLU
 from torchlm.model import Decoder, RMSNorm, SwiGLU, rotate
 from torchlm.norms import LayerNorm
@@ -71,9 +71,10 @@ def test_attention_is_its_formula_and_query_head_n_uses_key_head_n_over_g(length
     assert not close(causal_attention(q, k, v), expected(np.array([0, 1, 0, 1, 0, 1])), 1e-3)
 
 
-def test_cached_attention_sees_neither_padding_nor_later_columns():
+def test_a_query_sees_neither_padding_nor_later_columns():
     q, k, v = draws(2, 2, 6, 4), draws(2, 9, 2, 4, seed=1), draws(2, 9, 2, 4, seed=2)
-    mixed = cached_attention(q, k, v, torch.tensor([4, 5]), torch.tensor([0, 3]))
+    columns = torch.tensor([4, 5])
+    mixed = attention(q, k, v, cache_mask(columns, torch.tensor([0, 3]), 9))
     for row, first in ((0, 0), (1, 3)):
         for i, column in enumerate((4, 5)):
             seen = slice(first, column + 1)
@@ -84,7 +85,7 @@ def test_cached_attention_sees_neither_padding_nor_later_columns():
                 torch.ones(1, 1, column + 1 - first, dtype=torch.bool),
             )
             assert close(mixed[row, i], alone[0, 0])
-    assert not close(mixed, cached_attention(q, k, v, torch.tensor([4, 5]), torch.tensor([0, 2])), 1e-3)
+    assert not close(mixed, attention(q, k, v, cache_mask(columns, torch.tensor([0, 2]), 9)), 1e-3)
 
 
 def test_swiglu_gates_by_silu_of_the_gate():
