@@ -99,4 +99,7 @@ def test_merged_products_are_the_same_model(mlp: str, changes: dict):
         with torch.inference_mode():
             expected, _ = model.decode(tokens, model.empty_cache(pads, 8))
             found, _ = for_decoding(model).decode(tokens, model.empty_cache(pads, 8))
+            model.layers[0].self_attn.k_proj.weight.neg_()
+            wrong, _ = for_decoding(model).decode(tokens, model.empty_cache(pads, 8))
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        assert (wrong - expected).abs().max() > tolerance * expected.abs().max()
