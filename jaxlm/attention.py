@@ -77,10 +77,35 @@ def causal_attention(
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
+        seen = q[:, start:end], k[..., :end], v[:, :end]
+        if factors is None and size > QUERY_BLOCK:
+            blocks.append(attention_in_turns(*seen, start))
+            continue
         mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         thinned = None if factors is None else factors[:, :, start:end, :end]
-        blocks.append(attention(q[:, start:end], k[..., :end], v[:, :end], mask[None], thinned))
+        blocks.append(attention(*seen, mask[None], thinned))
     return jnp.concatenate(blocks, axis=1)
+
+
+def attention_in_turns(
+    q: Float[Array, "B T N H"], k: Float[Array, "BK H S"], v: Float[Array, "BK S H"], start: int
+) -> Float[Array, "B T N H"]:
+    """Causal attention of queries from position `start` on, a few at a time, whose weights are made anew for gradients.
+
+    So no more weights exist at once than those of QUERY_BLOCK queries, and memory grows with the length alone.
+    """
+    length = q.shape[1]
+    q = jnp.pad(q, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))
+    parts = q.reshape(len(q), -1, QUERY_BLOCK, *q.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, Array]) -> Array:
+        positions = part[0] + jnp.arange(QUERY_BLOCK)
+        mask = positions[:, None] >= jnp.arange(v.shape[1])[None, :]
+        return attention(part[1], k, v, mask[None])
+
+    mixed = jax.lax.map(one, (start + QUERY_BLOCK * jnp.arange(len(parts)), parts))
+    return mixed.swapaxes(0, 1).reshape(q.shape)[:, :length]
 
 
 def cache_mask(columns: Int[Array, " T"], pads: Int[Array, " B"], size: int) -> Bool[Array, "B T S"]:

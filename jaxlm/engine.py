@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, Int32
 from jaxlm.checkpoint import restore_state, save_state
 from jaxlm.decoding import Generator
 from jaxlm.functional import Model, Params
+from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
-from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer
+from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
 from lmcore.config import Config, SampleConfig
 from lmcore.flops import peak_flops
@@ -39,7 +40,10 @@ class TrainState:
 def train_step(
     model: Model, state: TrainState, batch: Int[Array, "A B T1"], lr: Float[Array, ""]
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets."""
+    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
+
+    The state may be stacked (see `jaxlm.layers`).
+    """
     config = model.config
 
     def micro_loss(params: Params, tokens: Int[Array, "B T1"], index: Int[Array, ""]) -> Float[Array, ""]:
@@ -61,7 +65,8 @@ def train_step(
         (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
     targets = batch[:, :, 1:].size
     grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / targets, grads), config.optim.clip)
-    directions, opt_state = make_optimizer(config.optim).update(grads, state.opt_state, state.params, lr=lr)
+    optimizer = over_layers(make_optimizer(config.optim))
+    directions, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
     params = apply_updates(state.params, directions, lr)
     return TrainState(state.step + 1, params, opt_state), {"loss": loss / targets, "grad_norm": grad_norm}
 
@@ -93,7 +98,17 @@ class Engine:
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
         self._running: Any = None
-        self.state: TrainState
+        self.held: TrainState
+        """The state as the compiled steps take it: with `model.scan_layers`, stacked, so that they see no layer."""
+
+    @property
+    def state(self) -> TrainState:
+        """All that changes in training, by the parameters' own names."""
+        return unstack_layers(self.held, self.config.model.n_layers) if self.config.model.scan_layers else self.held
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.held = stack_layers(state) if self.config.model.scan_layers else state
 
     @property
     def parameter_count(self) -> int:
@@ -123,7 +138,7 @@ class Engine:
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         placed = jax.device_put(micro, batch_sharding(self.mesh, 1))
         self._wait_on_cpu()
-        self.state, self._running = self._train_step(self.state, placed, lr)
+        self.held, self._running = self._train_step(self.held, placed, lr)
         return self._running
 
     def eval_step(
@@ -134,7 +149,7 @@ class Engine:
         sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
         placed = jax.device_put((tokens, targets), sharding)
         self._wait_on_cpu()
-        self._running = self._eval_step(self.state.params, *placed)
+        self._running = self._eval_step(self.held.params, *placed)
         return self._running
 
     def _wait_on_cpu(self) -> None:
@@ -148,7 +163,8 @@ class Engine:
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state now, write it in the background; the returned function waits for that."""
-        return save_state(folder, self.state.params, {"step": self.state.step, "state": self.state.opt_state})
+        state = self.state
+        return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""

@@ -3,11 +3,14 @@
 Flax NNX defines the modules; a step splits them once, here, and merges them again at trace time, inside `jax.jit`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from jaxlm.layers import STACK, scanned, unstack_layers
 from jaxlm.model import Decoder
 from lmcore.config import Config
 from lmcore.init import initial_weight
@@ -40,9 +43,15 @@ class Model:
         }
 
     def __call__(self, params: Params) -> Decoder:
-        """The decoder with these parameters."""
-        leaves = [(self.paths[name], nnx.Param(value)) for name, value in params.items()]
-        return nnx.merge(self.graph, nnx.from_flat_state(leaves))
+        """The decoder with these parameters, which may be stacked (see `jaxlm.layers`)."""
+        apart = unstack_layers(params, self.config.model.n_layers)
+        leaves = [(self.paths[name], nnx.Param(value)) for name, value in apart.items()]
+        decoder = nnx.merge(self.graph, nnx.from_flat_state(leaves))
+        stacks = {name.removeprefix(STACK): value for name, value in params.items() if name.startswith(STACK)}
+        if stacks:
+            leaves = [(self.paths[f"layers.0.{name}"][2:], nnx.Param(value)) for name, value in stacks.items()]
+            decoder.through = partial(scanned, weights=nnx.from_flat_state(leaves))
+        return decoder
 
     @property
     def parameter_count(self) -> int:

@@ -1,7 +1,12 @@
-"""How activations pass through the blocks: one after another in the program, or one block in a loop over the layers."""
+"""How activations pass through the blocks: one after another in the program, or one block in a loop over the layers.
 
+With the loop goes a stacked form of everything that has a value for each parameter, so that an update too is compiled
+once for all layers: `layers.0.mlp.up_proj.kernel` and its like in the other layers are `layers.*.mlp.up_proj.kernel`.
+"""
+
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,11 @@ from jaxtyping import Array, Float
 
 from jaxlm.dropout import Key
 
-__all__ = ["LAYERS", "Step", "scanned", "unrolled"]
+__all__ = ["LAYERS", "STACK", "Step", "scanned", "stack_layers", "unrolled", "unstack_layers"]
+
+STACK = "layers.*."
+"""How the name of a stacked parameter begins."""
+Tree = TypeVar("Tree")
 
 Step = Callable[[nnx.Module, Array, Key, Key], Array]
 """Applies a block to activations, with a key for its attention weights and one for its branches."""
@@ -26,11 +35,16 @@ def unrolled(
 
 
 def scanned(
-    step: Step, blocks: Sequence[nnx.Module], x: Float[Array, "B T D"], keys: Sequence[tuple[Key, Key]]
+    step: Step,
+    blocks: Sequence[nnx.Module],
+    x: Float[Array, "B T D"],
+    keys: Sequence[tuple[Key, Key]],
+    weights: Any = None,
 ) -> Float[Array, "B T D"]:
-    """One block, compiled once, in a loop over the layers' weights, which are stacked for it at every step."""
+    """One block, compiled once, in a loop over the layers' stacked weights; without them, the blocks' are stacked."""
     graph, _ = nnx.split(blocks[0])
-    weights = jax.tree.map(lambda *layers: jnp.stack(layers), *map(nnx.state, blocks))
+    if weights is None:
+        weights = jax.tree.map(lambda *layers: jnp.stack(layers), *map(nnx.state, blocks))
     stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
 
     def body(x: Array, layer: Any) -> tuple[Array, None]:
@@ -42,3 +56,46 @@ def scanned(
 
 LAYERS = {False: unrolled, True: scanned}
 """`model.scan_layers` -> the way through the layers."""
+
+
+def stack_layers(tree: Tree) -> Tree:
+    """Stack the layers, L first, in every dict from parameters' names within the tree."""
+
+    def stack(node: Any) -> Any:
+        if not _names_parameters(node):
+            return node
+        found: dict[str, dict[int, Any]] = {}
+        for name, value in node.items():
+            layer = re.match(r"layers\.(\d+)\.", name)
+            whole, index = (STACK + name[layer.end() :], int(layer[1])) if layer else (name, 0)
+            found.setdefault(whole, {})[index] = value
+        return {
+            name: jax.tree.map(lambda *a: jnp.stack(a), *(layers[i] for i in range(len(layers))))
+            if name.startswith(STACK)
+            else layers[0]
+            for name, layers in found.items()
+        }
+
+    return jax.tree.map(stack, tree, is_leaf=_names_parameters)
+
+
+def unstack_layers(tree: Tree, n_layers: int) -> Tree:
+    """Take apart what `stack_layers` stacked."""
+
+    def unstack(node: Any) -> Any:
+        if not _names_parameters(node):
+            return node
+        apart = {}
+        for name, value in node.items():
+            if name.startswith(STACK):
+                for i in range(n_layers):
+                    apart[f"layers.{i}.{name.removeprefix(STACK)}"] = jax.tree.map(lambda a, i=i: a[i], value)
+            else:
+                apart[name] = value
+        return apart
+
+    return jax.tree.map(unstack, tree, is_leaf=_names_parameters)
+
+
+def _names_parameters(node: Any) -> bool:
+    return isinstance(node, dict) and any(name.startswith("layers.") for name in node)

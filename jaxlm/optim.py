@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxlm.layers import STACK
 from lmcore.config import OptimConfig
 from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, takes_muon
 
-__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
+__all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask", "over_layers"]
 
 
 def clip_by_global_norm(grads: PyTree[Array], max_norm: float) -> tuple[PyTree[Array], Float[Array, ""]]:
@@ -60,6 +61,34 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs
 def apply_updates(params: PyTree[Array], directions: PyTree[Array], lr: Float[Array, ""]) -> PyTree[Array]:
     """params − lr · directions."""
     return jax.tree.map(lambda p, d: p - lr * d, params, directions)
+
+
+def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer for what `stack_layers` stacked: it sees one layer, and acts on all of them at once."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, lr: Any) -> tuple[Any, Any]:
+        if not any(name.startswith(STACK) for name in params):
+            return optimizer.update(grads, state, params, lr=lr)
+
+        def named(node: Any) -> bool:
+            return isinstance(node, dict) and not params.keys().isdisjoint(node)
+
+        def only(tree: Any, stacked: bool) -> Any:
+            def keep(node: Any) -> Any:
+                return {n: v for n, v in node.items() if n.startswith(STACK) is stacked} if named(node) else node
+
+            return jax.tree.map(keep, tree, is_leaf=named)
+
+        def merged(one: Any, other: Any) -> Any:
+            return one | other if named(one) else one
+
+        trees = (grads, state, params)
+        axes = jax.tree.map(lambda node: 0 if named(node) else None, only(trees, True), is_leaf=named)
+        whole = optimizer.update(*only(trees, False), lr=lr)
+        layers = jax.vmap(lambda *one: optimizer.update(*one, lr=lr), axes, axes[:2])(*only(trees, True))
+        return jax.tree.map(merged, whole, layers, is_leaf=named)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _labels(params: dict[str, Any]) -> dict[str, str]:

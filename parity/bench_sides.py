@@ -148,7 +148,7 @@ class JaxSide(TwinSide):
     def wait(self, value: Any = None) -> None:
         import jax
 
-        jax.block_until_ready((self.engine.state, value))
+        jax.block_until_ready((self.engine.held, value))
 
     def logits(self, prompts: np.ndarray) -> np.ndarray:
         return np.asarray(self._start(prompts).logits, np.float32)[:, :SHOWN]

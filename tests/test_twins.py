@@ -31,6 +31,7 @@ DIFFERENCES = {
     "attention.py": {
         "attention": "torch's scaled_dot_product_attention takes heads as an axis and may go without a mask",
         "block_attention": "only on a CPU; in jax, part of causal_attention",
+        "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
         "by_head": "jax lays keys and values out for its own products",
     },
     "checkpoint.py": {
@@ -45,6 +46,7 @@ DIFFERENCES = {
     "engine.py": {
         "dropout_key": "jax has one generator of masks, and folds its key in place",
         "TrainState": MODULE,
+        "Engine.state": "jax's compiled steps hold it with layers stacked, where layers run in a loop",
         "train_step": MODULE,
         "eval_step": MODULE,
         "Engine.train_step": "float16 exists in torch only, with the count of updates that its scaler left out",
@@ -79,6 +81,7 @@ DIFFERENCES = {
     },
     "optim.py": {
         "clip_by_global_norm": MODULE,
+        "over_layers": "only jax stacks the layers' values",
         "decay_mask": MODULE,
         "muon_mask": MODULE,
         "make_optimizer": MODULE,

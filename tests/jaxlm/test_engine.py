@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxlm import loss as loss_module
-from jaxlm.engine import Engine
+from jaxlm.engine import Engine, TrainState, train_step
+from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, cross_entropy, loss_sum
 from jaxlm.optim import clip_by_global_norm, decay_mask
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
@@ -55,6 +56,52 @@ def test_the_number_of_devices_changes_nothing_but_rounding() -> None:
     two, one = start(), start(cpu_devices=1)
     assert (two.mesh.size, one.mesh.size) == (2, 1)
     np.testing.assert_allclose(train(one, 3), train(two, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "lion", "sgd"])
+def test_layers_in_a_loop_train_as_layers_apart(name: str, tmp_path: Path) -> None:
+    with jax.enable_x64(True):
+        apart, looped = (
+            start(replace(MODEL, scan_layers=scan), OptimConfig(name=name), precision="float64")
+            for scan in (False, True)
+        )
+        assert looped.held.params["layers.*.mlp.up_proj.kernel"].shape == (2, 20, 24)
+        np.testing.assert_allclose(train(looped, 3), train(apart, 3), rtol=1e-12)
+        assert jax.tree.structure(looped.state) == jax.tree.structure(apart.state)
+        for one, other in zip(jax.tree.leaves(looped.state), jax.tree.leaves(apart.state), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-13)
+        looped.save(tmp_path / "state")()
+        apart.restore(tmp_path / "state")
+        assert furthest(apart, looped) == 0
+        np.testing.assert_allclose(train(looped, 2), train(apart, 2), rtol=1e-12)
+
+
+def test_a_deeper_model_in_a_loop_is_no_larger_program() -> None:
+    def kernels(n_layers: int, scan_layers: bool) -> int:
+        engine = start(replace(MODEL, n_layers=n_layers, scan_layers=scan_layers), OptimConfig(name="sgd"))
+
+        tokens = jnp.asarray(batch(0))[None]
+
+        def step(params: Any, opt_state: Any) -> Any:
+            state, _ = train_step(engine.model, TrainState(jnp.int32(0), params, opt_state), tokens, jnp.float32(1e-2))
+            return state.params, state.opt_state
+
+        lowered = jax.jit(step).lower(engine.held.params, engine.held.opt_state)
+        return lowered.compile().as_text().count("fusion(")
+
+    assert kernels(5, scan_layers=True) == kernels(3, scan_layers=True)
+    assert kernels(3, scan_layers=False) > 2 * kernels(1, scan_layers=False)
+
+
+def test_stacks_keep_the_order_of_the_layers() -> None:
+    params = {f"layers.{i}.{name}": jnp.full(3, i + shift) for i in range(12) for name, shift in (("a", 0), ("b", 50))}
+    tree = jax.tree.map(
+        lambda x: x, ({"muon": params | {"norm": jnp.zeros(3)}}, jnp.int32(4))
+    )  # sorted by name, as jit does
+    stacked = stack_layers(tree)
+    assert stacked[0]["muon"].keys() == {"layers.*.a", "layers.*.b", "norm"}
+    np.testing.assert_array_equal(stacked[0]["muon"]["layers.*.b"][:, 0], 50 + np.arange(12))
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked, 12), tree)
 
 
 def test_first_loss_is_that_of_guessing() -> None:
