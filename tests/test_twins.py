@@ -56,6 +56,7 @@ DIFFERENCES = {
         "Linear": AUTOCAST,
         "BiasedLinear": AUTOCAST,
         "laid_out": "XLA lays its arrays out itself, but for a transpose",
+        "matmul": "torch has no fast bfloat16 on every CPU; XLA makes such products in float32 itself",
         "product": "a kernel is stored input × output in jax, output × input in torch",
         "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
     },

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torchlm.dropout import Key, dropout
+from torchlm.linear import matmul
 
 __all__ = ["attention", "cache_mask", "causal_attention"]
 
@@ -25,19 +26,20 @@ def attention(
     q: Float[Tensor, "B T N H"],
     k: Float[Tensor, "B S K H"],
     v: Float[Tensor, "B S K H"],
-    mask: Bool[Tensor, "#B T S"] | None,
+    mask: Bool[Tensor, "#B T S"] | Float[Tensor, "#B T S"] | None,
     rate: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
-    Without a mask, over those up to the query's own position. Torch's own generator drops a share `rate` of weights.
+    A mask of numbers, 0 or −∞, is added to the scores, as torch's kernel does with any. Without a mask, over the keys
+    up to the query's own position. Torch's own generator drops a share `rate` of weights.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     grouped = q.shape[1] != k.shape[1]
-    allowed = None if mask is None else mask[:, None]
-    mixed = F.scaled_dot_product_attention(q, k, v, allowed, rate, is_causal=mask is None, enable_gqa=grouped)
+    added = None if mask is None else mask.unsqueeze(1)
+    mixed = F.scaled_dot_product_attention(q, k, v, added, rate, is_causal=mask is None, enable_gqa=grouped)
     return mixed.transpose(1, 2)
 
 
@@ -78,7 +80,7 @@ def block_attention(
             weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
         elif key is not None:
             weights = dropout(weights, rate, key)
-        mixed = weights.to(v.dtype) @ v[:, :end]
+        mixed = matmul(weights.to(v.dtype), v[:, :end])
         blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
     return torch.cat(blocks, dim=2).transpose(1, 2)
 

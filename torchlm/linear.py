@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["LINEARS", "BiasedLinear", "Linear", "laid_out", "product"]
+__all__ = ["LINEARS", "BiasedLinear", "Linear", "laid_out", "matmul", "product"]
 
 ONEDNN = torch.backends.mkldnn.is_available()
-ONEDNN_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CPU_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN makes bfloat16 products here, for which a processor needs AVX-512. Torch's own take fifty times as
+long, so without, bfloat16 factors are multiplied in float32, which is exact, and the sums rounded."""
 LEAST_ROWS = 64
 """Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
 
@@ -44,24 +46,37 @@ def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Ten
     """x weightᵀ, in the type that x or autocast asks for, or in that of a weight from `laid_out`."""
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, None, "none", [], "")
-    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    least = 2 if len(weight) > x.shape[-1] else LEAST_ROWS
-    if ONEDNN and plain and x.device.type == "cpu" and x.numel() >= least * x.shape[-1]:
-        return onednn_product(x, weight)
-    return F.linear(x, weight)
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    if rows < 2 or x.device.type != "cpu":
+        return F.linear(x, weight)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype == torch.bfloat16 and not CPU_BFLOAT16:
+        with torch.autocast("cpu", enabled=False):
+            return product(x.to(dtype).float(), weight.to(dtype).float()).to(dtype)
+    by_onednn = ONEDNN and dtype == torch.float32 and (outputs > inputs or rows >= LEAST_ROWS)
+    return onednn_product(x, weight) if by_onednn else F.linear(x, weight)
+
+
+def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*B J K"]) -> Float[Tensor, "*B I K"]:
+    """a b, of the factors' type; see CPU_BFLOAT16."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
+        return (a.float() @ b.float()).to(a.dtype)
+    return a @ b
 
 
 def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
     """The same weight, as a product with one row reads it fastest on its device; it cannot be trained.
 
-    On a CPU that is oneDNN's own order in bfloat16 and, for more outputs than inputs, input × output in float32: for
-    an output head about three times faster than output × input, for smaller matrices less. In float32, oneDNN's order
-    gained nothing.
+    On a CPU that is oneDNN's own order in bfloat16, where it has such products, and, for more outputs than inputs,
+    input × output in float32: for an output head about three times faster than output × input, for smaller matrices
+    less. In float32, oneDNN's order gained nothing.
     """
     if weight.device.type != "cpu":
         return weight
-    if weight.dtype == torch.bfloat16 and ONEDNN_BFLOAT16:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    if weight.dtype == torch.bfloat16:
+        weight = weight.contiguous()
+        return torch.ops.mkldnn._reorder_linear_weight(weight) if CPU_BFLOAT16 else weight
     return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
 
 

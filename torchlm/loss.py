@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlm.dropout import Key
-from torchlm.linear import product
+from torchlm.linear import matmul, product
 from torchlm.model import Decoder
 
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
@@ -77,4 +77,4 @@ def add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V P"], b: Float[T
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
-        total += a @ b
+        total += matmul(a, b)

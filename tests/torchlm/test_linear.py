@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchlm.linear import LEAST_ROWS, ONEDNN, Linear, onednn_product, product
+from torchlm import linear
+from torchlm.linear import LEAST_ROWS, ONEDNN, Linear, matmul, onednn_product, product
 
 SHAPES = [((LEAST_ROWS, 5), 4), ((3, 33, 8), 3), ((2, 1, 1), 9)]
 
@@ -38,3 +39,26 @@ def test_other_types_and_few_rows_go_to_torch() -> None:
         assert layer(many).dtype == torch.bfloat16
     assert layer.double()(many.double()).dtype == torch.float64
     assert layer(many[:0].double()).shape == (0, 6)
+
+
+def test_bfloat16_is_multiplied_in_float32_where_the_processor_has_no_such_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The factors and the sum are rounded to bfloat16, and nothing else is."""
+    monkeypatch.setattr(linear, "CPU_BFLOAT16", False)
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 300, requires_grad=True), torch.randn(5, 300, requires_grad=True)
+    exact = F.linear(x.bfloat16().double(), weight.bfloat16().double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = product(x, weight)
+    for found in (y, product(x.bfloat16(), weight.bfloat16()), matmul(x.bfloat16(), weight.T.bfloat16())):
+        assert torch.equal(found, exact.float().bfloat16())
+    assert not torch.equal(y, F.linear(x, weight).bfloat16()), "the factors are rounded"
+    direction = torch.randn(3, 5).bfloat16()
+    for found, expected in zip(
+        torch.autograd.grad(y, (x, weight), direction),
+        torch.autograd.grad(exact, (x, weight), direction.double()),
+        strict=True,
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected.bfloat16().float(), rtol=2**-8, atol=0)
