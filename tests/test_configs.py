@@ -48,6 +48,7 @@ SIZES = {
     "shakespeare_bpe": (1280, 659e3),
     "classic": (66, 4.02e6),
     "tinystories": (32000, 15.2e6),
+    "tinystories_small": (2048, 2.17e6),
     "wikitext103": (10000, 18.31e6),
     "openwebtext_sample": (16384, 17e6),
     "openwebtext_125m": (50304, 125e6),
