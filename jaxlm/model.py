@@ -4,7 +4,7 @@ Other configs choose other parts by a field each, when the model is made: norms 
 `positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
 
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
-H head width, R = H/2, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
+H head width, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
 mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
 """
 
@@ -72,12 +72,12 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"]
 ) -> Float[Array, "B T N H"]:
     """Turn feature pairs (i, i + H/2) of every head by their position's angles, in the tables' type."""
     cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    wide = x.astype(cos.dtype)
+    turned = wide * cos + jnp.roll(wide, x.shape[-1] // 2, axis=-1) * sin
     return turned.astype(x.dtype)
 
 
@@ -96,15 +96,17 @@ class Attention(nnx.Module):
         self.turn = rotate if config.position == "rope" else unturned
 
     def __call__(
-        self, x: Float[Array, "B T D"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"], attend: Attend
+        self, x: Float[Array, "B T D"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"], attend: Attend
     ) -> Float[Array, "B T D"]:
-        q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in self.project(x))
-        q, k = self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin)
+        q, k, v = self.heads(x, cos, sin)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
 
-    def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
-        """Queries, keys and values, the heads of each side by side."""
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    def heads(
+        self, x: Float[Array, "B T D"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Queries, keys and values, the first two normed and turned."""
+        q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin), v
 
 
 class SwiGLU(nnx.Module):
@@ -143,8 +145,8 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T R"],
-        sin: Float[Array, "#B T R"],
+        cos: Float[Array, "#B T H"],
+        sin: Float[Array, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Array, "B T D"]:
@@ -167,8 +169,8 @@ class PostNormBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T R"],
-        sin: Float[Array, "#B T R"],
+        cos: Float[Array, "#B T H"],
+        sin: Float[Array, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Array, "B T D"]:
@@ -194,8 +196,8 @@ class SandwichBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T R"],
-        sin: Float[Array, "#B T R"],
+        cos: Float[Array, "#B T H"],
+        sin: Float[Array, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Array, "B T D"]:
@@ -266,7 +268,7 @@ class Decoder(nnx.Module):
         kernel = self.embed_tokens.weight[...].T
         return product(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
 
-    def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]]:
+    def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]:
         """Cosines and sines of the given positions, in the parameters' type."""
         cos, sin = (jnp.asarray(table, self.embed_tokens.weight.dtype) for table in rope_tables(self.config))
         return cos[positions], sin[positions]

@@ -56,7 +56,7 @@ POSITIONS = {
 
 
 def unturned(
-    x: Float[Array, "B T N H"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
 ) -> Float[Array, "B T N H"]:
     """x itself: queries or keys that no rotation tells their position."""
     return x

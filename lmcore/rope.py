@@ -1,7 +1,8 @@
 """Tables of positions, rotary and sinusoidal: one formula, in NumPy float64, used by both twins.
 
-Rotary: half-split layout, as in Hugging Face Llama: feature i of a head turns together with feature i + H/2. Source:
-Su et al. 2021, RoFormer, arXiv:2104.09864; frequency scaling from the Llama 3.1 reference code.
+Rotary: half-split layout, as in Hugging Face Llama: feature i of a head turns together with feature i + H/2. A turned
+head is x · cos + roll(x, H/2) · sin, so each feature has its column in both tables, and the sine its sign. Source: Su
+et al. 2021, RoFormer, arXiv:2104.09864; frequency scaling from the Llama 3.1 reference code.
 """
 
 import math
@@ -26,8 +27,10 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
     return kept * plain + (1.0 - kept) * plain / scaling.factor
 
 
-def rope_tables(config: ModelConfig) -> tuple[Float[np.ndarray, "T R"], Float[np.ndarray, "T R"]]:
+def rope_tables(config: ModelConfig) -> tuple[Float[np.ndarray, "T H"], Float[np.ndarray, "T H"]]:
     """Cosine and sine of every position below max_seq_len, in float64; a twin rounds them to its own type once.
+
+    The sine is negative for the first half of the features, which loses what the second half gains.
 
     Without columns where positions are not rotary.
     """
@@ -35,7 +38,7 @@ def rope_tables(config: ModelConfig) -> tuple[Float[np.ndarray, "T R"], Float[np
         return np.empty((config.max_seq_len, 0)), np.empty((config.max_seq_len, 0))
     turning = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     angles = np.outer(np.arange(config.max_seq_len), turning)
-    return np.cos(angles), np.sin(angles)
+    return np.tile(np.cos(angles), 2), np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1)
 
 
 def sinusoidal_table(config: ModelConfig) -> Float[np.ndarray, "T D"]:

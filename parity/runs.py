@@ -202,7 +202,8 @@ def _our_tables(model: Any, config: ModelConfig) -> Any:
     """transformers' rotary module answers from our tables while the context is open."""
     import torch
 
-    cos, sin = (torch.tensor(np.concatenate([table, table], axis=-1)) for table in rope_tables(config))
+    cos, sin = map(torch.tensor, rope_tables(config))
+    sin = sin[:, config.head_dim // 2 :].tile(2)  # the sign is in its rotation
 
     def tables(x: Any, position_ids: Any) -> tuple[Any, Any]:
         return cos[position_ids].to(x.dtype), sin[position_ids].to(x.dtype)

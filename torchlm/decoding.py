@@ -26,10 +26,10 @@ def choose_tokens(
     """
     infinity = torch.inf
     logits = torch.nan_to_num(logits, nan=-infinity, posinf=torch.finfo(logits.dtype).max, neginf=-infinity)
-    logits = torch.where(torch.isneginf(logits).all(dim=-1, keepdim=True), 0, logits)
     if options.temperature == 0:
         return torch.argmax(logits, dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / options.temperature
+    highest = logits.amax(dim=-1, keepdim=True)
+    logits = torch.where(torch.isneginf(highest), 0, (logits - highest) / options.temperature)
     if 0 < options.top_k < logits.shape[-1]:
         kth = torch.topk(logits, options.top_k).values[:, -1:]
         logits = torch.where(logits < kth, -infinity, logits)
@@ -43,10 +43,9 @@ def choose_tokens(
         most = probabilities.amax(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities < options.min_p * most, 0, probabilities)
     cumulative = torch.cumsum(probabilities, dim=-1)
-    drawn = torch.sum(cumulative <= uniforms[:, None] * cumulative[:, -1:], dim=-1)
-    positive = (probabilities > 0).flip(-1).byte()
-    last = logits.shape[-1] - 1 - torch.argmax(positive, dim=-1)  # rounding may carry past the end
-    return torch.minimum(drawn, last)
+    total = cumulative[:, -1:]
+    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(total.new_zeros(())))  # also when rounded
+    return torch.sum(cumulative <= threshold, dim=-1)
 
 
 class Decoding(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lmcore.config import ModelConfig
 from torchlm.mlps import GEGLU
 from torchlm.model import Attention, SwiGLU
+from torchlm.norms import NoNorm
 
 __all__ = ["MERGED", "Merged", "MergedAttention", "MergedGEGLU", "MergedSwiGLU"]
 
@@ -33,9 +34,22 @@ class Merged(nn.Module):
 
 
 class MergedAttention(Merged, Attention):
-    """Attention with queries, keys and values from one product."""
+    """Attention with queries, keys and values from one product, and one rotation, unless a norm comes between."""
 
     names = ("q_proj", "k_proj", "v_proj")
+
+    def heads(
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
+    ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
+        """As in `Attention`."""
+        n, k, _ = (width // self.head_dim for width in self.widths)
+        heads = self.merged(x).view(*x.shape[:2], n + 2 * k, self.head_dim)
+        if isinstance(self.q_norm, NoNorm):
+            queries_keys, values = heads.split([n + k, k], dim=2)
+            queries, keys = self.turn(queries_keys, cos, sin).split([n, k], dim=2)
+            return queries, keys, values
+        queries, keys, values = heads.split([n, k, k], dim=2)
+        return self.turn(self.q_norm(queries), cos, sin), self.turn(self.k_norm(keys), cos, sin), values
 
 
 class MergedSwiGLU(Merged, SwiGLU):

@@ -4,7 +4,7 @@ Other configs choose other parts by a field each, when the model is made: norms 
 `positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
 
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
-H head width, R = H/2, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
+H head width, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
 mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
 """
 
@@ -22,6 +22,7 @@ from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
 from torchlm.attention import attention, cache_mask, causal_attention
 from torchlm.dropout import Key, dropout, split
+from torchlm.gradients import rms_normed
 from torchlm.linear import LINEARS, Linear, product
 from torchlm.mlps import GEGLU, GELU, ReLU
 from torchlm.norms import LayerNorm, NoNorm
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         wide = x.to(self.weight.dtype)
-        normed = wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + self.eps)
+        normed = rms_normed(wide, self.eps)
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
@@ -62,12 +63,12 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 
 
 def rotate(
-    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"]
+    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T H"], sin: Float[Tensor, "#B T H"]
 ) -> Float[Tensor, "B T N H"]:
     """Turn feature pairs (i, i + H/2) of every head by their position's angles, in the tables' type."""
-    cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # the same for all heads
+    wide = x.to(cos.dtype)
+    turned = torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin)
     return turned.to(x.dtype)
 
 
@@ -87,15 +88,17 @@ class Attention(nn.Module):
         self.turn = rotate if config.position == "rope" else unturned
 
     def forward(
-        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"], attend: Attend
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T H"], sin: Float[Tensor, "#B T H"], attend: Attend
     ) -> Float[Tensor, "B T D"]:
-        q, k, v = (y.view(*x.shape[:2], -1, self.head_dim) for y in self.project(x))
-        q, k = self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin)
+        q, k, v = self.heads(x, cos, sin)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
 
-    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
-        """Queries, keys and values, the heads of each side by side."""
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    def heads(
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
+    ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
+        """Queries, keys and values, the first two normed and turned."""
+        q, k, v = (y.view(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin), v
 
 
 class SwiGLU(nn.Module):
@@ -136,8 +139,8 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T R"],
-        sin: Float[Tensor, "#B T R"],
+        cos: Float[Tensor, "#B T H"],
+        sin: Float[Tensor, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Tensor, "B T D"]:
@@ -161,8 +164,8 @@ class PostNormBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T R"],
-        sin: Float[Tensor, "#B T R"],
+        cos: Float[Tensor, "#B T H"],
+        sin: Float[Tensor, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Tensor, "B T D"]:
@@ -189,8 +192,8 @@ class SandwichBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T R"],
-        sin: Float[Tensor, "#B T R"],
+        cos: Float[Tensor, "#B T H"],
+        sin: Float[Tensor, "#B T H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Tensor, "B T D"]:
@@ -271,7 +274,7 @@ class Decoder(nn.Module):
         with self.products():
             return product(hidden, self.head).to(hidden.dtype)
 
-    def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T R"], Float[Tensor, "#B T R"]]:
+    def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]:
         """Cosines and sines of the given positions, in the parameters' type."""
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
         return cos[positions], sin[positions]
@@ -290,7 +293,8 @@ class Decoder(nn.Module):
         columns = torch.arange(cache.length, end, device=tokens.device)
         positions = (columns[None] - cache.pads[:, None]).clamp_min(0)
         cos, sin = self.rope(positions)
-        mask = cache_mask(columns, cache.pads, end)
+        seen = cache_mask(columns, cache.pads, end)
+        mask = torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, -torch.inf)  # as the kernel takes it
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]

@@ -59,7 +59,7 @@ POSITIONS = {
 
 
 def unturned(
-    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T R"], sin: Float[Tensor, "#B T R"]
+    x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
 ) -> Float[Tensor, "B T N H"]:
     """x itself: queries or keys that no rotation tells their position."""
     return x

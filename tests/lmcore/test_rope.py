@@ -16,13 +16,13 @@ SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 
 def half_split(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Turn feature i with feature i + H/2: what both twins do."""
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return x * cos + np.roll(x, x.shape[-1] // 2, axis=-1) * sin
 
 
 def interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """The other layout: turn feature 2i with feature 2i + 1."""
     even, odd = x[..., ::2], x[..., 1::2]
+    cos, sin = (table[:, x.shape[-1] // 2 :] for table in (cos, sin))
     return np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
 
 
@@ -50,9 +50,9 @@ def test_another_layout_theta_or_position_is_seen(fault: dict):
     assert distance(**fault) > 1e-3
 
 
-def test_tables_are_float64_with_a_row_for_each_position_and_a_column_for_each_pair():
+def test_tables_are_float64_with_a_row_for_each_position_and_a_column_for_each_feature():
     for table in rope_tables(MODEL):
-        assert (table.shape, table.dtype) == ((37, 3), np.float64)
+        assert (table.shape, table.dtype) == ((37, 6), np.float64)
 
 
 def hugging_face(model: ModelConfig, parameters: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,9 +74,14 @@ def hugging_face(model: ModelConfig, parameters: dict) -> tuple[np.ndarray, np.n
 
 
 def ours(model: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same three from lmcore: Hugging Face writes each table twice, once for either half."""
-    turning = frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
-    return turning, *(np.concatenate([table, table], axis=-1) for table in rope_tables(model))
+    """The same three from lmcore: in Hugging Face's table of sines no half is negative."""
+    cos, sin = rope_tables(model)
+    first, second = np.split(sin, 2, axis=-1)
+    return (
+        frequencies(model.head_dim, model.rope_theta, model.rope_scaling),
+        cos,
+        np.concatenate([-first, second], axis=-1),
+    )
 
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling(**SCALED)], ids=["plain", "llama3"])

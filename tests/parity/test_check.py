@@ -270,7 +270,7 @@ def test_a_trajectory_is_held_against_its_noise_floor():
     assert {name: len(values) for name, values in line.curves.items()} == dict.fromkeys(
         ("jax", "torch", "floor", "highest"), 6
     )
-    assert max(line.curves["floor"]) > 0
+    assert max(line.curves["highest"]) > 0  # the median of so few steps may be none
     pair.kept["torch"]["trajectory", 6] = pair.kept["torch"]["trajectory", 6] + 2e-9
     [line] = climb(pair, [7], Options(steps=6))
     assert (line.verdict, line.first) == ("FAIL", "loss at step")

@@ -50,7 +50,7 @@ def test_rmsnorm_is_its_formula_with_eps_inside_the_root():
 
 def test_rotation_turns_half_split_pairs():
     x, angles = draws(2, 7, 5, 6), draws(1, 7, 3, seed=1)
-    turned = rotate(x, angles.cos(), angles.sin())
+    turned = rotate(x, angles.cos().tile(2), torch.cat([-angles.sin(), angles.sin()], dim=-1))
     plane = torch.complex(x[..., :3], x[..., 3:]) * torch.exp(1j * angles)[:, :, None]
     assert close(turned, torch.cat([plane.real, plane.imag], dim=-1))
     interleaved = torch.view_as_real(torch.complex(x[..., ::2], x[..., 1::2]) * torch.exp(1j * angles)[:, :, None])
