@@ -95,9 +95,8 @@ def test_a_deeper_model_in_a_loop_is_no_larger_program() -> None:
 
 def test_stacks_keep_the_order_of_the_layers() -> None:
     params = {f"layers.{i}.{name}": jnp.full(3, i + shift) for i in range(12) for name, shift in (("a", 0), ("b", 50))}
-    tree = jax.tree.map(
-        lambda x: x, ({"muon": params | {"norm": jnp.zeros(3)}}, jnp.int32(4))
-    )  # sorted by name, as jit does
+    tree = {"muon": params | {"norm": jnp.zeros(3)}}, jnp.int32(4)
+    tree = jax.tree.map(lambda x: x, tree)  # which sorts by name, as jit does
     stacked = stack_layers(tree)
     assert stacked[0]["muon"].keys() == {"layers.*.a", "layers.*.b", "norm"}
     np.testing.assert_array_equal(stacked[0]["muon"]["layers.*.b"][:, 0], 50 + np.arange(12))

@@ -1,5 +1,6 @@
 """The modules against plain formulas in NumPy and against the whole forward pass, at odd sizes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from lmcore.config import ModelConfig
 from torchlm.attention import attention, cache_mask, causal_attention
+from torchlm.gradients import rms_normed
 from torchlm.mlps import GEGLU, ReLU
 from torchlm.model import Decoder, RMSNorm, SwiGLU, rotate
 from torchlm.norms import LayerNorm
@@ -46,6 +48,19 @@ def test_rmsnorm_is_its_formula_with_eps_inside_the_root():
     mean = (x**2).mean(-1, keepdims=True)
     assert close(norm(torch.from_numpy(x)).detach(), x / np.sqrt(mean + 1e-2) * weight)
     assert not close(norm(torch.from_numpy(x)).detach(), x / (np.sqrt(mean) + 1e-2) * weight, 1e-3)
+
+
+def test_the_gradient_of_the_norm_is_that_of_its_formula():
+    def gradient(normed: Callable, eps: float) -> torch.Tensor:
+        x = (draws(2, 3, 20) * 0.1).requires_grad_()
+        (normed(x, eps) * draws(2, 3, 20, seed=1)).sum().backward()
+        return x.grad
+
+    def formula(x: torch.Tensor, eps: float) -> torch.Tensor:
+        return x / torch.sqrt(torch.mean(x**2, dim=-1, keepdim=True) + eps)
+
+    assert close(gradient(rms_normed, 1e-2), gradient(formula, 1e-2))
+    assert not close(gradient(rms_normed, 1e-2), gradient(formula, 1.1e-2), 1e-3)
 
 
 def test_rotation_turns_half_split_pairs():
