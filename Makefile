@@ -3,7 +3,7 @@
 #   make test           all tests but the slow ones;  make test PYTEST_FLAGS="-x -k resume"
 #   make lint           style and types
 #   make slow           the longer proofs
-#   make bench          the twins beside transformers, training and generating (ten minutes on two cores)
+#   make bench          the twins beside transformers in float32, training and generating (under ten minutes on two cores)
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
 PYTHON ?= python3
@@ -36,7 +36,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m parity.bench --peers hf --rounds 2
+	$(BIN)/python -m parity.bench --peers hf --dtype float32 --rounds 2
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

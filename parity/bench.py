@@ -1,7 +1,7 @@
 """`python -m parity.bench`: how fast the twins are, beside each other and beside transformers, on this machine.
 
 Exit code 0: measured. 1: the sides do not compute the same, so nothing was timed. 2: a mistake on the command line.
-Without arguments: training and generation of a small Llama in float32 and bfloat16, in a few minutes on two cores.
+Without arguments: training and generation of a small Llama in float32 and bfloat16.
 """
 
 import os
