@@ -128,8 +128,8 @@ class ModelConfig:
     """Share of the embedding's and every residual branch's outputs, and of attention weights, dropped in training."""
     scan_layers: bool = False
     """Compile one block for all layers, which have the same weights either way. jax loops over the layers, whose
-    parameters and optimizer state it holds stacked, and compiles forward pass and update once; torch,
-    with train.compile, calls the block for each, and compiles a deep model in the time of a flat."""
+    parameters and optimizer state it holds stacked, and compiles forward pass and update once; torch, with
+    train.compile, calls the block for each, and compiles a deep model in the time of a flat."""
 
     def __post_init__(self) -> None:
         _at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim")
