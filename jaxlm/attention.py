@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.dropout import Key, dropout
+from jaxlm.linear import matmul
 
 __all__ = ["attention", "by_head", "cache_mask", "causal_attention"]
 
@@ -50,7 +51,7 @@ def attention(
     if factors is not None:
         weights = weights * factors.astype(wide)
     weights = weights.astype(v.dtype)
-    mixed = jnp.matmul(weights.reshape(len(k), groups * length, -1), v)
+    mixed = matmul(weights.reshape(len(k), groups * length, -1), v)
     return mixed.reshape(batch, n_heads, length, head_dim).swapaxes(1, 2)
 
 

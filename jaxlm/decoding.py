@@ -71,16 +71,20 @@ class Decoding(NamedTuple):
 class Generator:
     """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it.
 
-    Texts are split over the mesh's devices where they divide evenly; others are written by the first alone.
+    Texts are split over the mesh's devices where they divide evenly; others are written by the first alone. On a CPU a
+    bfloat16 model writes in float32: XLA widens its weights and its cache there for every token.
     """
 
     def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
         self.options = options
         self.mesh = mesh
-        self.model = Model(replace(model.config, model=replace(model.config.model, tie_embeddings=False)))
+        config = replace(model.config, model=replace(model.config.model, tie_embeddings=False))
+        if model.dtype == jnp.bfloat16 and mesh.devices.flat[0].platform == "cpu":
+            config = replace(config, train=replace(config.train, precision="float32"))
+        self.model = Model(config)
         self.weights: Params = {}
         self.first_weights: Params = {}
-        self._prepare = jax.jit(partial(for_decoding, model))
+        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype))
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
@@ -130,13 +134,13 @@ class Generator:
         return tokens.T, state
 
 
-def for_decoding(model: Model, params: Params) -> Params:
+def for_decoding(params: Params, dtype: jnp.dtype) -> Params:
     """A copy whose products read their weights as fast as they can, once for every token.
 
-    Weights of products are in the model's `dtype` already, and laid out output × input: there XLA's product with one
-    row on a CPU is half as fast again. The output head has its own copy.
+    Weights of products are in `dtype` already, and laid out output × input: there XLA's product with one row on a CPU
+    is half as fast again. The output head has its own copy.
     """
     weights = params
-    if model.config.model.tie_embeddings:
+    if "lm_head.kernel" not in params:
         weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
-    return {name: w.T.astype(model.dtype) if name.endswith("kernel") else w for name, w in weights.items()}
+    return {name: w.T.astype(dtype) if name.endswith("kernel") else w for name, w in weights.items()}

@@ -3,9 +3,10 @@
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
-__all__ = ["cpu_name", "huge_pages", "memory_bytes", "restart_with_huge_pages", "usable_cores"]
+__all__ = ["bfloat16_products", "cpu_name", "huge_pages", "memory_bytes", "restart_with_huge_pages", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -21,6 +22,13 @@ def cpu_name() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+@cache
+def bfloat16_products() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself: x86 with AVX-512 BF16, as Linux reports it."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "avx512_bf16" in info.read_text(encoding="utf-8").split()
 
 
 def memory_bytes() -> int:

@@ -57,8 +57,8 @@ DIFFERENCES = {
         "Linear": AUTOCAST,
         "BiasedLinear": AUTOCAST,
         "laid_out": "XLA lays its arrays out itself, but for a transpose",
-        "matmul": "torch has no fast bfloat16 on every CPU; XLA makes such products in float32 itself",
         "product": "a kernel is stored input × output in jax, output × input in torch",
+        "sums_dtype": "XLA can be asked for the sums of bfloat16 factors in float32; torch always rounds them",
         "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
     },
     "loss.py": {

@@ -58,8 +58,8 @@ def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Ten
     return onednn_product(x, weight) if by_onednn else F.linear(x, weight)
 
 
-def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*B J K"]) -> Float[Tensor, "*B I K"]:
-    """a b, of the factors' type; see CPU_BFLOAT16."""
+def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*#B J K"]) -> Float[Tensor, "*B I K"]:
+    """a b, of the factors' type."""
     if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
         return (a.float() @ b.float()).to(a.dtype)
     return a @ b

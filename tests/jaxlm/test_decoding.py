@@ -128,3 +128,10 @@ def test_writing_goes_on_past_the_context(engine: Engine) -> None:
     row = rows[0, :16].tolist()
     logits = decoder(jnp.asarray([prompt[-24:] + row[:-1]]))[0, 23:]
     assert jnp.argmax(logits, axis=-1).tolist() == row
+
+
+def test_on_a_cpu_a_bfloat16_model_writes_in_float32(engine: Engine) -> None:
+    narrow = Engine(replace(engine.config, train=replace(engine.config.train, precision="bfloat16")))
+    narrow.state = engine.state
+    options = SampleConfig(max_tokens=40, temperature=1.0, seed=5)
+    np.testing.assert_array_equal(written(narrow, [[3, 1, 4]], options), written(engine, [[3, 1, 4]], options))
