@@ -292,7 +292,7 @@ class TrainConfig:
     remat: bool = False
     """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
     cpu_devices: int = 0
-    """On a CPU, jax splits the batch over this many devices; 0 takes one per core."""
+    """On a CPU, the batch is split over this many cores, each with gradients of its own; 0 takes all."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to run on; auto takes an accelerator where there is one (a TPU too, with jax). mps is for torch."""
     compile: bool = False

@@ -6,7 +6,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["bfloat16_products", "cpu_name", "huge_pages", "memory_bytes", "restart_with_huge_pages", "usable_cores"]
+__all__ = [
+    "bfloat16_products",
+    "cpu_name",
+    "malloc_settings",
+    "memory_bytes",
+    "restart_with_malloc_settings",
+    "usable_cores",
+]
 
 
 def usable_cores() -> int:
@@ -36,18 +43,24 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def huge_pages() -> dict[str, str]:
-    """The environment in which glibc asks for huge pages; nothing elsewhere, or where GLIBC_TUNABLES is set already.
+MALLOC = {"hugetlb": 1, "arena_max": 1, "trim_threshold": 4_000_000_000, "mmap_threshold": 1_000_000_000}
+"""glibc's settings for training: huge pages, one heap for all threads, and freed memory kept for the next step."""
 
-    A train step allocates and frees its buffers each time: in pages of 4 KiB, the kernel spends a sixth of the step
-    on handing them out.
+
+def malloc_settings() -> dict[str, str]:
+    """The environment that sets `MALLOC`; nothing without glibc 2.35, or where GLIBC_TUNABLES is set already.
+
+    A train step allocates and frees its buffers each time, and otherwise the kernel takes them back and hands them out
+    again, emptied, page by page.
     """
-    wanted = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
-    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {}
+    name, version = platform.libc_ver()
+    known = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
+    tunables = ":".join(f"glibc.malloc.{key}={value}" for key, value in MALLOC.items())
+    return {"GLIBC_TUNABLES": tunables} if known and "GLIBC_TUNABLES" not in os.environ else {}
 
 
-def restart_with_huge_pages() -> None:
-    """Run this program anew with `huge_pages`, which glibc reads only at a start; the process keeps its number."""
-    if added := huge_pages():
+def restart_with_malloc_settings() -> None:
+    """Run this program anew with `malloc_settings`, which glibc reads only at a start; the process keeps its number."""
+    if added := malloc_settings():
         os.environ.update(added)
         os.execv(sys.executable, sys.orig_argv)

@@ -22,7 +22,7 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.machine import huge_pages
+from lmcore.machine import malloc_settings
 
 __all__ = ["Options", "Process", "environment", "started", "take_turns"]
 
@@ -115,7 +115,7 @@ def environment(mode: str, cache: Path) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     caches = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch")}
-    return os.environ | {"PYTHONPATH": path} | caches | (huge_pages() if mode == "train" else {})
+    return os.environ | {"PYTHONPATH": path} | caches | (malloc_settings() if mode == "train" else {})
 
 
 @contextmanager

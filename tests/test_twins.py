@@ -19,6 +19,7 @@ ALONE = {
     "jaxlm/layers.py": "torch compiles a block by itself, where asked to; it has no loop to build",
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
     "torchlm/gradients.py": "eager autograd passes over memory at every step of a formula; XLA fuses them",
+    "torchlm/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
     "torchlm/merged.py": "XLA compiles the whole loop of decoding; in eager torch each product is a call",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }

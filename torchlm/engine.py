@@ -22,6 +22,7 @@ from torchlm.dropout import Key, fold_in, seed_key
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
+from torchlm.parallel import LossSum, SplitLoss
 
 __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
@@ -48,7 +49,7 @@ def train_step(
     state: TrainState,
     batch: Int[Tensor, "A B T1"],
     lr: float,
-    loss_sum: Callable[[Decoder, Tensor, Tensor, Key], Tensor] = loss_sum,
+    loss_sum: LossSum = loss_sum,
 ) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
@@ -106,12 +107,14 @@ class Engine:
         self.device = set_up_torch(config.train)
         with torch.device("meta"):  # no memory and no initial values of torch's own
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
-        self._loss_sum = loss_sum
+        self._loss_sum: LossSum = loss_sum
         if config.train.compile and config.model.scan_layers:
             for block in self.model.layers:
                 block.compile(dynamic=False)  # the same code and other weights: compiled for the first alone
         elif config.train.compile:
             self._loss_sum = torch.compile(loss_sum, dynamic=False)
+        if self.device.type == "cpu":
+            self._loss_sum = SplitLoss(self._loss_sum, config.train)
         self.state: TrainState
 
     @property

@@ -1,6 +1,7 @@
-"""Starting anew for huge pages: once, as the same process, with the same arguments."""
+"""Starting anew for malloc's settings: once, as the same process, with the same arguments."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,20 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from lmcore.machine import restart_with_huge_pages
+from lmcore.machine import restart_with_malloc_settings
 print("begins", os.getpid(), flush=True)
-restart_with_huge_pages()
+restart_with_malloc_settings()
 print("runs", os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+SET = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+    ":glibc.malloc.trim_threshold=4000000000:glibc.malloc.mmap_threshold=1000000000"
+)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
 def test_a_program_starts_anew_once(tmp_path: Path, given: str | None) -> None:
     script = tmp_path / "program.py"
@@ -28,4 +35,4 @@ def test_a_program_starts_anew_once(tmp_path: Path, given: str | None) -> None:
     *begun, last = done.stdout.splitlines()
     assert len(begun) == (2 if given is None else 1)
     assert len({line.split()[1] for line in [*begun, last]}) == 1, "the same process"
-    assert last.endswith(f"['--option', 'two words'] {given or 'glibc.malloc.hugetlb=1'}")
+    assert last.endswith(f"['--option', 'two words'] {given or SET}")

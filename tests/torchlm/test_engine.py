@@ -54,6 +54,18 @@ def test_accumulation_changes_nothing_but_rounding():
     assert furthest(whole, other) > 1e-2
 
 
+@pytest.mark.parametrize(("cores", "parts"), [(2, 2), (3, 2), (8, 8)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_number_of_parts_changes_nothing_but_rounding(cores: int, parts: int, tied: bool):
+    model = replace(MODEL, tie_embeddings=tied)
+    train = replace(TRAIN, precision="float64", grad_accum=1)
+    whole, losses = engine_after(3, Config(model=model, train=replace(train, cpu_devices=1)))
+    split, split_losses = engine_after(3, Config(model=model, train=replace(train, cpu_devices=cores)))
+    assert (whole._loss_sum.parts, split._loss_sum.parts) == (1, parts)
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-13)
+    assert furthest(whole, split) < 1e-9
+
+
 def test_remat_changes_nothing_even_with_dropout():
     model = replace(MODEL, dropout=0.3)
     plain, losses = engine_after(3, Config(model=model, train=TRAIN))
@@ -104,7 +116,7 @@ def test_weights_alone_evaluate_like_the_whole_state(tmp_path: Path):
 
 def test_float16_skips_counts_and_saves_what_its_scaler_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(device.PRECISIONS, "cpu", ("float32", "float16"))  # torch's scaler works there for one test
-    config = Config(model=MODEL, train=replace(TRAIN, precision="float16"))
+    config = Config(model=MODEL, train=replace(TRAIN, precision="float16", cpu_devices=1))
     engine, _ = engine_after(2, config)
     before = {name: p.clone() for name, p in engine.state.params.items()}
     scale = engine.state.scaler.get_scale()

@@ -1,0 +1,70 @@
+"""A batch on a CPU split over its cores: each part goes forward and backward on a core of its own.
+
+So the cores wait for one another once a step, not in every operation, and each works on what its own caches hold.
+jaxlm splits a batch over one XLA device per core.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lmcore.config import TrainConfig
+from lmcore.machine import usable_cores
+from torchlm.dropout import Key
+from torchlm.model import Decoder
+
+__all__ = ["LossSum", "SplitLoss"]
+
+LossSum = Callable[[Decoder, Tensor, Tensor, Key], Tensor]
+"""`torchlm.loss.loss_sum`, or the same compiled or split."""
+
+
+class SplitLoss:
+    """A loss_sum over the rows of a batch in as many threads as divide a micro-batch evenly, with its gradients.
+
+    Whole where dropout draws masks, which is for all rows at once. Not for float16: what its scaler multiplies comes
+    after the gradients are made.
+    """
+
+    def __init__(self, loss_sum: LossSum, train: TrainConfig):
+        cores, rows = train.cpu_devices or usable_cores(), train.batch_size // train.grad_accum
+        self.loss_sum = loss_sum
+        self.parts = max(n for n in range(1, cores + 1) if rows % n == 0)
+        self.pool = ThreadPoolExecutor(self.parts, "part", lambda: torch.set_num_threads(cores // self.parts))
+
+    def __call__(
+        self, model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
+    ) -> Float[Tensor, ""]:
+        """Sum of the token losses, in the parameters' type."""
+        if self.parts == 1 or key is not None:
+            return self.loss_sum(model, tokens, targets, key)
+        params = list(model.parameters())
+        one = partial(_with_gradients, self.loss_sum, model, params)
+        done = self.pool.map(one, tokens.chunk(self.parts), targets.chunk(self.parts))
+        losses, grads = zip(*done, strict=True)
+        return _Made.apply(sum(losses), [sum(parts) for parts in zip(*grads, strict=True)], *params)
+
+
+def _with_gradients(
+    loss_sum: LossSum, model: Decoder, params: Sequence[Tensor], tokens: Tensor, targets: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    loss = loss_sum(model, tokens, targets, None)
+    return loss.detach(), torch.autograd.grad(loss, params)
+
+
+class _Made(torch.autograd.Function):
+    """A loss whose gradients at the parameters are there already; its own is one number, by which it scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: list[Tensor], *params: Tensor) -> Tensor:
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(g * grad for g in ctx.grads)
