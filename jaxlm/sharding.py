@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
-from lmcore.machine import usable_cores
+from lmcore.machine import even_parts, usable_cores
 
 __all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
 
@@ -56,7 +56,7 @@ def data_mesh(train: TrainConfig) -> Mesh:
     if devices[0].platform == "cpu" and train.cpu_devices:
         devices = devices[: train.cpu_devices]
     rows = train.batch_size // train.grad_accum
-    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    count = even_parts(rows, len(devices))
     if count < len(devices) and devices[0].platform != "cpu":
         raise UserError(
             f"train.batch_size: found {train.batch_size}, with train.grad_accum = {train.grad_accum} "

@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = [
     "bfloat16_products",
     "cpu_name",
+    "even_parts",
     "malloc_settings",
     "memory_bytes",
     "restart_with_malloc_settings",
@@ -23,19 +24,28 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def even_parts(rows: int, most: int) -> int:
+    """The largest number of parts up to `most` that divides `rows` evenly."""
+    return max(n for n in range(1, most + 1) if rows % n == 0)
+
+
+@cache
+def _cpu_info() -> str:
+    """What Linux says of the processor."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8") if info.exists() else ""
+
+
 def cpu_name() -> str:
     """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    lines = _cpu_info().splitlines()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
 
 
-@cache
 def bfloat16_products() -> bool:
     """Whether the processor multiplies bfloat16 numbers itself: x86 with AVX-512 BF16, as Linux reports it."""
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "avx512_bf16" in info.read_text(encoding="utf-8").split()
+    return "avx512_bf16" in _cpu_info().split()
 
 
 def memory_bytes() -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmcore.config import TrainConfig
-from lmcore.machine import usable_cores
+from lmcore.machine import even_parts, usable_cores
 from torchlm.dropout import Key
 from torchlm.model import Decoder
 
@@ -34,7 +34,7 @@ class SplitLoss:
     def __init__(self, loss_sum: LossSum, train: TrainConfig):
         cores, rows = train.cpu_devices or usable_cores(), train.batch_size // train.grad_accum
         self.loss_sum = loss_sum
-        self.parts = max(n for n in range(1, cores + 1) if rows % n == 0)
+        self.parts = even_parts(rows, cores)
         self.pool = ThreadPoolExecutor(self.parts, "part", lambda: torch.set_num_threads(cores // self.parts))
 
     def __call__(

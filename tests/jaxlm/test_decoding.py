@@ -135,3 +135,5 @@ def test_on_a_cpu_a_bfloat16_model_writes_in_float32(engine: Engine) -> None:
     narrow.state = engine.state
     options = SampleConfig(max_tokens=40, temperature=1.0, seed=5)
     np.testing.assert_array_equal(written(narrow, [[3, 1, 4]], options), written(engine, [[3, 1, 4]], options))
+    tokens = jnp.asarray([[3, 1, 4]])  # outside of writing, its products are its own
+    assert (narrow.model(engine.state.params)(tokens) != engine.model(engine.state.params)(tokens)).any()

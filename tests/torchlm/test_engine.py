@@ -64,6 +64,8 @@ def test_the_number_of_parts_changes_nothing_but_rounding(cores: int, parts: int
     assert (whole._loss_sum.parts, split._loss_sum.parts) == (1, parts)
     np.testing.assert_allclose(split_losses, losses, rtol=1e-13)
     assert furthest(whole, split) < 1e-9
+    other, _ = engine_after(3, Config(model=model, train=replace(train, cpu_devices=cores, seed=1)))
+    assert furthest(whole, other) > 1e-2
 
 
 def test_remat_changes_nothing_even_with_dropout():
