@@ -15,7 +15,12 @@ from jaxlm.model import Cache, Decoder
 from jaxlm.sharding import batch_sharding
 from lmcore.config import SampleConfig
 
-__all__ = ["Decoding", "Generator", "choose_tokens"]
+__all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
+
+PART = 128
+"""Tokens whose probabilities are summed first, when one of all is looked for."""
+TURNED = ".T"
+"""Ends the name of a weight that lies output × input."""
 
 
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
@@ -24,11 +29,11 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     Temperature 0 takes the likeliest token, the first of equals. Tokens equal to the k-th likeliest all stay. NaN
     counts as −∞; a row of nothing but −∞ counts as all equal.
     """
-    logits = jnp.nan_to_num(logits, nan=-jnp.inf, posinf=jnp.finfo(logits.dtype).max, neginf=-jnp.inf)
+    finite = jnp.finfo(logits.dtype)
+    logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
     if options.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    highest = jnp.max(logits, axis=-1, keepdims=True)
-    logits = jnp.where(jnp.isneginf(highest), 0, (logits - highest) / options.temperature)
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / options.temperature
     if 0 < options.top_k < logits.shape[-1]:
         logits = jnp.where(-logits <= _cutoff(-logits, jnp.ones_like(logits), options.top_k), logits, -jnp.inf)
     probabilities = jax.nn.softmax(logits, axis=-1)
@@ -37,10 +42,28 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     if options.min_p > 0:
         most = jnp.max(probabilities, axis=-1, keepdims=True)
         probabilities = jnp.where(probabilities < options.min_p * most, 0, probabilities)
-    cumulative = jnp.cumsum(probabilities, axis=-1)
-    total = cumulative[:, -1:]
-    threshold = jnp.minimum(uniforms[:, None] * total, jnp.nextafter(total, 0))  # below the total, also when rounded
-    return jnp.sum(cumulative <= threshold, axis=-1).astype(jnp.int32)
+    return inverse_cdf(probabilities, uniforms)
+
+
+def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
+    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+
+    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    """
+    padded = jnp.pad(probabilities, ((0, 0), (0, -probabilities.shape[1] % PART)))
+    parts = padded.reshape(len(padded), -1, PART)
+    sums = jnp.sum(parts, axis=-1)
+    part, rest = _first_above(sums, uniforms * jnp.sum(sums, axis=-1))
+    within, _ = _first_above(jnp.take_along_axis(parts, part[:, None, None], axis=1)[:, 0], rest)
+    return (PART * part + within).astype(jnp.int32)
+
+
+def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tuple[Int[Array, " B"], Array]:
+    """The first index up to which a row's weights sum to more than its point, and the point less what is before it."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    points = jnp.clip(points, 0, jnp.nextafter(cumulative[:, -1], 0))  # below the total, also when rounded
+    below = cumulative <= points[:, None]
+    return jnp.sum(below, axis=-1), points - jnp.max(jnp.where(below, cumulative, 0), axis=-1)
 
 
 def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
@@ -82,23 +105,29 @@ class Generator:
         if model.dtype == jnp.bfloat16 and mesh.devices.flat[0].platform == "cpu":
             config = replace(config, train=replace(config.train, precision="float32"))
         self.model = Model(config)
-        self.weights: Params = {}
-        self.first_weights: Params = {}
-        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype))
+        self.params: Params = {}
+        self.laid_out: dict[bool, Params] = {}
+        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="turned")
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
     def load(self, params: Params) -> None:
         """Write with these parameters from now on."""
-        self.weights = self._prepare(params)
-        self.first_weights = {name: w.addressable_data(0) for name, w in self.weights.items()}
+        self.params, self.laid_out = params, {}
+
+    def weights(self, texts: int) -> Params:
+        """What `decoder` takes, as products for so many texts a device read it fastest; made when first asked for."""
+        turned = texts == 1
+        if turned not in self.laid_out:
+            self.laid_out[turned] = self._prepare(self.params, turned=turned)
+        return self.laid_out[turned]
 
     def decoder(self, weights: Params) -> Decoder:
         """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
 
         There XLA takes the transpose into the product; outside of the loop it would make a transposed copy first.
         """
-        return self.model({name: w.T if name.endswith("kernel") else w for name, w in weights.items()})
+        return self.model({n.removesuffix(TURNED): w.T if n.endswith(TURNED) else w for n, w in weights.items()})
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
@@ -115,9 +144,10 @@ class Generator:
 
     def _placed(self, *rows: np.ndarray) -> tuple:
         """The weights, and arrays of one row a text, where the texts are written."""
-        if len(rows[0]) % self.mesh.size > 0:
-            return self.first_weights, *rows
-        return self.weights, *jax.device_put(rows, batch_sharding(self.mesh))
+        texts, devices = len(rows[0]), self.mesh.size
+        if texts % devices > 0:
+            return {name: w.addressable_data(0) for name, w in self.weights(texts).items()}, *rows
+        return self.weights(texts // devices), *jax.device_put(rows, batch_sharding(self.mesh))
 
     def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
         decoder = self.decoder(weights)
@@ -134,13 +164,16 @@ class Generator:
         return tokens.T, state
 
 
-def for_decoding(params: Params, dtype: jnp.dtype) -> Params:
+def for_decoding(params: Params, dtype: jnp.dtype, turned: bool) -> Params:
     """A copy whose products read their weights as fast as they can, once for every token.
 
-    Weights of products are in `dtype` already, and laid out output × input: there XLA's product with one row on a CPU
-    is half as fast again. The output head has its own copy.
+    Weights of products are in `dtype` already. Those to be `turned` are laid out output × input, and their names say
+    so: XLA's product with one row on a CPU is half as fast again there, one with more rows slower by a third. The
+    output head has its own copy.
     """
     weights = params
     if "lm_head.kernel" not in params:
         weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
-    return {name: w.T.astype(dtype) if name.endswith("kernel") else w for name, w in weights.items()}
+    kernels = {name: w.astype(dtype) for name, w in weights.items() if name.endswith("kernel")}
+    others = {name: w for name, w in weights.items() if name not in kernels}
+    return others | ({name + TURNED: w.T for name, w in kernels.items()} if turned else kernels)

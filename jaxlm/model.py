@@ -215,7 +215,7 @@ BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far, one array per layer, for decoding."""
 
-    keys: tuple[Float[Array, "BK H S"], ...]
+    keys: tuple[Float[Array, "BK S H"], ...]
     values: tuple[Float[Array, "BK S H"], ...]
     pads: Int[Array, " B"]
     """Columns of left padding in each row."""
@@ -275,9 +275,8 @@ class Decoder(nnx.Module):
 
     def empty_cache(self, pads: Int[Array, " B"], size: int) -> Cache:
         """Room for `size` columns, of which row b leaves its first pads[b] empty."""
-        rows, width = len(pads) * self.config.n_kv_heads, self.config.head_dim
-        keys = tuple(jnp.zeros((rows, width, size), self.dtype) for _ in self.layers)
-        values = tuple(jnp.zeros((rows, size, width), self.dtype) for _ in self.layers)
+        shape = (len(pads) * self.config.n_kv_heads, size, self.config.head_dim)
+        keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.layers) for _ in range(2))
         return Cache(keys, values, pads, jnp.zeros((), jnp.int32))
 
     def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
@@ -286,12 +285,11 @@ class Decoder(nnx.Module):
         positions = jnp.maximum(columns[None] - cache.pads[:, None], 0)
         cos, sin = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
-        mask = cache_mask(columns, cache.pads, keys[0].shape[-1])
+        mask = cache_mask(columns, cache.pads, keys[0].shape[1])
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-            k, v = by_head(k).swapaxes(1, 2), by_head(v)
-            keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], k, cache.length, axis=2)
-            values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], v, cache.length, axis=1)
+            keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], by_head(k), cache.length, axis=1)
+            values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], by_head(v), cache.length, axis=1)
             return attention(q, keys[layer], values[layer], mask)
 
         x = self.embed_positions(self.embed_tokens(tokens), positions)

@@ -70,7 +70,7 @@ def write_tokens(
     chunk = min(CHUNK, context // 2)
     tokens, pads = pad_left(prompts, context, pad, room=-(-options.max_tokens // chunk) * chunk)
     uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
-    size = min(context, 1 << (tokens.shape[1] + options.max_tokens + chunk - 1).bit_length())
+    size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
     state = None
     for begin in range(0, options.max_tokens, chunk):
         if tokens.shape[1] + chunk > size:
@@ -83,6 +83,12 @@ def write_tokens(
         new, state = generator.extend(state, np.pad(draws, ((0, 0), (0, chunk - count))))
         tokens = np.concatenate([tokens, new], axis=1)
         yield new[:, :count]
+
+
+def _cache_size(columns: int) -> int:
+    """Columns rounded up to an eighth of the next power of two: few are read in vain, and few programs are compiled."""
+    step = max(WIDTH, (1 << (columns - 1).bit_length()) // 8)
+    return -(-columns // step) * step
 
 
 @dataclass

@@ -116,7 +116,7 @@ class JaxTwin:
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         generator = self.engine.generator(SampleConfig())
-        weights = generator.weights
+        weights = generator.weights(len(tokens))
         logits, cache = self._start(generator, weights, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
         columns = [logits]
         for column in range(prompt, tokens.shape[1]):

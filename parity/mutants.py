@@ -196,10 +196,10 @@ def _sees_next(attend: Any) -> Any:
     def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         import torch
 
-        from torchlm.attention import attention
+        from torchlm.attention import attention, by_head
 
         length = q.shape[1]
-        return attention(q, k, v, torch.ones(1, length, length, dtype=torch.bool).tril(1))
+        return attention(q, by_head(k), by_head(v), torch.ones(1, length, length, dtype=torch.bool).tril(1))
 
     return faulty
 

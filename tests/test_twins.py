@@ -34,7 +34,7 @@ DIFFERENCES = {
         "attention": "torch's scaled_dot_product_attention takes heads as an axis and may go without a mask",
         "block_attention": "only on a CPU; in jax, part of causal_attention",
         "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
-        "by_head": "jax lays keys and values out for its own products",
+        "by_head": "batch and heads are one axis in jax, two in torch's kernel",
     },
     "checkpoint.py": {
         "restore_state": "DCP reads into tensors that are there, Orbax returns arrays",

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor, nn
 
@@ -13,7 +14,10 @@ from torchlm.linear import laid_out
 from torchlm.merged import MERGED, Merged
 from torchlm.model import Cache, Decoder
 
-__all__ = ["Decoding", "Generator", "choose_tokens"]
+__all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
+
+PART = 128
+"""Tokens whose probabilities are summed first, when one of all is looked for."""
 
 
 def choose_tokens(
@@ -24,12 +28,11 @@ def choose_tokens(
     Temperature 0 takes the likeliest token, the first of equals. Tokens equal to the k-th likeliest all stay. NaN
     counts as −∞; a row of nothing but −∞ counts as all equal.
     """
-    infinity = torch.inf
-    logits = torch.nan_to_num(logits, nan=-infinity, posinf=torch.finfo(logits.dtype).max, neginf=-infinity)
+    infinity, finite = torch.inf, torch.finfo(logits.dtype)
+    logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
     if options.temperature == 0:
         return torch.argmax(logits, dim=-1)
-    highest = logits.amax(dim=-1, keepdim=True)
-    logits = torch.where(torch.isneginf(highest), 0, (logits - highest) / options.temperature)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)).div_(options.temperature)
     if 0 < options.top_k < logits.shape[-1]:
         kth = torch.topk(logits, options.top_k).values[:, -1:]
         logits = torch.where(logits < kth, -infinity, logits)
@@ -42,10 +45,31 @@ def choose_tokens(
     if options.min_p > 0:
         most = probabilities.amax(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities < options.min_p * most, 0, probabilities)
-    cumulative = torch.cumsum(probabilities, dim=-1)
-    total = cumulative[:, -1:]
-    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(total.new_zeros(())))  # also when rounded
-    return torch.sum(cumulative <= threshold, dim=-1)
+    return inverse_cdf(probabilities, uniforms)
+
+
+def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+
+    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    """
+    missing = -probabilities.shape[1] % PART
+    padded = F.pad(probabilities, (0, missing)) if missing else probabilities
+    parts = padded.view(len(padded), -1, PART)
+    sums = torch.sum(parts, dim=-1)
+    part, rest = _first_above(sums, uniforms * torch.sum(sums, dim=-1))
+    within, _ = _first_above(torch.take_along_dim(parts, part[:, None, None], dim=1)[:, 0], rest)
+    return PART * part + within
+
+
+def _first_above(weights: Float[Tensor, "B N"], points: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Tensor]:
+    """The first index up to which a row's weights sum to more than its point, and the point less what is before it."""
+    cumulative = torch.cumsum(weights, dim=-1)
+    total = cumulative[:, -1]
+    largest = total.nextafter(total.new_zeros(()))
+    points = torch.minimum(points.clamp_min(0), largest)  # below the total, also when rounded
+    below = cumulative <= points[:, None]
+    return torch.sum(below, dim=-1), points - torch.where(below, cumulative, 0).amax(dim=-1)
 
 
 class Decoding(NamedTuple):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
 from lmcore.rope import rope_tables
-from torchlm.attention import attention, cache_mask, causal_attention
+from torchlm.attention import attention, by_head, cache_mask, causal_attention
 from torchlm.dropout import Key, dropout, split
 from torchlm.gradients import rms_normed
 from torchlm.linear import LINEARS, Linear, product
@@ -211,8 +211,8 @@ BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far, one tensor per layer, for decoding; updated in place."""
 
-    keys: tuple[Float[Tensor, "B S K H"], ...]
-    values: tuple[Float[Tensor, "B S K H"], ...]
+    keys: tuple[Float[Tensor, "B K S H"], ...]
+    values: tuple[Float[Tensor, "B K S H"], ...]
     pads: Int[Tensor, " B"]
     """Columns of left padding in each row."""
     length: int
@@ -281,7 +281,7 @@ class Decoder(nn.Module):
 
     def empty_cache(self, pads: Int[Tensor, " B"], size: int) -> Cache:
         """Room for `size` columns, of which row b leaves its first pads[b] empty."""
-        shape = (len(pads), size, self.config.n_kv_heads, self.config.head_dim)
+        shape = (len(pads), self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (
             tuple(torch.zeros(shape, dtype=self.dtype, device=pads.device) for _ in self.layers) for _ in range(2)
         )
@@ -298,9 +298,9 @@ class Decoder(nn.Module):
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
-            keys[:, cache.length : end] = k
-            values[:, cache.length : end] = v
-            return attention(q, keys[:, :end], values[:, :end], mask)
+            keys[:, :, cache.length : end] = by_head(k)
+            values[:, :, cache.length : end] = by_head(v)
+            return attention(q, keys[:, :, :end], values[:, :, :end], mask)
 
         x = self.embed_positions(self.embed_tokens(tokens), positions)
         with self.products():

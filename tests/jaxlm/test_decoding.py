@@ -40,10 +40,13 @@ def expected_token(logits: np.ndarray, uniform: float, options: SampleConfig) ->
     st.sampled_from([0, 1, 3, 100]),
     st.sampled_from([0.3, 0.9, 1.0]),
     st.sampled_from([0.0, 0.2, 1.0]),
+    st.sampled_from([11, 128, 300]),
 )
-def test_tokens_are_chosen_as_the_contract_says(seed: int, temperature: float, k: int, p: float, m: float) -> None:
+def test_tokens_are_chosen_as_the_contract_says(
+    seed: int, temperature: float, k: int, p: float, m: float, vocab_size: int
+) -> None:
     rng = np.random.default_rng(seed)
-    logits, uniforms = rng.normal(0, 3, (4, 11)), rng.random(4)
+    logits, uniforms = rng.normal(0, 3, (4, vocab_size)), rng.random(4)
     options = SampleConfig(temperature=temperature, top_k=k, top_p=p, min_p=m)
     with jax.enable_x64(True):
         chosen = choose_tokens(jnp.asarray(logits), jnp.asarray(uniforms), options)

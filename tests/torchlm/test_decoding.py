@@ -8,7 +8,7 @@ import torch
 
 from lmcore.config import ModelConfig, SampleConfig
 from lmcore.prompting import write_tokens
-from torchlm.decoding import Generator, choose_tokens, for_decoding
+from torchlm.decoding import Generator, choose_tokens, for_decoding, inverse_cdf
 from torchlm.model import Decoder
 
 SHAPE = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=16)
@@ -55,6 +55,19 @@ def test_the_draw_never_leaves_the_kept_tokens():
     largest = torch.tensor([np.nextafter(np.float32(1), np.float32(0))])
     assert choose_tokens(logits, largest, SampleConfig(temperature=1)).tolist() == [1]
     assert choose_tokens(logits, torch.zeros(1), SampleConfig(temperature=1)).tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [100, 128, 300])
+def test_a_draw_is_the_first_token_up_to_which_the_chances_sum_to_more(size: int):
+    generator = torch.Generator().manual_seed(size)
+    chances = torch.rand(size, dtype=torch.float64, generator=generator)
+    chances[torch.rand(size, generator=generator) < 0.7] = 0
+    uniforms = torch.rand(2000, dtype=torch.float64, generator=generator)
+    ends = torch.tensor([0, np.nextafter(1, 0)], dtype=torch.float64)
+    sums = chances.cumsum(0)
+    expected = torch.searchsorted(sums, uniforms * sums[-1], right=True)
+    assert inverse_cdf(chances.expand(2000, -1), uniforms).tolist() == expected.tolist()
+    assert inverse_cdf(chances.expand(2, -1), ends).tolist() == chances.nonzero()[[0, -1], 0].tolist()
 
 
 def decoder(dtype: torch.dtype, **changes: object) -> Decoder:

@@ -87,7 +87,7 @@ def test_attention_is_its_formula_and_query_head_n_uses_key_head_n_over_g(length
 
 
 def test_a_query_sees_neither_padding_nor_later_columns():
-    q, k, v = draws(2, 2, 6, 4), draws(2, 9, 2, 4, seed=1), draws(2, 9, 2, 4, seed=2)
+    q, k, v = draws(2, 2, 6, 4), draws(2, 2, 9, 4, seed=1), draws(2, 2, 9, 4, seed=2)
     columns = torch.tensor([4, 5])
     mixed = attention(q, k, v, cache_mask(columns, torch.tensor([0, 3]), 9))
     for row, first in ((0, 0), (1, 3)):
@@ -95,8 +95,8 @@ def test_a_query_sees_neither_padding_nor_later_columns():
             seen = slice(first, column + 1)
             alone = attention(
                 q[row : row + 1, i : i + 1],
-                k[row : row + 1, seen],
-                v[row : row + 1, seen],
+                k[row : row + 1, :, seen],
+                v[row : row + 1, :, seen],
                 torch.ones(1, 1, column + 1 - first, dtype=torch.bool),
             )
             assert close(mixed[row, i], alone[0, 0])
