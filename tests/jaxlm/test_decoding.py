@@ -40,7 +40,7 @@ def expected_token(logits: np.ndarray, uniform: float, options: SampleConfig) ->
     st.sampled_from([0, 1, 3, 100]),
     st.sampled_from([0.3, 0.9, 1.0]),
     st.sampled_from([0.0, 0.2, 1.0]),
-    st.sampled_from([11, 128, 300]),
+    st.sampled_from([11, 300]),
 )
 def test_tokens_are_chosen_as_the_contract_says(
     seed: int, temperature: float, k: int, p: float, m: float, vocab_size: int
