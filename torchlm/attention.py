@@ -1,8 +1,8 @@
 """The mixing of values by attention weights: causal over a whole sequence, and over a cache of earlier columns.
 
 Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the type of q, k and v. Shape letters as in
-`torchlm.model`. Keys and values lie head by head, because torch's kernel on a CPU reads a cache of many texts half as
-fast from S × K × H.
+`torchlm.model`. Keys and values lie head by head, because torch's kernel on a CPU takes half as long again or more over
+a cache of many texts that lies S × K × H.
 """
 
 import math
