@@ -63,11 +63,11 @@ def test_a_draw_is_the_first_token_up_to_which_the_chances_sum_to_more(size: int
     chances = torch.rand(size, dtype=torch.float64, generator=generator)
     chances[torch.rand(size, generator=generator) < 0.7] = 0
     uniforms = torch.rand(2000, dtype=torch.float64, generator=generator)
-    assert inverse_cdf(chances.flip(0).expand(2000, -1), uniforms).tolist() != expected.tolist()
     ends = torch.tensor([0, np.nextafter(1, 0)], dtype=torch.float64)
     sums = chances.cumsum(0)
     expected = torch.searchsorted(sums, uniforms * sums[-1], right=True)
     assert inverse_cdf(chances.expand(2000, -1), uniforms).tolist() == expected.tolist()
+    assert inverse_cdf(chances.flip(0).expand(2000, -1), uniforms).tolist() != expected.tolist()
     assert inverse_cdf(chances.expand(2, -1), ends).tolist() == chances.nonzero()[[0, -1], 0].tolist()
 
 
