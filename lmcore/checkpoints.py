@@ -66,6 +66,14 @@ class Checkpoint:
         """Folder of the framework's own files."""
         return self.folder / "state"
 
+    def check_framework(self, framework: str) -> None:
+        """Raise UserError unless this framework wrote the checkpoint."""
+        if self.framework != framework:
+            raise UserError(
+                f"{self.run_dir} is a {self.framework} run, expected {framework}; "
+                "convert it first with python -m parity.convert"
+            )
+
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """All whole checkpoints of a run, by step.
@@ -143,11 +151,8 @@ def open_run(config: Config, framework: str) -> Checkpoint | None:
     if refused:
         listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in refused.items())
         raise UserError(f"run_dir: {run_dir} was made with another config: {listed}; restore them or start a new run")
-    if checkpoints and checkpoints[-1].framework != framework:
-        raise UserError(
-            f"run_dir: {run_dir} is a {checkpoints[-1].framework} run, expected {framework}; "
-            "convert it first with python -m parity.convert"
-        )
+    if checkpoints:
+        checkpoints[-1].check_framework(framework)
     return checkpoints[-1] if checkpoints else None
 
 

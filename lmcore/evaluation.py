@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         return
     tokens, source = _tokens(config, data, tokenizer)
     engine = make_engine(config)
+    checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     begin = time.monotonic()
     row = evaluate(engine, tokens, config, config.eval.windows)
@@ -142,6 +143,7 @@ def _compare(
     other = measure_baseline(baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
     config = replace(config, train=replace(train, seq_len=other.context))
     engine = make_engine(config)
+    checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     parts = (ids for ids, _, _ in encode(tokenizer, pieces))
     stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size)

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"})
     train = replace(config.train, precision=args.precision or config.train.precision, cpu_devices=1)
     engine = make_engine(replace(config, train=train))
+    checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     writer = Writer(engine.generator(options), tokenizer, options, config.model.max_seq_len)
     if args.interactive:

@@ -338,6 +338,9 @@ def test_a_moved_run_may_be_resumed(run_dir: Path):
 def test_the_other_frameworks_run_is_refused(run_dir: Path):
     with pytest.raises(UserError, match=r" is a jax run, expected torch; convert it first"):
         open_run(changed(run_dir), "torch")
+    with pytest.raises(UserError, match=r" is a jax run, expected torch; convert it first"):
+        find_checkpoint(run_dir).check_framework("torch")
+    find_checkpoint(run_dir).check_framework("jax")
 
 
 LOCK = """
