@@ -8,6 +8,7 @@ folder. Importing it is cheap: `--help` must answer before any framework is load
 import argparse
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -97,7 +98,7 @@ def _choose_run_dir(name: str, resume: bool) -> Path:
 
 
 def _gather_lists(argv: list[str], lists: set[str]) -> list[str]:
-    """Turn `--data.files a b --data.files c` into one JSON list, which is what jsonargparse reads."""
+    """Turn `--data.files a b --data.files c` into one YAML list, which is what jsonargparse reads."""
     gathered: dict[str, list[str]] = {}
     rest: list[str] = []
     name = None
@@ -112,9 +113,15 @@ def _gather_lists(argv: list[str], lists: set[str]) -> list[str]:
             name = None
             rest.append(word)
     for name, values in gathered.items():
-        given = values[0] if len(values) == 1 and _is_list(values[0]) else json.dumps(values)
+        given = values[0] if len(values) == 1 and _is_list(values[0]) else _yaml_list(values)
         rest.append(f"{name}={given}" if values else name)
     return rest
+
+
+def _yaml_list(texts: list[str]) -> str:
+    """One line, every text in quotes; JSON's escapes of characters beyond 16 bits are not YAML's."""
+    dumped = yaml.safe_dump(texts, default_flow_style=True, default_style='"', allow_unicode=True, width=math.inf)
+    return dumped.removesuffix("\n")
 
 
 def _is_list(text: str) -> bool:

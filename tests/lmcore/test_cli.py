@@ -110,6 +110,7 @@ def test_a_later_file_wins_over_an_earlier_one():
         (["--data.files", "[odd].txt"], ["[odd].txt"]),
         (["--data.files", "1", "null"], ["1", "null"]),
         (["--data.files", 'a"b', "c\\d", "é"], ['a"b', "c\\d", "é"]),
+        (["--data.files", "😀 𝔸", "\x7f\x85\n", "1e3: {}", " x" * 99], ["😀 𝔸", "\x7f\x85\n", "1e3: {}", " x" * 99]),
     ],
 )
 def test_a_list_takes_several_values_repeats_or_json(argv: list[str], files: list[str]):
