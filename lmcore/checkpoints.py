@@ -96,13 +96,13 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """The one with the lowest validation loss; one without, or with NaN, is worse than any."""
+    """The one with the lowest validation loss, the later of equals; one without, or with NaN, is worse than any."""
 
     def loss(checkpoint: Checkpoint) -> float:
         found = checkpoint.valid_loss
         return math.inf if found is None or math.isnan(found) else found
 
-    return min(checkpoints, key=loss)
+    return min(checkpoints, key=lambda checkpoint: (loss(checkpoint), -checkpoint.step))
 
 
 def find_checkpoint(path: Path) -> Checkpoint:

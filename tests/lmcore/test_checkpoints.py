@@ -178,7 +178,7 @@ def test_a_step_that_is_saved_already_is_left_alone(saving: Checkpoints, tmp_pat
         (1, [5.0, 1.0, 3.0, 2.0], [2, 4]),
         (1, [5.0, 4.0, 3.0, 2.0], [4]),
         (2, [None, 4.0, None, None], [2, 3, 4]),
-        (2, [None, None, None, None], [1, 3, 4]),  # none has a loss: the first stays the best
+        (2, [None, None, None, None], [3, 4]),  # none has a loss: the latest is as good as any
         (1, [math.nan, 4.0, 5.0, None], [2, 4]),
         (1, [math.inf, 4.0, 5.0, math.nan], [2, 4]),
         (9, [5.0, 4.0, 3.0, 2.0], [1, 2, 3, 4]),
@@ -194,11 +194,11 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path, keep: int, losses: lis
     assert names(tmp_path) == [f"step_{step:08d}" for step in kept]
 
 
-def test_the_best_has_the_lowest_loss_and_the_first_of_equals():
+def test_the_best_has_the_lowest_loss_and_is_the_later_of_equals():
     made = [Checkpoint(Path(str(i)), "jax", i, loss) for i, loss in enumerate([None, math.nan, 2.0, 1.0, 1.0])]
-    assert best_checkpoint(made).step == 3
-    assert best_checkpoint(made[::-1]).step == 4
-    assert best_checkpoint(made[:3]).step == 2
+    assert best_checkpoint(made).step == best_checkpoint(made[::-1]).step == 4
+    assert best_checkpoint(made[:4]).step == 3
+    assert best_checkpoint(made[:2]).step == 1, "neither has a loss"
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path):
