@@ -101,14 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan, out = _plan(args), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)  # now, not after minutes
     report = _empty_report(words, plan)
-    with _busy(console) as say:
-        for mode, dtype in plan.parts:
-            report = replace(report, measures=report.measures + _measure(mode, dtype, plan, say))
-            for group in report.groups():
-                if group[0].key[:2] == (mode, dtype):
-                    console.print(table(report, group), "")
-    for path in _save(report, out):
-        console.print(f"written: {path}", highlight=False, markup=False)
+    try:
+        with _busy(console) as say:
+            for mode, dtype in plan.parts:
+                report = replace(report, measures=report.measures + _measure(mode, dtype, plan, say))
+                for group in report.groups():
+                    if group[0].key[:2] == (mode, dtype):
+                        console.print(table(report, group), "")
+    finally:  # what was measured is kept, whatever becomes of a later part
+        for path in _save(report, out) if report.measures else ():
+            console.print(f"written: {path}", highlight=False, markup=False)
     for old in olds:
         console.print(change_table(old, report))
     return 0
@@ -196,14 +198,20 @@ def _plan(args: Any) -> Plan:
             able = ", ".join(side for side in (*TWINS, *peers) if mode in SIDES[side])
             raise UserError(f"--only: found {' '.join(args.only)}, expected for --mode {mode} any of {able}")
     sides.append("product")
-    for option, found in (("--rounds", args.rounds), ("--prompt_tokens", args.prompt_tokens)):
-        if found < 1:
-            raise UserError(f"{option}: found {found}, expected at least 1")
+    for option, found, least in (
+        ("--rounds", args.rounds, 1),
+        ("--turn_steps", args.turn_steps, 0),
+        ("--prompt_tokens", args.prompt_tokens, 1),
+    ):
+        if found < least:
+            raise UserError(f"{option}: found {found}, expected at least {least}")
     for word in args.prompts:
         if not (word.isdecimal() and int(word)):
             raise UserError(f"--prompts: found {word!r}, expected numbers such as 1 32")
     values = args.as_dict()
     config = from_dict(Config, {name: values[name] for name in configs.GROUPS})
+    if peers and config.optim.name != "adamw":
+        raise UserError(f"optim.name: found {config.optim.name!r} with --peers hf, expected adamw")
     vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
     shape = SHAPES[args.shape]
     own = not args.config and vocab_size == shape.fields["model.vocab_size"]

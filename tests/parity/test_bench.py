@@ -209,7 +209,9 @@ def test_a_change_counts_where_the_samples_lie_apart(tmp_path: Path, capsys: pyt
         (["--peers", "vllm"], "--peers: found 'vllm', expected hf"),
         (["--only", "transformers"], "--only: found 'transformers', expected jaxlm, torchlm, torchlm-compiled"),
         (["--only", "torchlm-compiled"], "--only: found torchlm-compiled, expected for --mode generate any of jaxlm"),
+        (["--peers", "hf", "--optim.name", "lion"], "optim.name: found 'lion' with --peers hf, expected adamw"),
         (["--rounds", "0"], "--rounds: found 0, expected at least 1"),
+        (["--turn_steps", "-1"], "--turn_steps: found -1, expected at least 0"),
         (["--prompts", "1", "many"], "--prompts: found 'many', expected numbers such as 1 32"),
         (["--compare", "no.json"], "--compare: no.json cannot be read"),
         (["--model.dim", "289"], "model.dim: found 289, expected a multiple of n_heads = 6"),
@@ -248,6 +250,9 @@ def test_a_type_that_the_device_lacks_is_refused_by_the_side(tmp_path: Path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: train.precision: found 'float16'")
     assert list(tmp_path.iterdir()) == []
+    assert main([*TINY, *words, "--dtype", "float32", "float16"]) == 2
+    found = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert {m["dtype"] for m in found["measures"]} == {"float32"}, "what was measured before is kept"
 
 
 def test_mistakes_and_help_load_no_framework():
