@@ -102,11 +102,7 @@ def _read_jax(folder: Path, config: Config, optimizer: bool) -> State:
     if optimizer:
         like = _optax_state(config, zero_moments(config, "jax", parameter_type(config)))
         wanted["optimizer"] = {"step": np.empty((), np.int32), "state": like}
-    try:
-        read = restore_state(folder, **wanted)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # Orbax has no error of its own
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{folder}: cannot be read ({reason}); take another checkpoint") from error
+    read = restore_state(folder, **wanted)
     if not optimizer:
         return State("jax", 0, read["params"], None)
     step, moments = int(read["optimizer"]["step"]), read_optax(read["optimizer"]["state"], config)

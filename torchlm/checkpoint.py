@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
@@ -43,6 +44,8 @@ def save_state(folder: Path, params: dict[str, Tensor], optimizer: dict[str, Ten
 def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
     """Read the named items, `params` and perhaps `optimizer`, into the tensors given for them.
 
+    Parameters without an optimizer, which nothing goes on from, may be of another type.
+
     Raises:
         UserError: a file is missing or damaged, or a tensor has another shape or type.
     """
@@ -51,7 +54,7 @@ def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
         reader = dcp.HuggingFaceStorageReader(str(path))
         try:
             found = reader.read_metadata().state_dict_metadata
-            _check_same(path, found, item)
+            _check_same(path, found, item, types="optimizer" in items)
             with _one_process():
                 dcp.load(item, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
@@ -60,10 +63,14 @@ def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
             raise UserError(f"{path}: cannot be read ({error}); take another checkpoint") from error
 
 
-def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Tensor], types: bool) -> None:
     """Raise unless a file holds exactly the tensors that are wanted: DCP itself would convert or pass over."""
-    stored = {name: f"{f.properties.dtype} {list(f.size)}" for name, f in found.items()}
-    expected = {name: f"{t.dtype} {list(t.shape)}" for name, t in wanted.items()}
+
+    def described(dtype: torch.dtype, shape: torch.Size) -> str:
+        return f"{dtype} {list(shape)}" if types else f"{list(shape)}"
+
+    stored = {name: described(f.properties.dtype, f.size) for name, f in found.items()}
+    expected = {name: described(t.dtype, t.shape) for name, t in wanted.items()}
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise UserError(f"{path}: found {name} as {stored.get(name)}, expected {expected.get(name)}")

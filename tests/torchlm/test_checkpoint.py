@@ -53,7 +53,15 @@ def test_later_changes_do_not_reach_the_file(tmp_path: Path):
 )
 def test_another_models_weights_are_refused(saved: Path, wanted: dict[str, torch.Tensor], message: str):
     with pytest.raises(UserError, match=message):
-        restore_state(saved, params=empty(wanted))
+        restore_state(saved, params=empty(wanted), optimizer=empty(OPTIMIZER))
+
+
+def test_weights_that_nothing_goes_on_from_may_be_of_another_type_but_not_shape(saved: Path):
+    wider = {name: t.double() for name, t in empty(PARAMS).items()}
+    restore_state(saved, params=wider)
+    assert all(torch.equal(wider[name], t.double()) for name, t in PARAMS.items())
+    with pytest.raises(UserError, match=r"found norm.weight as \[5\], expected \[6\]"):
+        restore_state(saved, params=wider | {"norm.weight": torch.zeros(6).double()})
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, -1])
