@@ -26,12 +26,12 @@ TURNED = ".T"
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
     """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
 
-    Temperature 0 takes the likeliest token, the first of equals. Tokens equal to the k-th likeliest all stay. NaN
-    counts as −∞; a row of nothing but −∞ counts as all equal.
+    Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
+    k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
     """
     finite = jnp.finfo(logits.dtype)
     logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
-    if options.temperature == 0:
+    if options.temperature < finite.tiny:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / options.temperature
     if 0 < options.top_k < logits.shape[-1]:

@@ -14,7 +14,16 @@ from jaxtyping import Float32, Int32
 from lmcore.config import SampleConfig
 from lmcore.tokenizer import Tokenizer
 
-__all__ = ["Generator", "Text", "complete", "draw_uniforms", "pad_left", "write_texts", "write_tokens"]
+__all__ = [
+    "Generator",
+    "Text",
+    "complete",
+    "draw_uniforms",
+    "longest_prompt",
+    "pad_left",
+    "write_texts",
+    "write_tokens",
+]
 
 CHUNK = 16
 """Tokens per call of a generator: enough to hide the call, few enough to stream."""
@@ -37,6 +46,11 @@ def draw_uniforms(seed: int, rows: int, length: int) -> Float32[np.ndarray, "B A
     """Numbers in [0, 1), a pure function of (seed + row, position): row r of seed s is the single row of seed s + r."""
     generators = [np.random.Generator(np.random.Philox(key=seed + row)) for row in range(rows)]
     return np.stack([generator.random(length, dtype=np.float32) for generator in generators])
+
+
+def longest_prompt(context: int) -> int:
+    """Tokens of a prompt that are read, its last ones: as many as leave room for what the first call writes."""
+    return context - min(CHUNK, context // 2)
 
 
 def pad_left(
@@ -68,7 +82,8 @@ def write_tokens(
         pad: any token id, put before shorter prompts and ignored.
     """
     chunk = min(CHUNK, context // 2)
-    tokens, pads = pad_left(prompts, context, pad, room=-(-options.max_tokens // chunk) * chunk)
+    later = (options.max_tokens - 1) // chunk * chunk
+    tokens, pads = pad_left(prompts, longest_prompt(context), pad, room=later)
     uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
     size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
     state = None

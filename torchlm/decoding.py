@@ -25,12 +25,12 @@ def choose_tokens(
 ) -> Int[Tensor, " B"]:
     """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
 
-    Temperature 0 takes the likeliest token, the first of equals. Tokens equal to the k-th likeliest all stay. NaN
-    counts as −∞; a row of nothing but −∞ counts as all equal.
+    Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
+    k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
     """
     infinity, finite = torch.inf, torch.finfo(logits.dtype)
     logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
-    if options.temperature == 0:
+    if options.temperature < finite.tiny:
         return torch.argmax(logits, dim=-1)
     logits = (logits - logits.amax(dim=-1, keepdim=True)).div_(options.temperature)
     if 0 < options.top_k < logits.shape[-1]:

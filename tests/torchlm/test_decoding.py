@@ -45,7 +45,7 @@ def test_options_keep_the_tokens_they_name_in_their_proportions(options: dict, e
 def test_nan_counts_as_minus_infinity_and_a_row_of_it_as_all_equal():
     nan, infinity = float("nan"), float("inf")
     logits = torch.tensor([[nan, 0.0, -infinity], [nan, -infinity, nan], [0.0, infinity, 1.0]])
-    for temperature, expected in ((0.0, [1, 0, 1]), (1.0, [1, 2, 1])):
+    for temperature, expected in ((0.0, [1, 0, 1]), (1e-40, [1, 0, 1]), (1.0, [1, 2, 1])):
         options = SampleConfig(temperature=temperature)
         assert choose_tokens(logits, torch.tensor([0.99, 0.99, 0.99]), options).tolist() == expected
 
