@@ -200,11 +200,11 @@ def check_trials(found: Sequence[Trial]) -> None:
             config = with_vocabulary(trial.config, text.tokenizer.vocab_size)
         except UserError as error:
             raise UserError(f"{trial}: {error}") from error
-        saved, meta = trial.folder / "config.yaml", trial.folder / "meta.json"
+        saved = trial.folder / "config.yaml"
         if saved.exists():
             changed = configs.differences(configs.load(saved), config)
             listed = [f"{n} was {a!r} and is {b!r}" for n, (a, b) in changed.items() if not n.startswith(FREE)]
-            if meta.exists() and meta.read_bytes() != (text.folder / "meta.json").read_bytes():
+            if not text.is_of(trial.folder):
                 listed.append("the text has changed")
             if listed:
                 what = "; ".join(listed)

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 GATED = ("swiglu", "geglu")
 """Kinds of `model.mlp` with a gate: three matrices, where the others have two."""
@@ -293,7 +294,7 @@ class TrainConfig:
     """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
     cpu_devices: int = 0
     """On a CPU, the batch is split over this many cores, each with gradients of its own; 0 takes all."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """What to run on; auto takes an accelerator where there is one (a TPU too, with jax). mps is for torch."""
     compile: bool = False
     """Let torch compile the loss and its gradient: the first step takes longer, the others less. jax always does."""
@@ -307,7 +308,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train", self, 1, "steps", "batch_size", "grad_accum")
-        _at_least("train", self, 0, "seq_len", "seed", "cpu_devices")
+        _at_least("train", self, 0, "seq_len", "cpu_devices")
+        _require("train", "seed", self.seed, 0 <= self.seed < 2**31, f"from 0 to {2**31 - 1}")
         divides = self.batch_size % self.grad_accum == 0
         _require("train", "grad_accum", self.grad_accum, divides, f"a divisor of batch_size = {self.batch_size}")
 
@@ -380,7 +382,8 @@ class SampleConfig:
     """Seed of the draws: one seed, one text."""
 
     def __post_init__(self) -> None:
-        _at_least("sample", self, 0, "every", "temperature", "top_k", "seed")
+        _at_least("sample", self, 0, "every", "temperature", "top_k")
+        _require("sample", "seed", self.seed, 0 <= self.seed < 2**64, f"from 0 to {2**64 - 1}")
         _at_least("sample", self, 1, "max_tokens")
         _require("sample", "top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
         _require("sample", "min_p", self.min_p, 0 <= self.min_p <= 1, "at least 0 and at most 1")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmcore import cli
-from lmcore.config import Config, DataConfig, Precision, from_dict
+from lmcore.config import Config, DataConfig, Device, Precision, from_dict
 from lmcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     parser.add_argument("--windows", type=int, default=0, help="Sequences to evaluate, evenly spread; 0 takes all.")
     parser.add_argument("--batch_size", type=int, default=0, help="Sequences at a time; 0 takes the run's.")
     parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
+    parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
     parser.add_argument("--baseline", type=str | None, help="Causal LM of transformers: a local folder or a hub name.")
     parser.add_class_arguments(DataConfig, "data")
     args = cli.parse_arguments(parser, argv)
@@ -51,16 +52,16 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
 
     checkpoint = find_checkpoint(Path(args.run))
     config, tokenizer = load_run(checkpoint)
-    train = replace(config.train, precision=args.precision or config.train.precision)
+    train = replace(config.train, precision=args.precision or config.train.precision, device=args.device)
     sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
     config = replace(config, train=train, eval=sizes)
     data = from_dict(DataConfig, args.data.as_dict())
     if args.baseline is not None:
         if not _named(data):
-            _held_out(config, tokenizer)
+            _held_out(checkpoint, config, tokenizer)
         _compare(checkpoint, config, tokenizer, _corpus(config, data), args.baseline, make_engine)
         return
-    tokens, source = _tokens(config, data, tokenizer)
+    tokens, source = _tokens(checkpoint, config, data, tokenizer)
     engine = make_engine(config)
     checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
@@ -91,7 +92,7 @@ def _named(data: DataConfig) -> bool:
     return bool(data.files) or data.dataset is not None
 
 
-def _held_out(config: Config, tokenizer: "Tokenizer") -> "Tokens":
+def _held_out(checkpoint: "Checkpoint", config: Config, tokenizer: "Tokenizer") -> "Tokens":
     """The run's validation tokens.
 
     Raises:
@@ -100,19 +101,21 @@ def _held_out(config: Config, tokenizer: "Tokenizer") -> "Tokens":
     from lmcore.prepare import prepare
 
     prepared = prepare(config)
-    if prepared.tokenizer.digest() != tokenizer.digest():
+    if prepared.tokenizer.digest() != tokenizer.digest() or not prepared.is_of(checkpoint.run_dir):
         raise UserError("the run's training text has changed since; name a text to evaluate with --data.files")
     return prepared.valid
 
 
-def _tokens(config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
+def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
     """The text to evaluate, as the run's tokenizer reads it."""
     from lmcore.prepare import encode
     from lmcore.tokens import Tokens
 
     corpus = _corpus(config, data)
-    if not _named(data) and not data.max_documents:
-        return _held_out(config, tokenizer), corpus.describe()
+    if not _named(data):
+        whole = _held_out(checkpoint, config, tokenizer)
+        if not data.max_documents:
+            return whole, corpus.describe()
     parts = list(encode(tokenizer, corpus))
     ids = np.concatenate([ids for ids, _, _ in parts])
     unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id))

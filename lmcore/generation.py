@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcore import cli
-from lmcore.config import Precision, SampleConfig, from_dict
+from lmcore.config import Device, Precision, SampleConfig, from_dict
 
 if TYPE_CHECKING:
     from lmcore.prompting import Generator, Text
@@ -25,14 +25,15 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     """
     parser = cli.command_parser(
         f"python -m {package}.generate",
-        "Let a trained model write. Prompts longer than the model's context keep their last part; when the context is "
-        "full, its older half is forgotten. An empty prompt begins a new document.",
+        "Let a trained model write. Of a prompt that is too long for the model's context, the last part is read; when "
+        "the context is full, its older half is forgotten. An empty prompt begins a new document.",
         "RUN [--prompt TEXT ...] [--interactive]",
     )
     parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
     parser.add_argument("--prompt", type=list[str] | None, help="Texts to go on from, one or several; null the run's.")
     parser.add_argument("--interactive", action="store_true", help="Ask for prompts until the input ends.")
     parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
+    parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
     parser.add_class_arguments(SampleConfig, skip={"every", "prompt"})
     args = cli.parse_arguments(parser, argv)
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     config, tokenizer = load_run(checkpoint)
     names = [name for name in SampleConfig.__dataclass_fields__ if name in args]
     options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"})
-    train = replace(config.train, precision=args.precision or config.train.precision, cpu_devices=1)
+    precision = args.precision or config.train.precision
+    train = replace(config.train, precision=precision, device=args.device, cpu_devices=1)
     engine = make_engine(replace(config, train=train))
     checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
@@ -58,13 +60,16 @@ class Writer:
 
     def __init__(self, generator: "Generator", tokenizer: "Tokenizer", options: SampleConfig, context: int):
         self.generator, self.tokenizer, self.options, self.context = generator, tokenizer, options, context
-        # A character that the terminal cannot show must not end the program.
-        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
+        # Neither a character that the terminal cannot show nor bytes that are no character must end the program.
+        for stream in (sys.stdin, sys.stdout):
+            getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
 
     def write(self, prompts: Sequence[str]) -> None:
         """Write after each prompt: one is streamed, several are printed when all are done."""
+        from lmcore.prompting import longest_prompt
+
         for prompt in prompts:
-            over = len(self.tokenizer.encode(prompt)) - self.context
+            over = len(self.tokenizer.encode(prompt)) - longest_prompt(self.context)
             if over > 0:
                 print(f"note: left out the first {over} tokens of a prompt: there is no room", file=sys.stderr)
         begin = time.monotonic()

@@ -46,6 +46,11 @@ class Prepared:
     folder: Path
     """Where the token files and `tokenizer.json` lie."""
 
+    def is_of(self, run_dir: Path) -> bool:
+        """Whether a run was begun on this text; true of one that was begun on none, such as an imported model."""
+        known = run_dir / HEADER
+        return not known.exists() or known.read_bytes() == (self.folder / HEADER).read_bytes()
+
 
 def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
     """Find the token files that `config` asks for in `data.dir`, or make them.

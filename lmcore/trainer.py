@@ -145,12 +145,14 @@ class Run:
         self.config, self.prepared, self.engine = config, prepared, engine
         self.folder = Path(config.run_dir)
         latest = checkpoints.open_run(config, engine.framework)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.folder} cannot be made ({error}); name another folder") from error
         stack.callback(checkpoints.unlock_run, checkpoints.lock_run(self.folder))
         train = config.train
-        known, found = self.folder / "meta.json", prepared.folder / "meta.json"
         trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
-        if trained and known.exists() and known.read_bytes() != found.read_bytes():
+        if trained and not prepared.is_of(self.folder):
             raise UserError(
                 f"data: the text has changed since {self.folder} was started; restore it or start a new run"
             )
@@ -276,13 +278,17 @@ class Run:
         saved = checkpoints.list_checkpoints(self.folder)
         best, last = checkpoints.best_checkpoint(saved), saved[-1]
         rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
-        evaluated = next(row for row in reversed(rows) if "valid_loss" in row)
+        latest = {name: value for row in rows for name, value in row.items()}  # nothing of a step that was not logged
+
+        def figure(name: str, form: str) -> str:
+            return format(latest[name], form) if name in latest else "–"
+
         table = [
-            ("steps", f"{last.step:,} ({rows[-1]['tokens']:,} tokens)"),
-            ("training loss", f"{rows[-1]['loss']:.4f}"),
-            ("validation loss", f"{evaluated['valid_loss']:.4f}"),
-            ("perplexity", f"{evaluated['valid_perplexity']:.2f}"),
-            ("bits per byte", f"{evaluated['valid_bits_per_byte']:.4f}"),
+            ("steps", f"{last.step:,} ({figure('tokens', ',')} tokens)"),
+            ("training loss", figure("loss", ".4f")),
+            ("validation loss", figure("valid_loss", ".4f")),
+            ("perplexity", figure("valid_perplexity", ".2f")),
+            ("bits per byte", figure("valid_bits_per_byte", ".4f")),
             ("tokens per second", f"{float(np.median(rates)):,.0f} (median)" if rates else "–"),
             ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
             ("loss curve", str(self.folder / "loss.png")),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,11 @@ def test_changed_text_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     text.write_text("Once upon a time there was a dog. " * 200)
     assert train.main(["--run_dir", str(tmp_path / "run"), "--train.resume=auto", "--train.steps=4"]) == 2
     assert "the text has changed since" in capsys.readouterr().err
+    for more in ([], ["--data.max_documents=1"]):
+        assert evaluate.main([str(tmp_path / "run"), *more]) == 2
+        assert "training text has changed since" in capsys.readouterr().err
     text.write_text("Once upon a time there was a cat. " * 200)
+    assert evaluate.main([str(tmp_path / "run")]) == 0
     assert train.main(["--run_dir", str(tmp_path / "run"), "--train.resume=auto", "--train.steps=4"]) == 0
 
 
@@ -198,9 +203,25 @@ def test_generation_repeats_itself_from_one_seed(run: Path, capsys: pytest.Captu
 
 def test_the_prompt_loop_answers_until_the_input_ends(run: Path) -> None:
     command = [sys.executable, "-m", "jaxlm.generate", str(run), "--interactive", "--max_tokens=8"]
-    done = subprocess.run(command, input="One day\n\n", text=True, capture_output=True, timeout=120, check=True)
-    assert done.stdout.count("> ") == 3
-    assert "> One day" in done.stdout
+    done = subprocess.run(command, input=b"One day\n\nA\xff\n", capture_output=True, timeout=120, check=True)
+    out = done.stdout.decode()
+    assert out.count("> ") == 4
+    assert "> One day" in out
+    assert "> A\ufffd" in out
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path, damage: str, capsys) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for params in copy.glob("checkpoints/*/state/params"):
+        if damage == "missing":
+            shutil.rmtree(params)
+        for file in params.glob("d/*"):
+            os.truncate(file, 10)
+    assert generate.main([str(copy), "--prompt", "a"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "state: cannot be read (" in line
+    assert line.endswith("take another checkpoint")
 
 
 def test_help_is_quick_because_it_loads_no_framework() -> None:

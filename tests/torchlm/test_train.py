@@ -87,6 +87,52 @@ def test_a_run_is_evaluated_and_writes(tmp_path: Path, data: Path, capsys: pytes
     assert capsys.readouterr().out.startswith("Ada")
 
 
+def test_a_run_is_used_on_another_device_and_in_another_precision(tmp_path: Path, data: Path, capsys):
+    assert run(tmp_path / "run", data) == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: mps"))
+    capsys.readouterr()
+    for more in ([], ["--device", "cpu", "--precision", "float64"]):
+        assert evaluate.main([str(tmp_path / "run"), *more]) == 0
+        assert generate.main([str(tmp_path / "run"), "--prompt", "😀", *more]) == 0
+    out = capsys.readouterr().out
+    first, again = map(float, re.findall(r"loss +(\S+) nats", out))
+    assert first == pytest.approx(again, abs=2e-4)
+    assert out.count("😀") == 2
+    assert evaluate.main([str(tmp_path / "run"), "--device", "mps"]) == 2
+    assert "train.device: found 'mps'" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_first_evaluation_is_its_latest_checkpoint_and_may_end_there(
+    tmp_path: Path, data: Path, monkeypatch, capsys
+):
+    step = Engine.train_step
+
+    def stopping(self: Engine, batch, lr):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, lr)
+
+    folder = tmp_path / "run"
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "train_step", stopping)
+            assert run(folder, data, train__resume="auto") == 128 + signal.SIGINT
+    assert evaluate.main([str(folder)]) == 0
+    assert "step_00000002 (step 2)" in capsys.readouterr().out
+    for _ in range(2):
+        assert run(folder, data, train__resume="auto", train__steps=2, optim__warmup_steps=0) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"steps +2 ", out)
+        assert re.search(r"validation loss +–", out)
+        (folder / "metrics.jsonl").unlink()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, data: Path, capsys):
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file", data) == 2
+    assert f"error: run_dir: {tmp_path / 'file'} cannot be made" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
