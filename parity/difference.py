@@ -63,7 +63,8 @@ def difference(name: str, left: Any, right: Any) -> Difference:
 
     Args:
         name: what they are.
-        left: NumPy, JAX or host torch values of any float type; bfloat16 is widened.
+        left: NumPy, JAX or host torch values of any float type; bfloat16 is widened, and of complex values the real
+            and imaginary parts are compared, as a last axis of two.
         right: the same on the other side.
     """
     one, other = _wide(left), _wide(right)
@@ -108,8 +109,11 @@ def worst(differences: Iterable[Difference]) -> Difference:
 
 
 def _wide(values: Any) -> np.ndarray:
-    """As float64, which holds every number of every type compared here."""
+    """As float64, which holds every number of every type compared here, complex ones as two."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu()
+        values = values.detach().cpu().resolve_conj()
         values = values.double() if values.is_floating_point() else values
-    return np.asarray(values).astype(np.float64)
+    array = np.asarray(values)
+    if np.iscomplexobj(array):
+        array = np.stack([array.real, array.imag], axis=-1)
+    return array.astype(np.float64)

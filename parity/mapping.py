@@ -257,7 +257,7 @@ def torch_to_numpy(tensor: "Tensor") -> np.ndarray:
     """A copy of the tensor's values, of any device; bfloat16, which NumPy lacks, as `ml_dtypes.bfloat16`."""
     import torch
 
-    host = tensor.detach().cpu().contiguous()
+    host = tensor.detach().cpu().resolve_conj().contiguous()
     if host.dtype == torch.bfloat16:
         return host.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
     return host.numpy().copy()

@@ -92,7 +92,8 @@ def compare(
     results.append(judge(5, "loss", dtype, [difference("loss", one.loss, other.loss)], "logits"))
     buffers = flat.keys() - other.grads.keys()  # named by `names`, but not trained in torch
     found = compare_all({name: g for name, g in one.grads.items() if name not in buffers}, other.grads)
-    results.append(judge(5, f"gradients of {len(found)} parameters", dtype, found, "gradients"))
+    if found:
+        results.append(judge(5, f"gradients of {len(found)} parameters", dtype, found, "gradients"))
     subject = f"{getattr(jax_fn, '__name__', 'JAX function')} in JAX against {type(torch_module).__name__} in torch"
     return Report(subject=subject, results=tuple(results), facts=environment())
 
@@ -116,9 +117,29 @@ def _transform(axes: tuple[int, ...] | None) -> Transform:
     return Transform(f"axes {axes}", lambda a: np.transpose(a, axes), lambda a: np.transpose(a, back))
 
 
-def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+def _typed(array: Any, dtype: str) -> np.ndarray:
+    """Real values in `dtype`, complex ones in two of it, others as they are."""
+    import jax.numpy as jnp
+
     array = np.asarray(array)
-    return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+    if np.iscomplexobj(array):
+        return array.astype(np.result_type(dtype, np.complex64))
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array  # bfloat16 too
+
+
+def _typed_copy(module: Any, dtype: str) -> Any:
+    """The module on the CPU, to be evaluated, with all its values in `dtype` and all its parameters trained."""
+    import torch
+
+    module = copy.deepcopy(module).cpu().eval()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                wanted = getattr(torch, dtype)
+                tensor.data = tensor.data.to(wanted.to_complex() if tensor.is_complex() else wanted)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return module
 
 
 def _run_jax(jax_fn: Any, params: Any, inputs: list[np.ndarray], losses: Any, dtype: str) -> Side:
@@ -158,7 +179,7 @@ def _run_torch(
 ) -> Side:
     import torch
 
-    module = copy.deepcopy(module).to("cpu", getattr(torch, dtype)).eval()
+    module = _typed_copy(module, dtype)
     state, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     weights = convert_rows({n: _typed(v, dtype) for n, v in flat.items()}, rows, "jax", "torch")
     _check_names(weights, state, buffers)
@@ -169,7 +190,8 @@ def _run_torch(
         outputs = module(*map(numpy_to_torch, inputs))
     leaves = _leaves(outputs)
     loss = losses[1](outputs) if losses else _projected(leaves, lambda a: numpy_to_torch(a).to(getattr(torch, dtype)))
-    loss.backward()
+    if loss.requires_grad:  # not where nothing is trained
+        loss.backward()
     trained = [row for row in rows if row.torch in state]
     grads = {n: torch_to_numpy(torch.zeros_like(p) if p.grad is None else p.grad) for n, p in state.items()}
     return Side(
@@ -218,7 +240,12 @@ def _leaves(outputs: Any) -> dict[str, Any]:
 
 def _projected(leaves: dict[str, Any], convert: Callable[[np.ndarray], Any]) -> Any:
     """A number that every value of the outputs moves."""
-    if len(leaves) == 1 and next(iter(leaves.values())).ndim == 0:
+    if len(leaves) == 1 and next(iter(leaves.values())).ndim == 0 and len(_real_parts(*leaves.values())) == 1:
         return next(iter(leaves.values()))
     rng = np.random.default_rng(0)
-    return sum((leaf * convert(rng.standard_normal(tuple(leaf.shape)))).sum() for leaf in leaves.values())
+    parts = [part for leaf in leaves.values() for part in _real_parts(leaf)]
+    return sum((part * convert(rng.standard_normal(tuple(part.shape)))).sum() for part in parts)
+
+
+def _real_parts(leaf: Any) -> tuple[Any, ...]:
+    return (leaf.real, leaf.imag) if "complex" in str(leaf.dtype) else (leaf,)

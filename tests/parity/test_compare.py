@@ -61,6 +61,14 @@ def test_every_float_type_of_every_framework_is_compared():
     assert {difference("x", a, np.array([1.0, 1.5, -2.0])).max_abs for a in arrays} == {0.25}
 
 
+def test_both_parts_of_complex_values_are_compared():
+    value = np.array([1 + 2j, 3 - 4j])
+    sides = [value, jnp.array(value), torch.tensor(value), torch.tensor(value).conj().conj()]
+    assert {difference("x", a, b).max_abs for a in sides for b in sides} == {0.0}
+    assert difference("x", value, torch.tensor(value).conj()).max_abs == 8
+    assert difference("x", value.real, value).max_rel == math.inf
+
+
 def test_the_tolerances_are_those_of_the_contract():
     assert TOLERANCES == {
         "logits": {"float64": 1e-12, "float32": 1e-5},
@@ -169,6 +177,39 @@ def test_a_loss_of_ones_own_is_compared():
     assert same, str(same)
     other = run(losses=(lambda y: (y**2).mean(), lambda y: (y**2).sum()))
     assert other.first_failure.what == "loss"
+
+
+class Rotation(nn.Module):
+    """Turns pairs by angles that it holds as a complex buffer, and scales by a parameter that is not trained."""
+
+    def __init__(self, sign: float = 1.0):
+        super().__init__()
+        self.register_buffer("turn", torch.polar(torch.ones(3), sign * torch.arange(3.0)))
+        self.scale = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.turn * self.scale
+
+
+def test_complex_values_and_frozen_parameters_are_compared_like_others():
+    x = RNG.standard_normal((4, 3)).astype(ml_dtypes.bfloat16)
+    params = {"scale": jnp.arange(1.0, 4.0, dtype=jnp.bfloat16)}
+
+    def rotate(params: dict, x: jax.Array) -> jax.Array:
+        return x * jnp.exp(1j * jnp.arange(3.0)) * params["scale"]
+
+    report = compare(rotate, Rotation(), x, params=params, names={"scale": "scale"}, dtype="float32")
+    assert report, str(report)
+    assert report.results[-1].what == "gradients of 1 parameters"
+    report = compare(rotate, Rotation(-1.0), x, params=params, names={"scale": "scale"}, dtype="float32")
+    assert report.first_failure.rung == 4
+
+
+def test_a_module_that_holds_nothing_to_train_is_compared_without_gradients():
+    report = compare(lambda _, x: jnp.tanh(x), nn.Tanh(), X, params={}, names={})
+    assert report, str(report)
+    assert [r.rung for r in report.results] == [4, 5]
+    assert not compare(lambda _, x: jnp.tanh(x), nn.Hardtanh(), X, params={}, names={})
 
 
 def test_trees_of_outputs_are_compared_by_place():
