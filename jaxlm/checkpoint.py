@@ -1,6 +1,9 @@
 """Orbax writes and reads the arrays of a checkpoint: parameters and optimizer state as two items of one folder."""
 
+import logging
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,20 @@ import orbax.checkpoint as ocp
 from lmcore.errors import UserError
 
 __all__ = ["restore_state", "save_state"]
+
+
+def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
+    code = getattr(unraisable.object, "cr_code", None)  # a coroutine has some
+    if str(unraisable.exc_value) != "Event loop is closed" and (code is None or "orbax" not in code.co_filename):
+        hook(unraisable)
+
+
+# Orbax raises what goes wrong, which is enough. It also logs each error with a traceback, and what is under way when an
+# array fails is heard of later: from asyncio, or where it finds the event loop closed.
+logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|TensorStore|OCDBT", record.getMessage()))
+warnings.filterwarnings("ignore", r"coroutine 'Store\._get_array_metadatas' was never awaited")
+sys.unraisablehook = partial(_report_unless_late, sys.unraisablehook)
 
 
 def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
@@ -32,19 +49,10 @@ def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:
         UserError: a file is missing or damaged, or an array has another shape.
     """
     items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    hook = sys.unraisablehook
-    sys.unraisablehook = partial(_report_unless_late, hook)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # Orbax has no error of its own
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
+    except Exception as error:  # Orbax has no class of its own for what cannot be read
+        reason = f"{type(error).__name__}: {str(error.__cause__ or error)[:200]}"
         raise UserError(f"{folder}: cannot be read ({reason}); take another checkpoint") from error
-    sys.unraisablehook = hook
     return {name: restored[name] for name in abstract}
-
-
-def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
-    """Pass on all but this: reads that are under way when another fails find Orbax's event loop closed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)

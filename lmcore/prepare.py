@@ -210,7 +210,7 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[tuple[np.n
     with ThreadPoolExecutor(1) as pool:
         for batch in itertools.chain(_batches(pieces), [[]]):
             texts = [piece.text for piece in batch]
-            coming = batch, pool.submit(tokenizer.inner.encode_batch_fast, texts, add_special_tokens=False)
+            coming = batch, pool.submit(tokenizer.encodings, texts)
             if ready is not None:
                 yield _array(tokenizer, ready[0], ready[1].result())
             ready = coming

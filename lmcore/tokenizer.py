@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, decoders, models, pre_tokenizers, processors, trainers
 
 from lmcore.config import TokenizerConfig
 from lmcore.errors import UserError
@@ -80,7 +80,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; the library works on several texts at once, on all cores."""
-        return [e.ids for e in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+        return [e.ids for e in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """The library's own objects, whose `ids` are lists made when they are asked for.
+
+        Raises:
+            UserError: it has no token for a part of a text.
+        """
+        try:
+            return self.inner.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library has no class of its own
+            raise UserError(
+                f"tokenizer: cannot encode the text ({error}); take one that has an unknown token"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, bytes that form no character become U+FFFD."""

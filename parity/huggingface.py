@@ -279,16 +279,26 @@ def _read_tokenizer(folder: Path, fields: Mapping[str, Any], problems: list[str]
     eos = (_read_json(settings, problems) if settings.exists() else {}).get("eos_token")
     if isinstance(eos, dict):
         eos = eos.get("content")
+    if not isinstance(eos, str | None):
+        problems.append(f"{settings}: eos_token is {eos!r}, expected a text")
+        return None
+    ids = fields.get("eos_token_id")
+    first = ids[0] if isinstance(ids, list) and ids else ids
     try:
-        tokenizer = Tokenizer.load(path, eos)
-        ids = fields.get("eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        if eos is None and isinstance(first, int) and (named := tokenizer.inner.id_to_token(first)) is not None:
-            tokenizer = Tokenizer.load(path, named)
+        return Tokenizer.load(path, eos or _token_named(path, first))
     except UserError as error:
         problems.append(str(error))
         return None
-    return tokenizer
+
+
+def _token_named(path: Path, number: Any) -> str | None:
+    """The token of a tokenizer's file that has this number, if one has."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number)
+    except Exception:  # the library's own class for a damaged file, of which our loader says more; a number of no kind
+        return None
 
 
 def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer | None) -> None:
@@ -360,7 +370,14 @@ def _token(tokenizer: Tokenizer, number: int) -> str:
 
 
 def _write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
+
+    def save(shard: dict[str, np.ndarray], path: Path) -> None:
+        try:
+            save_file(shard, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
 
     shards: list[dict[str, np.ndarray]] = [{}]
     room = SHARD_BYTES
@@ -372,11 +389,11 @@ def _write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
         shards[-1][name] = array
         room -= array.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        save(shards[0], folder / "model.safetensors")
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for file, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        save(shard, folder / file)
     places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     total = sum(array.nbytes for array in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}

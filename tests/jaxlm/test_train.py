@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 from jaxlm import evaluate, generate, train
 from lmcore.checkpoints import find_checkpoint, list_checkpoints
+from lmcore.cli import parse
 from lmcore.config import load
+from lmcore.prepare import prepare
 from lmcore.trackers import read_metrics
 
 TINY = [
@@ -210,18 +213,29 @@ def test_the_prompt_loop_answers_until_the_input_ends(run: Path) -> None:
     assert "> A\ufffd" in out
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path, damage: str, capsys) -> None:
+@pytest.mark.parametrize("damage", ["cut", "cut short", "missing"])
+def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path, damage: str) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     for params in copy.glob("checkpoints/*/state/params"):
         if damage == "missing":
             shutil.rmtree(params)
         for file in params.glob("d/*"):
-            os.truncate(file, 10)
-    assert generate.main([str(copy), "--prompt", "a"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+            os.truncate(file, 10 if damage == "cut short" else 1000)
+    command = [sys.executable, "-m", "jaxlm.generate", str(copy), "--prompt", "a"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert "state: cannot be read (" in line
     assert line.endswith("take another checkpoint")
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    words = shlex.join([sys.executable, "-m", "jaxlm.train", *options(tmp_path / "run", "--train.steps=2")])
+    assert prepare(parse(options(tmp_path / "run"), prog="", description="")).train.documents > 0  # before the limit
+    done = subprocess.run(f"ulimit -f 20; exec {words}", shell=True, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: checkpoint: could not be written (")
 
 
 def test_help_is_quick_because_it_loads_no_framework() -> None:

@@ -150,6 +150,14 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path, content):
         Tokenizer.load(path)
 
 
+def test_text_that_a_tokenizer_has_no_token_for_is_one_line():
+    pieces = tokenizers.Tokenizer(models.Unigram([("</s>", 0.0), ("a", -1.0)]))
+    made = Tokenizer(pieces, "</s>")
+    assert made.encode("aa") == [1, 1]
+    with pytest.raises(UserError, match=r"tokenizer: cannot encode the text .* take one that has an unknown token"):
+        made.encode("ab")
+
+
 def test_bpe_learns_from_the_first_bytes_only():
     read = []
 

@@ -311,6 +311,7 @@ def test_without_a_tokenizer_the_numbers_still_come_over(tmp_path: Path, capsys:
         ({"eos_token": {"content": "<|im_end|>"}}, {"eos_token_id": 0}, "<|im_end|>"),
         (None, {"eos_token_id": [1, 0]}, "<|im_end|>"),
         (None, {"eos_token_id": None}, "<|endoftext|>"),
+        (None, {"eos_token_id": 10**30}, "<|endoftext|>"),
     ],
 )
 def test_the_token_that_ends_a_text_is_found(settings: Any, fields: dict[str, Any], expected: str, tmp_path: Path):
@@ -493,6 +494,13 @@ def test_damaged_weights_are_told_by_name(model_folder: Path, tmp_path: Path):
     turning = frequencies(6, 300.0).astype(np.float32)
     assert told("rotary", weights | {old: turning}, index=tables) == "nothing"
     assert f"{old} holds other frequencies" in told("wrong rotary", weights | {old: turning * 2}, index=tables)
+
+
+def test_an_end_of_text_that_is_no_text_is_told(model_folder: Path):
+    (model_folder / "tokenizer.json").write_text("{}")
+    (model_folder / "tokenizer_config.json").write_text('{"eos_token": 5}')
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is 5, expected a text"):
+        read_folder(model_folder)
 
 
 def test_damaged_files_are_told_by_name(model_folder: Path):
