@@ -93,7 +93,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Refuse a second value for one name."""
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [self.construct_object(key, deep=True) for key in named]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.YAMLError(f"the name {twice[0]!r} stands twice in one place; rename one")
         return super().construct_mapping(node, deep)
@@ -222,7 +223,7 @@ def outcome(trial: Trial) -> Outcome:
 
     folder = trial.folder
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    facts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    facts = _read_facts(folder / "run.json")
     losses = [rows[-1][name] for name in ("loss", "valid_loss") if name in rows[-1]] if rows else []
     saved = list_checkpoints(folder)
     state = "unfinished"
@@ -230,7 +231,22 @@ def outcome(trial: Trial) -> Outcome:
         state = "diverged"
     elif saved and saved[-1].step >= trial.config.train.steps:
         state = "finished"
+        if not any("valid_loss" in row for row in rows):
+            raise UserError(f"{folder / 'metrics.jsonl'}: found no evaluation; delete {folder} to train it anew")
     return Outcome(trial=trial, rows=rows, state=state, facts=facts)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts["parameters"], int):
+            raise TypeError(f"parameters: found {facts['parameters']!r}, expected a number")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: cannot be read ({reason}); delete {path.parent} to train it anew") from error
+    return facts
 
 
 def main(argv: Sequence[str] | None, package: str) -> int:

@@ -151,7 +151,9 @@ def plot_curves(table: Sequence[Line], path: Path, title: str) -> None:
                 axes.plot(*points[-1], "x", color=looks["color"], markersize=8, markeredgewidth=2)
         handles.append((curve, f"{line.entry}  {state}"))
     _frame(axes, table)
-    figure.legend(*zip(*handles), loc="outside right upper", frameon=False, fontsize=9)
+    legend = figure.legend(*zip(*handles), loc="outside right upper", frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollar signs
     save(figure, path)
 
 

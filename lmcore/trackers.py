@@ -18,7 +18,16 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from lmcore.config import Config
 from lmcore.errors import UserError
 
-__all__ = ["JsonlTracker", "Row", "TensorBoardTracker", "Tracker", "WandbTracker", "open_trackers", "read_metrics"]
+__all__ = [
+    "JsonlTracker",
+    "Row",
+    "TensorBoardTracker",
+    "Tracker",
+    "WandbTracker",
+    "open_trackers",
+    "read_metrics",
+    "replace_file",
+]
 
 Row: TypeAlias = dict[str, int | float]
 
@@ -51,7 +60,7 @@ class JsonlTracker:
         self.samples = path.parent / "samples"
         last = -1 if resume_step is None else resume_step
         kept = [row for row in _read(path) if row["step"] <= last] if path.exists() else []
-        _replace(path, "".join(map(_line, kept)))
+        replace_file(path, "".join(map(_line, kept)))
         for sample in self.samples.glob("*-*.txt"):
             step = sample.stem.rpartition("-")[2]
             if step.isdecimal() and int(step) > last:
@@ -64,7 +73,7 @@ class JsonlTracker:
 
     def text(self, step: int, name: str, text: str) -> None:
         self.samples.mkdir(exist_ok=True)
-        _replace(self.samples / f"{name}-{step:06d}.txt", text)
+        replace_file(self.samples / f"{name}-{step:06d}.txt", text)
 
     def image(self, step: int, path: Path) -> None:
         """Nothing to do: the picture already lies in the run folder."""
@@ -139,7 +148,7 @@ class WandbTracker:
             raise UserError(
                 f"log.wandb: Weights & Biases refuses ({error}); run `wandb login`, or set WANDB_MODE=offline"
             ) from error
-        _replace(saved, self.run.id)
+        replace_file(saved, self.run.id)
 
     def log(self, row: Row) -> None:
         self.run.log(_grouped(row), step=row["step"])
@@ -205,7 +214,7 @@ def _line(row: Row) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a whole file such that a kill leaves the old or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
     with part.open("w", encoding="utf-8", newline="\n") as file:

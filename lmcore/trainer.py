@@ -31,7 +31,7 @@ from lmcore.prepare import Prepared, prepare
 from lmcore.progress import Progress
 from lmcore.schedule import learning_rate
 from lmcore.tokens import Batches, Tokens, eval_windows
-from lmcore.trackers import Row, open_trackers, read_metrics
+from lmcore.trackers import Row, open_trackers, read_metrics, replace_file
 
 __all__ = ["Diverged", "Engine", "evaluate", "run", "with_vocabulary"]
 
@@ -162,7 +162,7 @@ class Run:
         for name in ("tokenizer.json", "meta.json"):
             shutil.copyfile(prepared.folder / name, self.folder / name)
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
-        (self.folder / "run.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
         self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)

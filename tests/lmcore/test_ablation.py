@@ -145,6 +145,31 @@ def test_the_state_of_a_run_is_read_from_its_folder(study: tuple[Path, list[Outc
     assert states == [("untied head", 5, "diverged"), ("Wider & deeper", 5, "unfinished")]
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"framework": "jax"}'])
+def test_a_damaged_run_is_one_line_that_names_the_way_out(study: tuple[Path, list[Outcome]], damage: str):
+    trial = study[1][0].trial
+    (trial.folder / "run.json").write_text(damage)
+    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it anew"):
+        outcome(trial)
+
+
+def test_a_finished_run_without_its_metrics_is_one_line(study: tuple[Path, list[Outcome]]):
+    trial = study[1][0].trial
+    (trial.folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it anew"):
+        outcome(trial)
+
+
+def test_a_change_may_build_on_another_by_a_merge_key(tmp_path: Path):
+    text = (
+        "base: {model: {dim: 24, n_heads: 2}}\nchanges:\n  a: &a {optim.lr: 1e-3}\n  $x^$ b: {<<: *a, optim.clip: 0}\n"
+    )
+    plan = read_plan(written(tmp_path, text))
+    found = {trial.entry: trial.config.optim for trial in trials(plan, tmp_path / "out")}
+    assert (found["$x^$ b"].lr, found["$x^$ b"].clip, found["a"].clip) == (1e-3, 0, 1)
+    assert "$x^$ b" in write_report(tmp_path, plan, [outcome(t) for t in trials(plan, tmp_path / "out")], [], "command")
+
+
 def test_the_table_has_means_spreads_and_differences_by_seed(study: tuple[Path, list[Outcome]]):
     path, outcomes = study
     table = lines(read_plan(path), outcomes)
