@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     }
     for name, value in table.items():
         print(f"{name:13}  {value}")
+    _note_unknown(tokens.unknown, "the text")
 
 
 def _corpus(config: Config, data: DataConfig) -> "Corpus":
@@ -169,5 +170,9 @@ def _compare(
     for first, *rest in zip(*columns):
         print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]))
     for (name, *_), found in zip(columns[1:], (own, other)):
-        if found.unknown:
-            print(f"note: {found.unknown:,} tokens of {name} stand for text that it cannot tell apart: flattering bits")
+        _note_unknown(found.unknown, name)
+
+
+def _note_unknown(count: int, where: str) -> None:
+    if count:
+        print(f"note: {count:,} tokens of {where} stand for text that the model cannot tell apart: flattering bits")

@@ -182,7 +182,7 @@ def _rungs(words: list[str] | None) -> list[int] | None:
     for word in words:
         first, dash, last = word.partition("-")
         ends = [first, last] if dash else [first, first]
-        if not all(end.isdecimal() and 1 <= int(end) <= 9 for end in ends):
+        if not all(end.isdecimal() and 1 <= int(end) <= 9 for end in ends) or int(ends[0]) > int(ends[1]):
             raise UserError(f"--rungs: found {word!r}, expected numbers from 1 to 9, or a range such as 1-6")
         chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
     return sorted(chosen)

@@ -80,7 +80,8 @@ def encode(tokenizer: Any, eos_id: int, pieces: Sequence[tuple[str, bool]]) -> t
         documents.append(np.array([*before, *ids, *([eos_id] if ends else [])], np.uint32))
         begins = ends
     size = sum(len(text.encode()) for text, _ in pieces)
-    return as_stream(documents, eos_id, tokenizer.unk_token_id, size), bos_id
+    unk_id = None if tokenizer.unk_token_id in (eos_id, bos_id) else tokenizer.unk_token_id  # as gpt2, which knows all
+    return as_stream(documents, eos_id, unk_id, size), bos_id
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def test_a_model_with_one_special_token_and_a_shorter_context(gpt2: Path):
     assert found.nats == pytest.approx(nats, rel=1e-6)
     assert found.bits_per_byte(SIZE) == pytest.approx(nats / math.log(2) / SIZE, rel=1e-6)
     assert abs(by_hand(gpt2, 6, bos=False)[0] - nats) > 0.1  # windows cut elsewhere are not the same
+
+
+def test_a_token_for_unknown_text_that_also_ends_documents_counts_none(gpt2: Path, tmp_path: Path):
+    copy = shutil.copytree(gpt2, tmp_path / "gpt2")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings["unk_token"] = settings["eos_token"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert transformers.AutoTokenizer.from_pretrained(copy).unk_token_id == 0
+    assert measure(ask(copy, 11)).unknown == 0
 
 
 def test_a_token_that_begins_a_document_is_read_and_not_predicted(llama: Path):
