@@ -11,7 +11,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,7 +23,7 @@ from lmcore import config as configs
 from lmcore.config import Config
 from lmcore.errors import UserError
 
-__all__ = ["command_parser", "parse", "parse_arguments"]
+__all__ = ["command_parser", "named_as_options", "parse", "parse_arguments"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -65,7 +66,11 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
     """
     known = _field_types(parser)
     lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
-    words = _gather_lists(sys.argv[1:] if argv is None else list(argv), lists)
+    words = sys.argv[1:] if argv is None else list(argv)
+    for word in words:
+        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise UserError(f"{word!a}: found bytes that are not UTF-8, expected text in UTF-8")
+    words = _gather_lists(words, lists)
     files, words = _split_off(words, "--config")
     for file in files:
         _check_yaml(file)
@@ -73,6 +78,15 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
         return parser.parse_args([*(f"--config={file}" for file in files), *words])
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error), known)) from None
+
+
+@contextmanager
+def named_as_options(*groups: str) -> Iterator[None]:
+    """Name fields of these groups as a command does that has them as options of its own: `seed` for `sample.seed`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(rf"^(?:{'|'.join(groups)})\.", "--", str(error))) from error
 
 
 def _field_types(parser: ArgumentParser) -> dict[str, Any]:

@@ -7,6 +7,12 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["UserError", "command"]
 
+EXTRAS = {
+    **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
+    **dict.fromkeys(("torch", "safetensors"), "torch"),
+}
+"""Package -> the extra of ours that installs it."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend.
@@ -30,6 +36,12 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
+        except ModuleNotFoundError as error:  # the other side's framework, say
+            if (package := (error.name or "").partition(".")[0]) not in EXTRAS:
+                raise
+            hint = f'pip install "twinlm[{EXTRAS[package]}]"'
+            print(f"error: {package} is not installed, which this needs; run: {hint}", file=sys.stderr)
+            return UserError.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     checkpoint = find_checkpoint(Path(args.run))
     config, tokenizer = load_run(checkpoint)
     train = replace(config.train, precision=args.precision or config.train.precision, device=args.device)
-    sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
+    with cli.named_as_options("eval"):
+        sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
     config = replace(config, train=train, eval=sizes)
     data = from_dict(DataConfig, args.data.as_dict())
     if args.baseline is not None:
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         _compare(checkpoint, config, tokenizer, _corpus(config, data), args.baseline, make_engine)
         return
     tokens, source = _tokens(checkpoint, config, data, tokenizer)
-    engine = make_engine(config)
+    with cli.named_as_options("train"):
+        engine = make_engine(config)
     checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     begin = time.monotonic()
@@ -146,7 +148,8 @@ def _compare(
     train = config.train
     other = measure_baseline(baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
     config = replace(config, train=replace(train, seq_len=other.context))
-    engine = make_engine(config)
+    with cli.named_as_options("train"):
+        engine = make_engine(config)
     checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     parts = (ids for ids, _, _ in encode(tokenizer, pieces))

@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     checkpoint = find_checkpoint(Path(args.run))
     config, tokenizer = load_run(checkpoint)
     names = [name for name in SampleConfig.__dataclass_fields__ if name in args]
-    options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"})
     precision = args.precision or config.train.precision
     train = replace(config.train, precision=precision, device=args.device, cpu_devices=1)
-    engine = make_engine(replace(config, train=train))
+    with cli.named_as_options("sample", "train"):
+        options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"}, "sample.")
+        engine = make_engine(replace(config, train=train))
     checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     writer = Writer(engine.generator(options), tokenizer, options, config.model.max_seq_len)

@@ -24,6 +24,7 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "WandbTracker",
+    "check_libraries",
     "open_trackers",
     "read_metrics",
     "replace_file",
@@ -164,17 +165,27 @@ class WandbTracker:
         self.run.finish()
 
 
+def check_libraries(config: Config) -> None:
+    """Raise UserError where a library that `config.log` asks for is missing."""
+    for wanted, name, setting in (
+        (config.log.tensorboard, "tensorboardX", "log.tensorboard"),
+        (config.log.wandb, "wandb", "log.wandb"),
+    ):
+        if wanted:
+            _library(name, setting)
+
+
 def open_trackers(config: Config, run_dir: Path, resume_step: int | None) -> list[Tracker]:
     """Open every tracker that `config.log` asks for; `resume_step` is None for a new run.
 
     Raises:
-        UserError: a library is missing or refuses; nothing of the run has been touched then.
+        UserError: a library is missing or refuses; no metrics have been touched then.
     """
+    check_libraries(config)
     wanted: list[Callable[[], Tracker]] = []
     if config.log.wandb:
         wanted.append(lambda: WandbTracker(config, run_dir, resume_step))
     if config.log.tensorboard:
-        _library("tensorboardX", "log.tensorboard")
         wanted.append(lambda: TensorBoardTracker(run_dir / "tensorboard", resume_step))
     wanted.append(lambda: JsonlTracker(run_dir / "metrics.jsonl", resume_step))
     # What may fail is opened first; what can't fail is written first.

@@ -31,7 +31,7 @@ from lmcore.prepare import Prepared, prepare
 from lmcore.progress import Progress
 from lmcore.schedule import learning_rate
 from lmcore.tokens import Batches, Tokens, eval_windows
-from lmcore.trackers import Row, open_trackers, read_metrics, replace_file
+from lmcore.trackers import Row, check_libraries, open_trackers, read_metrics, replace_file
 
 __all__ = ["Diverged", "Engine", "evaluate", "run", "with_vocabulary"]
 
@@ -145,6 +145,7 @@ class Run:
         self.config, self.prepared, self.engine = config, prepared, engine
         self.folder = Path(config.run_dir)
         latest = checkpoints.open_run(config, engine.framework)
+        check_libraries(config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -182,6 +182,9 @@ def _plan(args: Any) -> Plan:
     from parity.bench_modes import SIDES
     from parity.bench_turns import Options
 
+    if missing := [name for name in ("jax", "torch") if find_spec(name) is None]:
+        hint = 'pip install "twinlm[all]"'
+        raise UserError(f"parity.bench needs jax and torch, found no {' and no '.join(missing)}; run: {hint}")
     dtypes = _known("--dtype", args.dtype, get_args(Precision))
     modes = _known("--mode", args.mode, MODES)
     peers = [side for peer in _known("--peers", args.peers, PEERS) for side in PEERS[peer]]

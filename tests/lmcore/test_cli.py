@@ -10,8 +10,18 @@ import pytest
 
 from lmcore import cli
 from lmcore import config as configs
-from lmcore.cli import command_parser, parse_arguments
-from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, RopeScaling, TrainConfig, flatten
+from lmcore.cli import command_parser, named_as_options, parse_arguments
+from lmcore.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RopeScaling,
+    SampleConfig,
+    TrainConfig,
+    flatten,
+)
 from lmcore.errors import UserError, command
 
 ROOT = Path(cli.__file__).parent.parent
@@ -306,6 +316,38 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_2(folder: Path):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: --model.dmi: no such field; did you mean model.dim?\n"
     assert list(folder.iterdir()) == [], "and nothing is made"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "torch"), ("orbax.checkpoint", "jax")])
+def test_a_missing_framework_is_one_line_that_names_the_extra(package: str, extra: str, capsys):
+    @command
+    def needs(argv):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    assert needs([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f'run: pip install "twinlm[{extra}]"')
+
+
+def test_another_missing_module_is_a_fault_of_ours():
+    @command
+    def needs(argv):
+        raise ModuleNotFoundError("No module named 'lmcore.x'", name="lmcore.x")
+
+    with pytest.raises(ModuleNotFoundError):
+        needs([])
+
+
+def test_bytes_that_are_no_text_are_one_line():
+    with pytest.raises(UserError, match=r"'bad .udcff': found bytes that are not UTF-8"):
+        parse("--data.files", "bad \udcff")
+
+
+def test_a_field_that_a_command_has_as_an_option_is_named_as_one():
+    with pytest.raises(UserError, match=r"^--seed: found -1"), named_as_options("sample", "train"):
+        SampleConfig(seed=-1)
+    with pytest.raises(UserError, match=r"^eval\.windows"), named_as_options("sample"):
+        EvalConfig(windows=-1)
 
 
 def test_a_command_returns_a_code_for_every_end(capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_run_is_used_on_another_device_and_in_another_precision(tmp_path: Path
     assert first == pytest.approx(again, abs=2e-4)
     assert out.count("😀") == 2
     assert evaluate.main([str(tmp_path / "run"), "--device", "mps"]) == 2
-    assert "train.device: found 'mps'" in capsys.readouterr().err
+    assert "error: --device: found 'mps'" in capsys.readouterr().err
 
 
 def test_a_run_stopped_before_its_first_evaluation_is_its_latest_checkpoint_and_may_end_there(
@@ -125,6 +126,12 @@ def test_a_run_stopped_before_its_first_evaluation_is_its_latest_checkpoint_and_
         assert re.search(r"steps +2 ", out)
         assert re.search(r"validation loss +–", out)
         (folder / "metrics.jsonl").unlink()
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tmp_path: Path, data: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if there were none
+    assert run(tmp_path / "run", data, log__tensorboard="true") == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, data: Path, capsys):
