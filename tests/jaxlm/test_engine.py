@@ -202,7 +202,7 @@ def test_evaluation_counts_only_real_targets() -> None:
     assert abs(float(total) - float(fewer)) > 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_restored_engine_goes_on_to_the_bit(tmp_path: Path, precision: str) -> None:
     model = replace(MODEL, dropout=0.1)
     unbroken = start(model, precision=precision)
