@@ -57,11 +57,10 @@ def malloc_settings() -> dict[str, str]:
     """The environment that sets up glibc's malloc for training; nothing elsewhere, or where GLIBC_TUNABLES is set.
 
     A train step allocates and frees its buffers each time: in pages of 4 KiB, the kernel spends a sixth of the step
-    on handing them out. Huge ones only reach the heap that all threads share, so that is the only one. Threads that
-    allocate little and often wait for one another there: preparing text takes a quarter longer.
+    on handing them out.
     """
     wanted = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
-    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"} if wanted else {}
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {}
 
 
 def restart_with_malloc_settings() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lmcore.cli import parse
 from lmcore.config import Config
 from lmcore.errors import command
-from lmcore.machine import malloc_settings, restart_with_malloc_settings
+from lmcore.machine import restart_with_malloc_settings
 
 __all__ = ["main", "make_engine"]
 
@@ -25,10 +25,7 @@ def make_engine(config: Config) -> "Engine":
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     config = parse(argv, prog="python -m torchlm.train", description="Train the decoder in PyTorch.")
-    if argv is None and malloc_settings():  # this process is the command, not a test or a notebook
-        from lmcore.prepare import prepare
-
-        prepare(config)  # its threads would wait for one another in one heap
+    if argv is None:  # this process is the command, not a test or a notebook
         restart_with_malloc_settings()
     from lmcore import trainer
 

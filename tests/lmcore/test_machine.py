@@ -16,7 +16,7 @@ print("runs", os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
 
 
-SET = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+SET = "glibc.malloc.hugetlb=1"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
