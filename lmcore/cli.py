@@ -68,7 +68,7 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
     lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
     words = sys.argv[1:] if argv is None else list(argv)
     for word in words:
-        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+        if any("\ud800" <= character <= "\udfff" for character in word):  # what Python makes of other bytes
             raise UserError(f"{word!a}: found bytes that are not UTF-8, expected text in UTF-8")
     words = _gather_lists(words, lists)
     files, words = _split_off(words, "--config")

@@ -81,9 +81,10 @@ def write_tokens(
             half read again.
         pad: any token id, put before shorter prompts and ignored.
     """
-    chunk = min(CHUNK, context // 2)
+    longest = longest_prompt(context)
+    chunk = context - longest
     later = (options.max_tokens - 1) // chunk * chunk
-    tokens, pads = pad_left(prompts, longest_prompt(context), pad, room=later)
+    tokens, pads = pad_left(prompts, longest, pad, room=later)
     uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
     size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
     state = None

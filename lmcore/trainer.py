@@ -279,7 +279,7 @@ class Run:
         saved = checkpoints.list_checkpoints(self.folder)
         best, last = checkpoints.best_checkpoint(saved), saved[-1]
         rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
-        latest = {name: value for row in rows for name, value in row.items()}  # nothing of a step that was not logged
+        latest = {name: value for row in rows for name, value in row.items()}  # the last value of each
 
         def figure(name: str, form: str) -> str:
             return format(latest[name], form) if name in latest else "–"

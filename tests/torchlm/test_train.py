@@ -104,6 +104,16 @@ def test_a_run_is_used_on_another_device_and_in_another_precision(tmp_path: Path
     assert "error: --device: found 'mps'" in capsys.readouterr().err
 
 
+def test_text_that_the_characters_do_not_hold_is_noted(tmp_path: Path, data: Path, capsys):
+    assert run(tmp_path / "run", data, tokenizer__kind="chars") == 0
+    (tmp_path / "text.txt").write_text("Once 😀😀 upon")
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "run")]) == 0
+    assert "note:" not in capsys.readouterr().out
+    assert evaluate.main([str(tmp_path / "run"), "--data.files", str(tmp_path / "text.txt")]) == 0
+    assert "note: 2 tokens of the text stand for text that the model cannot tell apart" in capsys.readouterr().out
+
+
 def test_a_run_stopped_before_its_first_evaluation_is_its_latest_checkpoint_and_may_end_there(
     tmp_path: Path, data: Path, monkeypatch, capsys
 ):
