@@ -164,7 +164,8 @@ def _run_jax(jax_fn: Any, params: Any, inputs: list[np.ndarray], losses: Any, dt
         {name: np.asarray(value) for name, value in zip(tapped, seen, strict=True)},
         {name: np.asarray(value) for name, value in outputs.items()},
         float(loss),
-        {name: np.asarray(g) for name, g in by_name.items() if g.dtype != jax.dtypes.float0},
+        # Of a complex parameter, jax gives the conjugate of what torch does.
+        {name: np.conj(g) for name, g in by_name.items() if g.dtype != jax.dtypes.float0},
     )
 
 

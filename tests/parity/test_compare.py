@@ -205,6 +205,26 @@ def test_complex_values_and_frozen_parameters_are_compared_like_others():
     assert report.first_failure.rung == 4
 
 
+def test_a_complex_parameter_has_the_same_gradient_in_both():
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = nn.Parameter(torch.zeros(5, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.turn) ** 2
+
+    params = {"turn": RNG.standard_normal(5) + 1j * RNG.standard_normal(5)}
+    report = compare(lambda p, x: (x * p["turn"]) ** 2, Turning(), X, params=params, names={"turn": "turn"})
+    assert report, str(report)
+
+    def lost(p, x):
+        return (x * (p["turn"].real + 1j * jax.lax.stop_gradient(p["turn"].imag))) ** 2
+
+    failure = compare(lost, Turning(), X, params=params, names={"turn": "turn"}).first_failure
+    assert (failure.rung, failure.first) == (5, "turn")
+
+
 def test_a_module_that_holds_nothing_to_train_is_compared_without_gradients():
     report = compare(lambda _, x: jnp.tanh(x), nn.Tanh(), X, params={}, names={})
     assert report, str(report)
