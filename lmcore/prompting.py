@@ -71,7 +71,13 @@ def pad_left(
 
 
 def write_tokens(
-    generator: Generator, prompts: Sequence[Sequence[int]], options: SampleConfig, *, context: int, pad: int
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    options: SampleConfig,
+    *,
+    context: int,
+    pad: int,
+    first: int = 0,
 ) -> Iterator[Int32[np.ndarray, "B A"]]:
     """Yield the tokens that follow each prompt, a few columns at a time, `options.max_tokens` in all.
 
@@ -80,12 +86,13 @@ def write_tokens(
         context: most columns that the model can see. When they are full, the older half is forgotten and the newer
             half read again.
         pad: any token id, put before shorter prompts and ignored.
+        first: number of the prompts' last tokens that were decoded before: the draws go on after theirs.
     """
     longest = longest_prompt(context)
     chunk = context - longest
     later = (options.max_tokens - 1) // chunk * chunk
     tokens, pads = pad_left(prompts, longest, pad, room=later)
-    uniforms = draw_uniforms(options.seed, len(prompts), options.max_tokens)
+    uniforms = draw_uniforms(options.seed, len(prompts), first + options.max_tokens)[:, first:]
     size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
     state = None
     for begin in range(0, options.max_tokens, chunk):

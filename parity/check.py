@@ -153,7 +153,7 @@ def _parser() -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
     parser.add_argument("--dtype", type=list[str], default=list(DTYPES), help="Any of float64, float32, bfloat16.")
-    parser.add_argument("--rungs", type=list[str] | None, help="Rungs to climb, such as 1 2 5-7; null climbs all nine.")
+    parser.add_argument("--rungs", type=list[str] | None, help="Rungs to climb, such as 1 2 5-7; null climbs all.")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, mps or auto for both; or JAX/TORCH.")
     parser.add_argument("--steps", type=int, default=STEPS, help="Steps of the training trajectory on rung 7.")
     parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
@@ -182,8 +182,8 @@ def _rungs(words: list[str] | None) -> list[int] | None:
     for word in words:
         first, dash, last = word.partition("-")
         ends = [first, last] if dash else [first, first]
-        if not all(end.isdecimal() and 1 <= int(end) <= 9 for end in ends) or int(ends[0]) > int(ends[1]):
-            raise UserError(f"--rungs: found {word!r}, expected numbers from 1 to 9, or a range such as 1-6")
+        if not all(end.isdecimal() and 0 <= int(end) <= 11 for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UserError(f"--rungs: found {word!r}, expected numbers from 0 to 11, or a range such as 1-6")
         chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
     return sorted(chosen)
 

@@ -7,6 +7,7 @@ nothing is run without `jax.jit`.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import jaxlm.decoding
 import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
 from jaxlm.decoding import Generator
-from jaxlm.layers import unrolled
+from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from lmcore.config import Config, SampleConfig
-from parity.moments import read_optax
+from parity.moments import Moments, fill_optax, read_optax
 from parity.taps import Taps
 from parity.twins import Arrays, Step
 
@@ -47,11 +49,14 @@ class JaxTwin:
         self.engine.init()
         return self.params()
 
-    def load(self, params: Arrays) -> None:
+    def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
         self.engine.init()
-        like = self.engine.state.params
-        placed = {name: jax.device_put(jnp.array(params[name]), old.sharding) for name, old in like.items()}
-        self.engine.state = replace(self.engine.state, params=placed)
+        state = self.engine.state
+        state = replace(state, params=_placed({name: params[name] for name in state.params}, state.params))
+        if moments is not None:
+            opt_state = _placed(fill_optax(state.opt_state, moments, self.config), state.opt_state)
+            state = replace(state, step=_placed(np.int32(step), state.step), opt_state=opt_state)
+        self.engine.state = state
 
     def params(self) -> Arrays:
         return _host(self.engine.state.params)
@@ -93,11 +98,17 @@ class JaxTwin:
 
     def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
         micro = jnp.asarray(batch.reshape(self.config.train.grad_accum, -1, batch.shape[1]))
-        params = self.engine.state.params
-        offered = jax.tree.map(jnp.zeros_like, params) if given is None else {n: jnp.asarray(given[n]) for n in params}
-        state, metrics, grads = self._step(self.engine.state, micro, lr, offered, given is not None)
-        self.engine.state = state
+        params, stacked = self.engine.held.params, self.config.model.scan_layers
+        offered = jax.tree.map(jnp.zeros_like, params)
+        if given is not None:
+            arrays = {name: jnp.asarray(value) for name, value in given.items()}
+            offered = stack_layers(arrays) if stacked else arrays
+        held, metrics, grads = self._step(self.engine.held, micro, lr, offered, given is not None)
+        self.engine.held = held
+        state = self.engine.state
         kept = read_optax(state.opt_state, self.config).kept
+        grads = unstack_layers(grads, self.config.model.n_layers) if stacked else grads
+        grads = {name: grads[name] for name in state.params}
         return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(grads), _host(state.params), kept)
 
     def _traced_step(
@@ -113,6 +124,10 @@ class JaxTwin:
         with mock.patch.object(jaxlm.engine, "clip_by_global_norm", spy):
             state, metrics = jaxlm.engine.train_step(self.engine.model, state, micro, lr)
         return state, metrics, seen
+
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+        chosen = jax.jit(partial(jaxlm.decoding.choose_tokens, options=options))
+        return np.asarray(chosen(jnp.asarray(logits), jnp.asarray(uniforms)))
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         generator = self.engine.generator(SampleConfig())
@@ -159,6 +174,11 @@ def _listener(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Ca
         return y
 
     return listener
+
+
+def _placed(values: Any, like: Any) -> Any:
+    """Copies of host arrays, in the types and on the devices of `like`."""
+    return jax.tree.map(lambda value, old: jax.device_put(jnp.array(value, old.dtype), old.sharding), values, like)
 
 
 def _host(tree: Any) -> Arrays:

@@ -1,7 +1,8 @@
-"""The ladder: nine rungs, each a question to both twins about the same inputs, from batches up to whole trainings.
+"""The ladder: twelve rungs, each a question to both twins about the same inputs, from batches up to whole trainings.
 
 A rung yields a line for each thing that it compares. The first rungs are the narrowest, so that the first line which
-fails names the cause: what follows from it fails further up. Rungs 7 to 9 are in `parity.runs`.
+fails names the cause: what follows from it fails further up. Rungs 7 to 9 are in `parity.runs`; 0, 10 and 11 have files
+of their own.
 """
 
 import time
@@ -12,12 +13,15 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
-from lmcore.config import OptimConfig
 from lmcore.schedule import learning_rate
 from lmcore.tokens import Batches, Tokens
 from parity import mapping
 from parity.difference import Difference, compare_all, difference, worst
+from parity.execution import execution
+from parity.known import are_beyond, bias_correction_gap, by_kernel, corrects_bias, within_rounding
 from parity.moments import KINDS
+from parity.repeat import repeat
+from parity.restart import restart
 from parity.result import Result, distributions, identical, judge
 from parity.runs import decoding, third_implementation, trajectory
 from parity.twins import Arrays, Pair, Step, Twin, moved_by_one_ulp
@@ -32,7 +36,7 @@ class Options:
     steps: int = 50
     """Length of the training trajectory."""
     draws: int = 3
-    """Runs that measure the noise floor."""
+    """Runs of each twin that measure its own drift."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ def training_batches(pair: Pair, count: int) -> list[np.ndarray]:
     return [batches.batch(step) for step in range(count)]
 
 
+def repeated(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 0: each twin gives the same bits again."""
+    yield from repeat(pair, training_batches(pair, 1)[0], learning_rate(pair.config, 0))
+
+
 def batches(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 1: both train steps receive the ids that the shared core drew."""
     found = []
@@ -75,6 +84,23 @@ def batches(pair: Pair, options: Options) -> Iterator[Result]:
         for name, ids in zip(("JAX", "torch"), received, strict=True):
             found.append(difference(f"batch {step} in {name}", expected, ids))
     yield judge(1, f"ids of {len(found) // 2} batches", pair.dtype, found, 0.0)
+    yield _each_token_once(pair)
+
+
+def _each_token_once(pair: Pair) -> Result:
+    """Over two epochs of a short text, every token but the fewer than a window that are left over is a target once.
+
+    The text's ids are its positions, so that a batch says where it was read.
+    """
+    length, rows, windows = pair.config.train.seq_len, pair.config.train.batch_size, 5
+    text = Tokens(ids=np.arange(windows * length + 1), documents=1, bytes=1, unknown=0)
+    drawn = Batches(text, seq_len=length, batch_size=rows, seed=pair.config.train.seed)
+    count = -(-2 * windows // rows)
+    targets = np.concatenate([drawn.batch(step)[:, 1:] for step in range(count)])[: 2 * windows]
+    found = []
+    for epoch, read in enumerate(targets.reshape(2, -1)):
+        found.append(difference(f"tokens read in epoch {epoch}", windows * length, len(np.unique(read))))
+    return judge(1, "two epochs, each token once", pair.dtype, found, 0.0)
 
 
 def _received(pair: Pair, batch: np.ndarray, twin: Twin) -> np.ndarray:
@@ -155,24 +181,13 @@ def gradients(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 5: loss, gradient of every parameter, and the global norm, in accumulated micro-batches."""
     jax, torch = _first_steps(pair)[0]
     yield judge(5, "training loss", pair.dtype, [difference("loss", jax.loss, torch.loss)], "logits")
-    found = [_by_kernel(pair, d, jax.grads) for d in compare_all(jax.grads, torch.grads)]
+    found = [by_kernel(pair, d, jax.grads) for d in compare_all(jax.grads, torch.grads)]
+    if are_beyond(pair.dtype, found):
+        found = within_rounding(pair, found, training_batches(pair, 1)[0], pair.start)
     note = f"noise floor {_gradient_noise(pair, torch):.1e}" if pair.dtype == "bfloat16" else ""
     yield judge(5, f"gradients of {len(found)} parameters", pair.dtype, found, "gradients", note)
     norms = [difference("global norm", jax.grad_norm, torch.grad_norm)]
     yield judge(5, "global norm", pair.dtype, norms, "gradients")
-
-
-def _by_kernel(pair: Pair, found: Difference, grads: Arrays) -> Difference:
-    """The known zero, by name: a bias of keys that are neither turned nor normed.
-
-    It adds the same to all scores of a query, which softmax does not feel: its gradient is zero, but for rounding. So
-    its difference is measured by the gradient of its kernel.
-    """
-    model = pair.config.model
-    if not found.name.endswith("k_proj.bias") or model.position == "rope" or model.qk_norm:
-        return found
-    scale = np.abs(grads[found.name.replace(".bias", ".kernel")]).max()
-    return replace(found, max_rel=float(found.max_abs / scale))
 
 
 def _gradient_noise(pair: Pair, unmoved: Step) -> float:
@@ -226,45 +241,23 @@ def updates(pair: Pair, options: Options) -> Iterator[Result]:
     for kind, differences in found.items():
         if not differences:
             continue
-        note = ""
-        if kind == "parameters" and corrects_bias(pair.config.optim):
-            note = f"but for optax's 1 − β^t in {raw.dtype if raw.dtype == 'float64' else 'float32'}; with it "
-            note += f"{raw.max_rel:.1e}"
+        corrected = kind == "parameters" and corrects_bias(pair.config.optim) and raw.dtype != "float64"
+        note = f"but for optax's 1 − β^t in float32; with it {raw.max_rel:.1e}" if corrected else ""
         yield judge(6, f"{kind}, 2 updates", pair.dtype, differences, "update", note)
 
 
-def corrects_bias(optim: OptimConfig) -> bool:
-    """Whether AdamW has a part in it, whose first steps' bias is corrected by 1 − β^t."""
-    return optim.name in ("adamw", "muon")
+def restored(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 10: save, restore and go on."""
+    yield from restart(pair, training_batches(pair, 4))
 
 
-def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
-    """The known difference, by name: optax computes 1 − β^t in JAX's default float type, torch in double.
-
-    Returns:
-        What optax's direction at update `count` has too much, from its own moments: to be added to its parameters,
-        times the learning rate.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    optim = pair.config.optim
-    if not corrects_bias(optim):
-        return {}
-    kind = step.params[next(iter(step.params))].dtype
-    optax_factor = jax.jit(lambda beta, t: 1 - beta**t)
-
-    def direction(name: str, first: float, second: float) -> np.ndarray:
-        mean, square = (step.moments[kind][name].astype(np.float64) for kind in ("mean", "square"))
-        return (mean / first) / (np.sqrt(square / second) + optim.eps)
-
-    betas = optim.beta1, optim.beta2
-    theirs = [float(optax_factor(beta, jnp.int32(count)).astype(kind)) for beta in betas]
-    exact = [1 - beta**count for beta in betas]
-    return {name: direction(name, *theirs) - direction(name, *exact) for name in step.moments["mean"]}
+def executed(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 11: options that change how, not what."""
+    yield from execution(pair)
 
 
 RUNGS = (
+    Rung(0, "each twin against itself", repeated),
     Rung(1, "batches and token ids", batches),
     Rung(2, "weights there and back", weights),
     Rung(3, "activations, layer by layer", activations),
@@ -274,4 +267,6 @@ RUNGS = (
     Rung(7, "training trajectory", trajectory),
     Rung(8, "cached decoding", decoding),
     Rung(9, "a third implementation", third_implementation),
+    Rung(10, "save, restore, go on", restored),
+    Rung(11, "ways of computing", executed),
 )

@@ -11,6 +11,7 @@ from parity.result import Result
 __all__ = ["page"]
 
 TITLES = {
+    0: "Each twin against itself",
     1: "Batches and token ids",
     2: "Weights there and back",
     3: "Activations, layer by layer",
@@ -20,12 +21,14 @@ TITLES = {
     7: "Training trajectory",
     8: "Cached decoding",
     9: "A third implementation",
+    10: "Save, restore, go on",
+    11: "Ways of computing",
 }
-SHORT = dict(
-    zip(
-        TITLES, ("batches", "weights", "activations", "outputs", "gradients", "update", "training", "decoding", "third")
-    )
+SHORT_TITLES = (
+    *("repeats", "batches", "weights", "activations", "outputs", "gradients", "update", "training", "decoding"),
+    *("third", "restart", "ways"),
 )
+SHORT = dict(zip(TITLES, SHORT_TITLES, strict=True))
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --muted: #5c6675; --line: #e1e6ee; --paper: #f6f7fa; --card: #fff;

@@ -52,8 +52,11 @@ class Report:
             types = list(dict.fromkeys(r.dtype for r in self.results))
             passed = sum(r.verdict == "pass" for r in self.results)
             return f"The two are the same model: {passed} comparisons passed in {' and '.join(types)}."
+        if failure.rung == 0:
+            size = "" if failure.max_abs is None else f", by up to {failure.max_abs:.1e}"
+            return f"{failure.what}: {failure.first} is not the same{size}. The port is not to blame for what follows."
         size = "" if failure.max_rel is None else f": {failure.max_rel:.1e} relative"
-        if failure.rung == 7:
+        if failure.curves:
             size = f": {failure.max_abs:.1e} absolute"
         return (
             f"They differ first in {failure.first} (rung {failure.rung}, {failure.dtype}, {failure.what}){size}, "

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import torchlm.decoding
 import torchlm.engine
 import torchlm.loss
 import torchlm.model
 from lmcore.config import Config, SampleConfig
 from parity import mapping
 from parity.mapping import numpy_to_torch, torch_to_numpy
-from parity.moments import TORCH, Moments
+from parity.moments import TORCH, Moments, torch_key
 from parity.taps import Taps
 from parity.twins import Arrays, Step
 from torchlm.device import to_device
@@ -38,10 +39,21 @@ class TorchTwin:
         self.engine.init()
         return self.params()
 
-    def load(self, params: Arrays) -> None:
+    def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
         self.engine.init()
+        state = self.engine.state
         for name, value in mapping.convert_names(params, self.config.model, "jax", "torch").items():
-            self.engine.state.params[name].copy_(numpy_to_torch(value))
+            state.params[name].copy_(numpy_to_torch(value))
+        if moments is None:
+            return
+        assert state.optimizer is not None
+        state.step, parameters = step, dict(state.model.named_parameters())
+        for kind, arrays in moments.to(self.config, "jax", "torch").kept.items():
+            for name, value in arrays.items():
+                state.optimizer.state[parameters[name]][torch_key(self.config.optim, kind)].copy_(numpy_to_torch(value))
+        for kept in state.optimizer.state.values():
+            if "step" in kept:
+                kept["step"].fill_(moments.count)
 
     def params(self) -> Arrays:
         return self._in_jax_names(self.engine.state.params)
@@ -99,6 +111,11 @@ class TorchTwin:
         grads, params = map(self._in_jax_names, (seen, state.params))
         moments = Moments(state.step, kept).to(self.config, "torch", "jax")
         return Step(float(metrics["loss"]), float(metrics["grad_norm"]), grads, params, moments.kept)
+
+    @torch.inference_mode()
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+        given, draws = (torch.from_numpy(array).to(self.engine.device) for array in (logits, uniforms))
+        return torch_to_numpy(torchlm.decoding.choose_tokens(given, draws, options))
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:

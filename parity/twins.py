@@ -16,6 +16,7 @@ import numpy as np
 from lmcore.config import Config, Precision, SampleConfig
 from lmcore.prompting import write_tokens
 from lmcore.schedule import learning_rate
+from parity.moments import Moments
 
 __all__ = [
     "Arrays",
@@ -26,6 +27,7 @@ __all__ = [
     "check_config",
     "framework_settings",
     "make_pair",
+    "make_twin",
     "moved_by_one_ulp",
 ]
 
@@ -64,8 +66,8 @@ class Twin(Protocol):
     def initial(self) -> Arrays:
         """The weights that the engine itself starts from."""
 
-    def load(self, params: Arrays) -> None:
-        """Put weights in, the optimizer's state new."""
+    def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
+        """Put weights in, and the optimizer's state after `step` updates; without moments, a new one."""
 
     def params(self) -> Arrays:
         """The weights now."""
@@ -88,14 +90,19 @@ class Twin(Protocol):
     def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
         """One update, with the gradients `given` in the place of its own."""
 
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+        """Token ids that a generator chooses from logits B V, with one uniform number for each row."""
+
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         """Logits after the first `prompt` columns and after each further one, by the cache: B S V."""
 
 
-def write(twin: Twin, prompts: Sequence[Sequence[int]], options: SampleConfig, context: int) -> np.ndarray:
-    """Token ids that a twin writes after the prompts."""
+def write(
+    twin: Twin, prompts: Sequence[Sequence[int]], options: SampleConfig, context: int, first: int = 0
+) -> np.ndarray:
+    """Token ids that a twin decodes after the prompts, of which `first` tokens were decoded before."""
     generator = twin.engine.generator(options)
-    return np.concatenate(list(write_tokens(generator, prompts, options, context=context, pad=0)), axis=1)
+    return np.concatenate(list(write_tokens(generator, prompts, options, context=context, pad=0, first=first)), axis=1)
 
 
 def train(twin: Twin, config: Config, params: Arrays, batches: Sequence[np.ndarray]) -> np.ndarray:
@@ -119,6 +126,8 @@ class Pair:
         """Token ids of the text, in a row."""
         self.fresh = fresh
         """Whether the weights are the engines' own initial ones."""
+        self.fresh_process = True
+        """Whether rung 0 asks in a process of its own too."""
         self.kept: dict[str, dict[Any, Any]] = {"jax": {}, "torch": {}}
 
     @property
@@ -140,6 +149,10 @@ class Pair:
         """A twin with the starting weights, its optimizer's state new."""
         twin.load(self.start)
         return twin
+
+    def on_cpu(self, twin: Twin) -> bool:
+        """Whether a twin runs where the same computation gives the same bits."""
+        return "cpu" in twin.engine.device_name.lower()
 
     @property
     def context(self) -> int:
@@ -191,6 +204,17 @@ def framework_settings() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+def make_twin(framework: str, config: Config) -> Twin:
+    """A twin by its framework's name, `jax` or `torch`."""
+    if framework == "jax":
+        from parity.jax_twin import JaxTwin
+
+        return JaxTwin(config)
+    from parity.torch_twin import TorchTwin
+
+    return TorchTwin(config)
+
+
 def make_pair(
     config: Config,
     tokens: np.ndarray,
@@ -205,11 +229,8 @@ def make_pair(
         params: weights in JAX's names.
         devices: of JAX and of torch, as in `train.device`.
     """
-    from parity.jax_twin import JaxTwin
-    from parity.torch_twin import TorchTwin
-
     on = [replace(config, train=replace(config.train, device=device)) for device in devices]
-    jax, torch = JaxTwin(on[0]), TorchTwin(on[1])
+    jax, torch = make_twin("jax", on[0]), make_twin("torch", on[1])
     fresh = params is None
     start = jax.initial() if params is None else params
     wide = np.float64 if config.train.precision == "float64" else np.float32
@@ -217,11 +238,14 @@ def make_pair(
     return Pair(jax, torch, config, start, tokens, fresh)
 
 
-def moved_by_one_ulp(params: Arrays, seed: int) -> Arrays:
-    """Every weight moved to the next number of its type, up or down by chance."""
+def moved_by_one_ulp(params: Arrays, seed: int, precision: Precision = "float32") -> Arrays:
+    """Every weight moved to the next number, up or down by chance: of its type, or of bfloat16 for such matmuls."""
     rng = np.random.default_rng(seed)
     moved = {}
     for name, value in params.items():
-        towards = np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
-        moved[name] = np.nextafter(value, towards)
+        up = rng.random(value.shape) < 0.5
+        if precision == "bfloat16":
+            moved[name] = (value * np.where(up, 1 + 2.0**-8, 1 - 2.0**-8)).astype(value.dtype)
+        else:
+            moved[name] = np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))
     return moved
