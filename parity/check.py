@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
     if args.self_test:
         return _self_test()
+    if args.calibrate:
+        return _calibrate()
     files, config = _config(args)
     from parity.report import result_table
 
@@ -160,6 +162,11 @@ def _parser() -> Any:
     parser.add_argument("--report", type=str | None, help="Write a web page that stands alone to this file.")
     parser.add_argument(
         "--self-test", action="store_true", help="Plant faults in one twin after another and see that each is caught."
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="Count false alarms over 300 healthy pairs, and find the smallest fault that each rung catches (an hour).",
     )
     parser.add_argument("--run_dir", type=str | None, help="Not used: a check writes no run.")
     for name, group in configs.GROUPS.items():
@@ -231,6 +238,32 @@ def _self_test() -> int:
         return 1
     console.print(f"All {len(MUTANTS)} faults were caught, each at its rung.", style="bold green")
     return 0
+
+
+def _calibrate() -> int:
+    """Print the two tables of docs/parity.md as Markdown."""
+    from parity.calibrate import HEALTHY, PRECISIONS, false_alarms, smallest_faults
+
+    failed: dict[tuple[str, str], int] = {}
+    pairs: dict[tuple[str, str], int] = {}
+    for outcome in false_alarms():
+        key = outcome.name, outcome.dtype
+        pairs[key] = pairs.get(key, 0) + 1
+        failed[key] = failed.get(key, 0) + bool(outcome.failures)
+        for line in outcome.failures:
+            print(f"{outcome.name}, {outcome.dtype}, seed {outcome.seed}: {line}", file=sys.stderr, flush=True)
+    print("| healthy pairs that failed, of all | " + " | ".join(PRECISIONS) + " |\n|---|" + "---|" * len(PRECISIONS))
+    for name in HEALTHY:
+        print(f"| {name} | " + " | ".join(f"{failed[name, d]} of {pairs[name, d]}" for d in PRECISIONS) + " |")
+    totals = [(sum(failed[n, d] for n in HEALTHY), sum(pairs[n, d] for n in HEALTHY)) for d in PRECISIONS]
+    print("| all | " + " | ".join(f"{count} of {whole}" for count, whole in totals) + " |\n", flush=True)
+    found = {dtype: {name: (rung, size) for name, rung, size in smallest_faults(dtype)} for dtype in DTYPES}
+    print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in found) + " |")
+    print("|---|---|" + "---|" * len(found))
+    for name, (rung, _) in found[DTYPES[0]].items():
+        sizes = [found[dtype].get(name, (rung, None))[1] for dtype in found]
+        print(f"| {name} | {rung} | " + " | ".join("–" if size is None else f"{size:.0e}" for size in sizes) + " |")
+    return int(any(count for count, _ in totals))
 
 
 def _console() -> Any:

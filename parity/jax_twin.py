@@ -44,6 +44,7 @@ class JaxTwin:
         self._step = jax.jit(self._traced_step)
         self._start = jax.jit(_traced_start, static_argnums=(0, 4))
         self._extend = jax.jit(_traced_extend, static_argnums=0)
+        self._choose: dict[SampleConfig, Callable[..., jax.Array]] = {}
 
     def initial(self) -> Arrays:
         self.engine.init()
@@ -126,8 +127,9 @@ class JaxTwin:
         return state, metrics, seen
 
     def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
-        chosen = jax.jit(partial(jaxlm.decoding.choose_tokens, options=options))
-        return np.asarray(chosen(jnp.asarray(logits), jnp.asarray(uniforms)))
+        if options not in self._choose:
+            self._choose[options] = jax.jit(partial(jaxlm.decoding.choose_tokens, options=options))
+        return np.asarray(self._choose[options](jnp.asarray(logits), jnp.asarray(uniforms)))
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         generator = self.engine.generator(SampleConfig())

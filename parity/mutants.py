@@ -42,6 +42,8 @@ class Mutant:
     """What the model is trained by."""
     context: int = 37
     """Positions of the model."""
+    rungs: tuple[int, ...] = CLIMBED
+    """Rungs that are climbed; fewer where a model is too long for all."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
     with framework_settings():
         options, healthy = Options(steps=STEPS), {}
         for mutant in mutants:
-            kind = mutant.optimizer, mutant.fresh, mutant.context
+            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.rungs
             if kind not in healthy:
                 healthy[kind] = _healthy(mutant, options)
             yield _try(mutant, healthy[kind], options)
@@ -101,7 +103,7 @@ def _healthy(mutant: Mutant, options: Options) -> Pair:
     if not mutant.fresh:
         pair = Pair(pair.jax, pair.torch, config, shaken(pair.start), tokens, False)
     pair.fresh_process = False  # which no patch reaches
-    rungs = range(3) if mutant.fresh else CLIMBED
+    rungs = range(3) if mutant.fresh else mutant.rungs
     failed = next((r for r in climb(pair, rungs, options) if not r.ok), None)
     assert failed is None, f"the healthy twins differ: {failed}"
     return pair
@@ -116,7 +118,7 @@ def _try(mutant: Mutant, healthy: Pair, options: Options) -> Caught:
         pair = Pair(sides["jax"], sides["torch"], healthy.config, healthy.start, healthy.tokens, healthy.fresh)
         pair.kept = healthy.kept | {name: {} for name in faulty}
         pair.fresh_process = False
-        failed = next((r for r in climb(pair, CLIMBED, options, stop=True) if not r.ok), None)
+        failed = next((r for r in climb(pair, mutant.rungs, options, stop=True) if not r.ok), None)
     if failed is None:
         return Caught(mutant, None, "slipped through")
     return Caught(mutant, failed.rung, f"{failed.what}: {failed.where}")
@@ -208,6 +210,7 @@ MUTANTS = (
         11,
         faults.patch("jaxlm.attention.attention_in_turns", faults.frozen_keys),
         context=1100,
+        rungs=(11,),
     ),
 )
 """Every fault, by the rung on which it must be caught."""

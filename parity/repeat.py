@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     start = {name.removeprefix("start."): value for name, value in given.items() if name.startswith("start.")}
     twin = make_twin(framework, replace(configs.load(folder / f"{framework}.yaml"), run_dir=None))
     found = answers(twin, start, given["tokens"], given["batch"], float(given["lr"]))
-    save_file({name: np.ascontiguousarray(value) for name, value in found.items()}, folder / f"{framework}.safetensors")
+    save_file({name: np.array(value, order="C") for name, value in found.items()}, folder / f"{framework}.safetensors")
     return 0
 
 
