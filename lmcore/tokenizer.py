@@ -203,21 +203,7 @@ class Tokenizer:
         Raises:
             UserError: the file is not a tokenizer, or has no such token.
         """
-        try:
-            source = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
-        return cls.parse(source, str(path), eot_token, stop_tokens)
-
-    @classmethod
-    def parse(
-        cls, source: str, path: str, eot_token: str | None = None, stop_tokens: Sequence[str] = ()
-    ) -> "Tokenizer":
-        """As `load`, from the content of the file at `path`."""
-        try:
-            inner = tokenizers.Tokenizer.from_str(source)
-        except Exception as error:  # the library raises nothing more precise
-            raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
+        source, inner = _read(Path(path))
         eot_token = eot_token or _recorded_eot(inner) or _well_known_eot(inner)
         if eot_token is None or inner.token_to_id(eot_token) is None:
             found = sorted(t.content for t in inner.get_added_tokens_decoder().values() if t.special)
@@ -230,6 +216,14 @@ class Tokenizer:
             if inner.token_to_id(token) is None:
                 raise UserError(f"tokenizer.stop_tokens: found {token!r}, expected tokens of {path}")
         return cls(inner, eot_token, stop_tokens, source)
+
+
+def _read(path: Path) -> tuple[str, tokenizers.Tokenizer]:
+    try:
+        source = path.read_text(encoding="utf-8")
+        return source, tokenizers.Tokenizer.from_str(source)
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
 
 from lmcore.config import TokenizerConfig
 from lmcore.errors import UserError
@@ -100,7 +99,10 @@ def token_ids(name: str, value: Any, problems: list[str]) -> list[int]:
 def read_tokenizer(
     folder: Path, fields: Mapping[str, Any], problems: list[str]
 ) -> tuple[Tokenizer, TokenizerConfig] | None:
-    """Read a folder's tokenizer as transformers does, and the config that names it; None where there is none.
+    """Read a folder's tokenizer, and the config that names it; None where there is none.
+
+    What is put before a text is what the template of `tokenizer.json` says, as in transformers 5, which follows
+    `add_bos_token` of `tokenizer_config.json` only where there is no `tokenizer.json`.
 
     Args:
         folder: a Hugging Face model.
@@ -120,10 +122,8 @@ def read_tokenizer(
         return None
     ids = [i for given in (fields, generation) for i in token_ids("eos_token_id", given.get("eos_token_id"), problems)]
     try:
-        source = _with_template(path, settings)
-        inner = tokenizers.Tokenizer.from_str(source)
-        named = _named(inner, ids, problems)
-        tokenizer = Tokenizer.parse(source, str(path), eos or (named[0] if named else None), named)
+        named = _named(path, ids, problems)
+        tokenizer = Tokenizer.load(path, eos or (named[0] if named else None), named)
     except UserError as error:
         problems.append(str(error))
         return None
@@ -133,8 +133,12 @@ def read_tokenizer(
     return tokenizer, TokenizerConfig(kind="file", file=str(path), eot_token=eot, stop_tokens=stops)
 
 
-def _named(inner: tokenizers.Tokenizer, ids: list[int], problems: list[str]) -> list[str]:
-    """The tokens of these ids."""
+def _named(path: Path, ids: list[int], problems: list[str]) -> list[str]:
+    """The tokens of these ids; none where the tokenizer is damaged, of which our loader says more."""
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception:  # the library's own class
+        return []
     tokens = []
     for number in ids:
         token = inner.id_to_token(number) if number < 2**32 else None
@@ -148,31 +152,3 @@ def _named(inner: tokenizers.Tokenizer, ids: list[int], problems: list[str]) -> 
 def _content(token: Any) -> Any:
     """The text of a token in `tokenizer_config.json`, which may have fields of its own."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _with_template(path: Path, settings: Mapping[str, Any]) -> str:
-    """A folder's `tokenizer.json`, with the template that `add_bos_token` asks for, as in transformers.
-
-    Raises:
-        UserError: it is no tokenizer, or lacks the token that is to begin a text.
-    """
-    try:
-        source = path.read_text(encoding="utf-8")
-        inner = tokenizers.Tokenizer.from_str(source)
-    except Exception as error:  # the library raises nothing more precise
-        raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
-    wanted = settings.get("add_bos_token")
-    if not isinstance(wanted, bool):
-        return source
-    bos = _content(settings.get("bos_token"))
-    number = inner.token_to_id(bos) if isinstance(bos, str) else None
-    if wanted and number is None:
-        raise UserError(f"tokenizer_config.json: add_bos_token, but tokenizer.json has no bos_token {bos!r}")
-    found = Tokenizer.parse(source, str(path), max(inner.get_vocab(), key=len)).prefix_ids
-    if found == ((number,) if wanted else ()):
-        return source
-    template = [bos, "$A"] if wanted else ["$A"]
-    inner.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(bos, number)] if wanted else []
-    )
-    return inner.to_str(pretty=True)

@@ -72,8 +72,8 @@ def llama_tokenizer() -> str:
 
 
 @pytest.fixture(scope="session")
-def foreign_tokenizers(llama_tokenizer: str) -> dict[str, str]:
-    """The tokenizer.json of each kind that others make, every one with </s>."""
+def foreign_tokenizers(llama_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer.json of each kind that others make, every one with </s>."""
     models, pre, norms, trainers = (
         getattr(tokenizers, name) for name in ("models", "pre_tokenizers", "normalizers", "trainers")
     )
@@ -119,4 +119,7 @@ def foreign_tokenizers(llama_tokenizer: str) -> dict[str, str]:
         inner.pre_tokenizer, inner.decoder = splitter, decoder
         inner.train_from_iterator(text, trainer)
         made[kind] = inner.to_str()
-    return made
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for kind, source in made.items():
+        (folder / f"{kind}.json").write_text(source, encoding="utf-8")
+    return {kind: folder / f"{kind}.json" for kind in made}

@@ -1,6 +1,7 @@
 """A document in pieces has the tokens of the whole, whatever the tokenizer, and long ones take bounded memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,8 +42,8 @@ TEXT = st.lists(st.sampled_from(PARTS) | st.characters(exclude_categories=["Cs"]
 
 
 @pytest.fixture(scope="module")
-def kinds(foreign_tokenizers: dict[str, str]) -> dict[str, Tokenizer]:
-    foreign = {kind: Tokenizer.parse(source, kind, "</s>") for kind, source in foreign_tokenizers.items()}
+def kinds(foreign_tokenizers: dict[str, Path]) -> dict[str, Tokenizer]:
+    foreign = {kind: Tokenizer.load(path, "</s>") for kind, path in foreign_tokenizers.items()}
     own = {kind: tokenizers.train(TokenizerConfig(kind=kind, vocab_size=300), SOME) for kind in KINDS[-3:]}
     return foreign | own
 

@@ -83,7 +83,7 @@ KINDS = ("llama", "gpt2", "roberta", "llama3", "metaspace", "unigram", "wordpiec
 
 @pytest.fixture(scope="module")
 def others(foreign_tokenizers) -> dict[str, Tokenizer]:
-    return {kind: Tokenizer.parse(source, kind, "</s>") for kind, source in foreign_tokenizers.items()}
+    return {kind: Tokenizer.load(path, "</s>") for kind, path in foreign_tokenizers.items()}
 
 
 @given(data=st.data())
@@ -130,37 +130,32 @@ def test_special_tokens_are_read_from_a_prompt_only_when_asked_for(others):
 
 
 def test_a_foreign_file_is_saved_as_it_was(foreign_tokenizers, tmp_path):
-    for kind, source in foreign_tokenizers.items():
-        (tmp_path / kind).write_text(source, encoding="utf-8")
-        tokenizer = Tokenizer.load(tmp_path / kind, "</s>")
+    for path in foreign_tokenizers.values():
+        tokenizer = Tokenizer.load(path, "</s>")
         tokenizer.encode_prompt("a", special=True)
-        tokenizer.save(tmp_path / f"{kind}-again")
-        assert (tmp_path / f"{kind}-again").read_bytes() == (tmp_path / kind).read_bytes()
+        tokenizer.save(tmp_path / "again.json")
+        assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_what_makes_two_encodings_differ_is_switched_off_and_said(foreign_tokenizers):
-    state = json.loads(foreign_tokenizers["llama"])
+def test_what_makes_two_encodings_differ_is_switched_off_and_said(others, foreign_tokenizers, tmp_path):
+    state = json.loads(foreign_tokenizers["llama"].read_text())
     state["model"]["dropout"] = 0.5
     text = "Once upon a time there was a fox " * 5
     plain = tokenizers.Tokenizer.from_str(json.dumps(state))
     assert len({tuple(plain.encode(text).ids) for _ in range(9)}) > 1
-    tokenizer = Tokenizer.parse(json.dumps(state), "t.json", "</s>")
-    assert {tuple(tokenizer.encode(text)) for _ in range(9)} == {
-        tuple(Tokenizer.parse(foreign_tokenizers["llama"], "t.json", "</s>").encode(text))
-    }
-    assert tokenizer.ignored == ("model.dropout",)
     plain.enable_truncation(2)
     plain.enable_padding(length=8)
-    found = Tokenizer.parse(plain.to_str(), "t.json", "</s>")
+    plain.save(str(tmp_path / "t.json"))
+    found = Tokenizer.load(tmp_path / "t.json", "</s>")
     assert found.ignored == ("truncation", "padding", "model.dropout")
-    assert found.encode(text) == tokenizer.encode(text)
+    assert {tuple(found.encode(text)) for _ in range(9)} == {tuple(others["llama"].encode(text))}
+    assert others["llama"].ignored == ()
 
 
-def test_a_stop_token_that_is_none_is_refused(foreign_tokenizers, tmp_path):
-    (tmp_path / "t.json").write_text(foreign_tokenizers["llama"])
-    assert Tokenizer.load(tmp_path / "t.json", "</s>", ["<s>"]).stop_ids == {1, 2}
-    with pytest.raises(UserError, match=r"tokenizer.stop_tokens: found '<nine>', expected tokens of .*t.json"):
-        Tokenizer.load(tmp_path / "t.json", "</s>", ["<nine>"])
+def test_a_stop_token_that_is_none_is_refused(foreign_tokenizers):
+    assert Tokenizer.load(foreign_tokenizers["llama"], "</s>", ["<s>"]).stop_ids == {1, 2}
+    with pytest.raises(UserError, match=r"tokenizer.stop_tokens: found '<nine>', expected tokens of .*llama.json"):
+        Tokenizer.load(foreign_tokenizers["llama"], "</s>", ["<nine>"])
     with pytest.raises(UserError, match=r"tokenizer.stop_tokens: found '<nine>', which the vocabulary lacks"):
         train(TokenizerConfig(kind="bytes", stop_tokens=["<nine>"]), [])
 
