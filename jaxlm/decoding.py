@@ -142,6 +142,10 @@ class Generator:
         tokens, state = self._extend(weights, state, uniforms)
         return np.asarray(tokens), state
 
+    def has_nan(self, state: Decoding) -> bool:
+        """Whether the next token would be drawn from NaN."""
+        return bool(jnp.isnan(state.logits).any())
+
     def _placed(self, *rows: np.ndarray) -> tuple:
         """The weights, and arrays of one row a text, where the texts are written."""
         texts, devices = len(rows[0]), self.mesh.size

@@ -38,8 +38,8 @@ class Request:
 
     model: str
     """Name on the hub, or a local folder."""
-    pieces: list[tuple[str, bool]]
-    """The text, and after each piece whether a document ends there."""
+    documents: list[tuple[str, bool]]
+    """The text, and whether each document is whole."""
     context: int
     """Targets in a window, T, at most."""
     batch_size: int
@@ -67,11 +67,26 @@ class Measured:
         return self.nats / math.log(2) / size
 
 
-def as_stream(parts: Iterable[np.ndarray], eot_id: int, unk_id: int | None, size: int) -> Tokens:
+def as_stream(
+    parts: Iterable[np.ndarray], eot_id: int, unk_id: int | None, size: int, prefix: tuple[int, ...] = ()
+) -> Tokens:
     """Ids of a text of `size` bytes, in parts that hold its end-of-text tokens, with one more of those before them."""
     ids = np.concatenate([np.array([eot_id], np.uint32), *parts])
     unknown = 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
-    return Tokens(ids=ids, documents=int(np.count_nonzero(ids == eot_id)) - 1, bytes=size, unknown=unknown)
+    documents = int(np.count_nonzero(ids == eot_id)) - 1
+    return Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown, prefix=prefix)
+
+
+def whole_documents(pieces: Iterable[Piece]) -> list[tuple[str, bool]]:
+    """The text of each document, put together from its pieces, and whether it ends there."""
+    documents: list[tuple[str, bool]] = []
+    parts: list[str] = []
+    for piece in pieces:
+        parts.append(piece.text)
+        if piece.ends:
+            documents.append(("".join(parts), True))
+            parts = []
+    return [*documents, ("".join(parts), False)] if parts else documents
 
 
 def measure_baseline(model: str, pieces: list[Piece], context: int, batch_size: int, device: str) -> Measured:
@@ -84,8 +99,8 @@ def measure_baseline(model: str, pieces: list[Piece], context: int, batch_size: 
     if missing:
         hint = 'pip install "twinlm[baseline]"'
         raise UserError(f"--baseline: needs torch and transformers, found no {' and no '.join(missing)}; run: {hint}")
-    texts = [(piece.text, piece.ends) for piece in pieces]
-    request = Request(model=model, pieces=texts, context=context, batch_size=batch_size, device=device)
+    texts = whole_documents(pieces)
+    request = Request(model=model, documents=texts, context=context, batch_size=batch_size, device=device)
     done = subprocess.run(
         [sys.executable, "-m", "torchlm.baseline"], input=json.dumps(asdict(request)), text=True, capture_output=True
     )

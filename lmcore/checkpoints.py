@@ -39,6 +39,7 @@ __all__ = [
 CHANGEABLE = (
     *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
     *("train.device", "train.compile", "train.deterministic", "model.scan_layers"),
+    "tokenizer.stop_tokens",
     *("optim.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""
@@ -128,7 +129,13 @@ def load_run(checkpoint: Checkpoint) -> tuple[Config, Tokenizer]:
         UserError: a file is missing or cannot be read.
     """
     run_dir = checkpoint.run_dir
-    return configs.load(run_dir / "config.yaml"), Tokenizer.load(run_dir / "tokenizer.json")
+    config = configs.load(run_dir / "config.yaml")
+    named = config.tokenizer
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.json", named.eot_token, named.stop_tokens)
+    if 0 < config.model.vocab_size < tokenizer.vocab_size:
+        expected = f"at most the model's {config.model.vocab_size}"
+        raise UserError(f"{run_dir / 'tokenizer.json'}: found {tokenizer.vocab_size} tokens, expected {expected}")
+    return config, tokenizer
 
 
 def open_run(config: Config, framework: str) -> Checkpoint | None:

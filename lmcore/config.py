@@ -214,6 +214,8 @@ class TokenizerConfig:
     """Special token that ends a document; a tokenizer read from `file` must have it."""
     special_tokens: list[str] = field(default_factory=list)
     """Further special tokens to reserve when training."""
+    stop_tokens: list[str] = field(default_factory=list)
+    """Tokens that end a generated text beside eot_token; an imported model brings its own."""
     train_bytes: int = 100_000_000
     """BPE learns its merges from about the first this many bytes of the training text."""
 

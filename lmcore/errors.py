@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ["UserError", "command"]
+__all__ = ["NotFinite", "UserError", "command"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -24,6 +24,12 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class NotFinite(UserError):
+    """A model's numbers are NaN or infinite: nobody's mistake in what was asked."""
+
+    exit_code = 1
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:

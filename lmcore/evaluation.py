@@ -1,5 +1,6 @@
 """`python -m jaxlm.evaluate RUN`, and its twin: loss, perplexity and bits per byte of a trained model on a text."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ import numpy as np
 
 from lmcore import cli
 from lmcore.config import Config, DataConfig, Device, Precision, from_dict
-from lmcore.errors import UserError
+from lmcore.errors import NotFinite, UserError
+from lmcore.tokens import HEADER
 
 if TYPE_CHECKING:
     from lmcore.checkpoints import Checkpoint
@@ -51,24 +53,28 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     from lmcore.trainer import evaluate
 
     checkpoint = find_checkpoint(Path(args.run))
+    checkpoint.check_framework(package.removesuffix("lm"))
     config, tokenizer = load_run(checkpoint)
     train = replace(config.train, precision=args.precision or config.train.precision, device=args.device)
     with cli.named_as_options("eval"):
         sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
     config = replace(config, train=train, eval=sizes)
     data = from_dict(DataConfig, args.data.as_dict())
+    if not _named(data) and checkpoint.step == 0 and not (checkpoint.run_dir / HEADER).exists():
+        raise UserError(f"{checkpoint.run_dir} was imported and has no text of its own; name one with --data.files")
     if args.baseline is not None:
         if not _named(data):
             _held_out(checkpoint, config, tokenizer)
         _compare(checkpoint, config, tokenizer, _corpus(config, data), args.baseline, make_engine)
         return
     tokens, source = _tokens(checkpoint, config, data, tokenizer)
+    config = _fitted(config, len(tokens))
     with cli.named_as_options("train"):
         engine = make_engine(config)
-    checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
     begin = time.monotonic()
     row = evaluate(engine, tokens, config, config.eval.windows)
+    _check_finite(row["valid_loss"], checkpoint)
     table = {
         "checkpoint": f"{checkpoint.folder} (step {checkpoint.step:,})",
         "text": source,
@@ -81,6 +87,21 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     for name, value in table.items():
         print(f"{name:13}  {value}")
     _note_unknown(tokens.unknown, "the text")
+
+
+def _fitted(config: Config, tokens: int) -> Config:
+    """The config with windows no wider, and batches no larger, than so many tokens fill."""
+    seq_len = min(config.train.seq_len, tokens - 1)
+    windows = -(-(tokens - 1) // seq_len)
+    batch_size = min(config.eval.batch_size, min(config.eval.windows or windows, windows))
+    return replace(
+        config, train=replace(config.train, seq_len=seq_len), eval=replace(config.eval, batch_size=batch_size)
+    )
+
+
+def _check_finite(loss: float, checkpoint: "Checkpoint") -> None:
+    if not math.isfinite(loss):
+        raise NotFinite(f"{checkpoint.folder}: the loss is {loss}: weights are not finite; evaluate another checkpoint")
 
 
 def _corpus(config: Config, data: DataConfig) -> "Corpus":
@@ -111,7 +132,7 @@ def _held_out(checkpoint: "Checkpoint", config: Config, tokenizer: "Tokenizer") 
 
 def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
     """The text to evaluate, as the run's tokenizer reads it."""
-    from lmcore.prepare import encode
+    from lmcore.encoding import encode
     from lmcore.tokens import Tokens
 
     corpus = _corpus(config, data)
@@ -125,7 +146,8 @@ def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenize
     documents, size = sum(part[1] for part in parts), sum(part[2] for part in parts)
     if len(ids) < 2:
         raise UserError(f"data: found {len(ids)} tokens in {corpus.describe()}, expected at least 2")
-    return Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown), corpus.describe()
+    prefix = tokenizer.document_prefix
+    return Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown, prefix=prefix), corpus.describe()
 
 
 def _compare(
@@ -138,7 +160,7 @@ def _compare(
 ) -> None:
     """Print what the run and a model of transformers make of the same text."""
     from lmcore.baseline import Measured, as_stream, measure_baseline
-    from lmcore.prepare import encode
+    from lmcore.encoding import encode
     from lmcore.trainer import evaluate
 
     pieces = list(corpus)
@@ -147,20 +169,21 @@ def _compare(
         raise UserError(f"data: found no text in {corpus.describe()}, expected at least one document")
     train = config.train
     other = measure_baseline(baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
-    config = replace(config, train=replace(train, seq_len=other.context))
+    parts = (ids for ids, _, _ in encode(tokenizer, pieces))
+    stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size, tokenizer.document_prefix)
+    config = _fitted(replace(config, train=replace(train, seq_len=other.context)), len(stream))
     with cli.named_as_options("train"):
         engine = make_engine(config)
-    checkpoint.check_framework(engine.framework)
     engine.restore(checkpoint.state, optimizer=False)
-    parts = (ids for ids, _, _ in encode(tokenizer, pieces))
-    stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size)
-    targets = len(stream) - 1
+    targets = len(stream) - 1 - int(np.isin(stream.ids[1:], stream.prefix).sum())
+    loss = evaluate(engine, stream, config, 0)["valid_loss"]
+    _check_finite(loss, checkpoint)
     own = Measured(
         parameters=engine.parameter_count,
         context=other.context,
         targets=targets,
         unknown=stream.unknown,
-        nats=evaluate(engine, stream, config, 0)["valid_loss"] * targets,
+        nats=loss * targets,
     )
     print(f"checkpoint  {checkpoint.folder} (step {checkpoint.step:,})")
     print(f"text        {corpus.describe()}: {ends:,} documents, {size:,} bytes")

@@ -5,18 +5,15 @@ disk and then renamed, so that one which is found is whole; a process killed on 
 which the next one removes.
 """
 
-import array
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,16 +21,15 @@ import numpy as np
 
 from lmcore import tokenizer as tokenizers
 from lmcore.config import Config, TokenizerConfig
-from lmcore.corpus import Corpus, Piece, file_digest, open_corpora
+from lmcore.corpus import Corpus, file_digest, open_corpora
+from lmcore.encoding import encode
 from lmcore.errors import UserError, command
 from lmcore.tokenizer import Tokenizer
 from lmcore.tokens import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dtype
 
-__all__ = ["Prepared", "encode", "main", "prepare"]
+__all__ = ["Prepared", "main", "prepare"]
 
 TOKENIZER = "tokenizer.json"
-BATCH = 1 << 20
-"""Characters encoded in one call: enough to keep every core busy, little enough for the memory of two calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +76,32 @@ def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
         except OSError as error:
             hint = "free some space or set data.dir to another folder"
             raise UserError(f"data.dir: {config.data.dir!r} cannot be written to ({error}); {hint}") from error
-        prepared = _open(folder)
+        prepared = _open(folder, config.tokenizer)
         for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)):
             report(_summary(split, tokens))
         return prepared
-    return _open(folder)
+    return _open(folder, config.tokenizer)
 
 
 def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     identity: dict[str, Any] = {"kind": config.kind, "eot_token": config.eot_token}
     if config.file is not None:
-        return identity | {"content": file_digest(Path(config.file))}
+        identity["content"] = file_digest(Path(config.file))
+        if prefix := Tokenizer.load(config.file, config.eot_token).document_prefix:
+            identity["document_prefix"] = prefix
+        return identity
     identity["special_tokens"] = config.special_tokens
     if config.kind == "bpe":
         identity |= {"vocab_size": config.vocab_size, "train_bytes": config.train_bytes}
     return identity
 
 
-def _open(folder: Path) -> Prepared:
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+def _open(folder: Path, config: TokenizerConfig) -> Prepared:
+    tokenizer = Tokenizer.load(folder / TOKENIZER, config.eot_token, config.stop_tokens)
     expected = read_header(folder).get("tokenizer")
     if tokenizer.digest() != expected:
         raise UserError(f"{folder / TOKENIZER}: found another tokenizer than {HEADER} names; delete {folder}")
-    train, valid = (Tokens.open(folder, split) for split in SPLITS)
+    train, valid = (replace(Tokens.open(folder, split), prefix=tokenizer.document_prefix) for split in SPLITS)
     return Prepared(train=train, valid=valid, tokenizer=tokenizer, folder=folder)
 
 
@@ -141,8 +140,11 @@ def _make(
     try:
         report(f"preparing {train.describe()}")
         tokenizer = tokenizers.train(config, (piece.text for piece in train))
+        if tokenizer.ignored:
+            settings = ", ".join(tokenizer.ignored)
+            report(f"note: {config.file} sets {settings}, which has no effect: text is encoded whole, alike each time")
         with (making / TOKENIZER).open("w", encoding="utf-8") as file:
-            file.write(tokenizer.inner.to_str(pretty=True))
+            file.write(tokenizer.to_json())
             _flush(file)
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {}
@@ -196,47 +198,6 @@ def _rename(making: Path, folder: Path) -> None:
 def _flush(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Encode documents in constant memory, on all cores.
-
-    While the library encodes one batch, this thread turns the last one into an array and reads the next.
-
-    Yields:
-        (token ids with end-of-text after each document, documents ended, UTF-8 bytes of text)
-    """
-    ready: tuple[list[Piece], Future] | None = None
-    with ThreadPoolExecutor(1) as pool:
-        for batch in itertools.chain(_batches(pieces), [[]]):
-            texts = [piece.text for piece in batch]
-            coming = batch, pool.submit(tokenizer.encodings, texts)
-            if ready is not None:
-                yield _array(tokenizer, ready[0], ready[1].result())
-            ready = coming
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
-def _array(tokenizer: Tokenizer, batch: list[Piece], encodings: list[Any]) -> tuple[np.ndarray, int, int]:
-    ids: list[int] = []
-    for piece, encoding in zip(batch, encodings, strict=True):
-        ids += encoding.ids
-        if piece.ends:
-            ids.append(tokenizer.eot_id)
-    size = sum(len(p.text) if p.text.isascii() else len(p.text.encode()) for p in batch)
-    flat = np.frombuffer(array.array("I", ids), np.uint32)  # a third of the time of np.array(ids)
-    return flat, sum(piece.ends for piece in batch), size
 
 
 @contextlib.contextmanager

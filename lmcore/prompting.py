@@ -41,6 +41,9 @@ class Generator(Protocol):
     def extend(self, state: Any, uniforms: Float32[np.ndarray, "B A"]) -> tuple[Int32[np.ndarray, "B A"], Any]:
         """Write A tokens per row; returns them and the new state."""
 
+    def has_nan(self, state: Any) -> bool:
+        """Whether the next token would be drawn from NaN."""
+
 
 def draw_uniforms(seed: int, rows: int, length: int) -> Float32[np.ndarray, "B A"]:
     """Numbers in [0, 1), a pure function of (seed + row, position): row r of seed s is the single row of seed s + r."""
@@ -122,23 +125,35 @@ class Text:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
-    """Whether the model ended the text itself, with the end-of-text token."""
+    """Whether the model ended the text itself, with end-of-text or another token at which it stops."""
 
 
 def write_texts(
-    generator: Generator, tokenizer: Tokenizer, prompts: Sequence[str], options: SampleConfig, *, context: int
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    options: SampleConfig,
+    *,
+    context: int,
+    special: bool = False,
 ) -> Iterator[list[Text]]:
     """Yield the texts as they grow, the same list each time, until all have ended or reached `max_tokens`.
 
-    An empty prompt starts at the end-of-text token, as every document did in training.
+    Args:
+        generator: a twin's.
+        tokenizer: the model's.
+        prompts: texts to go on from; an empty one begins a new document, as every document began in training.
+        options: how to choose tokens, and how many.
+        context: most columns that the model can see.
+        special: read special tokens from the prompts.
     """
     texts = [Text(prompt) for prompt in prompts]
-    streams = [tokenizer.stream() for _ in prompts]
-    ids = [tokenizer.encode(prompt) or [tokenizer.eot_id] for prompt in prompts]
+    ids = [tokenizer.encode_prompt(prompt, special) for prompt in prompts]
+    streams = [tokenizer.stream(prompt) for prompt in ids]
     for new in write_tokens(generator, ids, options, context=context, pad=tokenizer.eot_id):
         for text, stream, row in zip(texts, streams, new.tolist(), strict=True):
             for token in [] if text.ended else row:
-                text.ended = token == tokenizer.eot_id
+                text.ended = token in tokenizer.stop_ids
                 if text.ended:
                     break
                 text.tokens.append(token)

@@ -5,7 +5,9 @@ Text is only ever text: a document that spells out a special token gets its char
 """
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,76 +22,140 @@ __all__ = ["TextStream", "Tokenizer", "train"]
 UNK = "<unk>"
 WELL_KNOWN_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Where a file records no end-of-text token, the first of these that it has."""
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""A token that stands for one byte, where a tokenizer falls back to bytes."""
 
 
 class TextStream:
-    """Text of one sequence, given out as its tokens arrive."""
+    """Text of one sequence, given out as its tokens arrive: all of it is what `decode` makes of all ids.
 
-    def __init__(self, tokenizer: "Tokenizer"):
+    It is decoded in windows that begin with tokens given out before, since what a decoder does to the first token of a
+    text (a space stripped, say) it must not do to a later one. Text is held back while a later token may change it.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", prompt: Sequence[int] = ()):
+        """Begin after the ids of a prompt, whose text is not given out."""
         self._tokenizer = tokenizer
-        self._start()
-
-    def _start(self) -> None:
-        self._decoder = decoders.DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._given = 0
+        self._ids = list(prompt)
+        self._read = len(self._ids)
+        self._shown = len(tokenizer.decode(self._ids))
+        self._settled = tokenizer.is_settled(self._ids)
 
     def feed(self, token: int) -> str:
-        """Take one id; return the whole characters that it completes, or ''."""
+        """Take one id; return the text that it completes, or ''."""
         self._ids.append(token)
-        text = self._decoder.step(self._tokenizer.inner, token) or ""
-        self._given += len(text)
-        return text
+        return self._give() if self._tokenizer.is_settled(self._ids) else ""
 
     def flush(self) -> str:
-        """Return what `feed` still held back, an unfinished character as U+FFFD, and start anew."""
-        rest = self._tokenizer.decode(self._ids)[self._given :]
-        self._start()
-        return rest
+        """Return what `feed` still held back, an unfinished character as U+FFFD."""
+        return self._give()
+
+    def _give(self) -> str:
+        decode = self._tokenizer.decode
+        text = decode(self._ids)
+        new = text[self._shown :]
+        latest = self._ids[self._read :]
+        if self._settled and (shown := len(decode(latest))):
+            self._ids, self._shown = latest, shown
+        else:
+            self._shown = len(text)
+        self._read, self._settled = len(self._ids), True
+        return new
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with the one special token that a language model needs: end of text."""
+    """A `tokenizers.Tokenizer`, and what a language model needs to know of it."""
 
     inner: tokenizers.Tokenizer
-    """The library's own tokenizer."""
+    """The library's own tokenizer; it never reads a special token from text."""
     eot_id: int
     """Id of the token that ends a document."""
+    stop_ids: frozenset[int]
+    """Ids that end a generated text: that one, and further ones that a model may have."""
+    prefix_ids: tuple[int, ...]
+    """Ids that the file's template puts before a text, such as a token that begins it."""
     unk_id: int | None
     """Id that stands for text that the vocabulary lacks; None where there is none."""
     vocab_size: int
     """Largest id + 1: rows that an embedding needs."""
+    ignored: tuple[str, ...]
+    """Settings of the file that are not followed, for people."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, eot_token: str):
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        eot_token: str,
+        stop_tokens: Sequence[str] = (),
+        source: str | None = None,
+    ):
+        """Take over a tokenizer.
+
+        Args:
+            inner: the library's own, which is changed so that the same text always gives the same ids, and no others.
+            eot_token: token that ends a document.
+            stop_tokens: further tokens that end a generated text.
+            source: what `save` writes; None writes `inner` as it is given.
+        """
+        self._source = source or inner.to_str(pretty=True)
         eot_id = inner.token_to_id(eot_token)
         assert eot_id is not None, f"{eot_token!r} is not in the vocabulary"
         inner.add_special_tokens([eot_token])
-        inner.no_truncation()
-        inner.no_padding()
+        self.prefix_ids = _prefix(inner, eot_token)
+        self.ignored = _make_repeatable(inner)
         inner.encode_special_tokens = True
-        # Nothing is added to encoded text. The template is where tokenizer.json keeps which token ends a document.
-        inner.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[(eot_token, eot_id)])
         self.inner = inner
         self.eot_id = eot_id
+        stops = (inner.token_to_id(token) for token in stop_tokens)
+        self.stop_ids = frozenset({eot_id, *(number for number in stops if number is not None)})
         self.unk_id = _unk_id(inner)
-        self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self._special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
+        self._bytes = {i for token, i in vocabulary.items() if BYTE.fullmatch(token)}
+
+    @property
+    def document_prefix(self) -> tuple[int, ...]:
+        """Ids that begin a document in training; nothing where they are end-of-text, which ends the one before."""
+        return () if self.prefix_ids == (self.eot_id,) else self.prefix_ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, with no special token added."""
         return self.encode_batch([text])[0]
 
+    def encode_prompt(self, text: str, special: bool = False) -> list[int]:
+        """Ids after which a model goes on with `text`, at least one: what the template puts before it, and its own.
+
+        Args:
+            text: where it is empty and the template puts nothing before it, it stands for a new document.
+            special: read special tokens from the text; those that the template would put there are not doubled.
+        """
+        self.inner.encode_special_tokens = not special
+        try:
+            ids = self.encode(text)
+        finally:
+            self.inner.encode_special_tokens = True
+        prefix = list(self.prefix_ids)
+        if not (special and prefix and ids[: len(prefix)] == prefix):
+            ids = prefix + ids
+        return ids or [self.eot_id]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; the library works on several texts at once, on all cores."""
         return [e.ids for e in self.encodings(texts)]
 
-    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+    def encodings(self, texts: Sequence[str], offsets: bool = False) -> list[Encoding]:
         """The library's own objects, whose `ids` are lists made when they are asked for.
+
+        Args:
+            texts: what to encode.
+            offsets: fill in each token's place in the text, which takes longer.
 
         Raises:
             UserError: it has no token for a part of a text.
         """
+        encode = self.inner.encode_batch if offsets else self.inner.encode_batch_fast
         try:
-            return self.inner.encode_batch_fast(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
         except Exception as error:  # the library has no class of its own
             raise UserError(
                 f"tokenizer: cannot encode the text ({error}); take one that has an unknown token"
@@ -99,35 +165,46 @@ class Tokenizer:
         """Text of `ids`; special tokens are left out, bytes that form no character become U+FFFD."""
         return self.inner.decode(ids, skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
-        """Decode one sequence token by token."""
-        return TextStream(self)
+    def is_settled(self, ids: Sequence[int]) -> bool:
+        """Whether no later token can change the text of `ids`: it ends neither in a byte token nor in U+FFFD.
+
+        A run of byte tokens such as <0xE2> is text only where all of it is; a U+FFFD may be an unfinished character.
+        """
+        last = next((i for i in reversed(ids) if i not in self._special), None)
+        return last not in self._bytes and not self.decode(ids).endswith("\ufffd")
+
+    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
+        """Decode one sequence token by token, after the ids of a prompt."""
+        return TextStream(self, prompt)
 
     def digest(self) -> str:
         """SHA-256 of the pipeline and vocabulary, whatever the layout of the file they came from."""
-        canonical = json.dumps(json.loads(self.inner.to_str()), sort_keys=True, separators=(",", ":"))
+        normal = tokenizers.Tokenizer.from_str(self._source).to_str()
+        canonical = json.dumps(json.loads(normal), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The `tokenizer.json`: as it was read, or as ours was made."""
+        return self._source
 
     def save(self, path: Path | str) -> None:
         """Write `tokenizer.json`."""
-        Path(path).write_text(self.inner.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self._source, encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path | str, eot_token: str | None = None) -> "Tokenizer":
+    def load(cls, path: Path | str, eot_token: str | None = None, stop_tokens: Sequence[str] = ()) -> "Tokenizer":
         """Read a `tokenizer.json`, ours or another's.
 
         Args:
             path: the file.
-            eot_token: token that ends a document; None takes the one that `save` recorded, else a well-known one.
+            eot_token: token that ends a document; None takes the one that ours records, else a well-known one.
+            stop_tokens: further tokens that end a generated text.
 
         Raises:
             UserError: the file is not a tokenizer, or has no such token.
         """
-        try:
-            inner = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises nothing more precise
-            raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
-        eot_token = eot_token or _recorded_eot(inner)
+        source, inner = _read(Path(path))
+        eot_token = eot_token or _recorded_eot(inner) or _well_known_eot(inner)
         if eot_token is None or inner.token_to_id(eot_token) is None:
             found = sorted(t.content for t in inner.get_added_tokens_decoder().values() if t.special)
             special = ", ".join(map(repr, found)) or "none"
@@ -135,7 +212,18 @@ class Tokenizer:
                 f"{path}: found no token {eot_token!r} to end a document; "
                 f"set tokenizer.eot_token to one of its special tokens: {special}"
             )
-        return cls(inner, eot_token)
+        for token in stop_tokens:
+            if inner.token_to_id(token) is None:
+                raise UserError(f"tokenizer.stop_tokens: found {token!r}, expected tokens of {path}")
+        return cls(inner, eot_token, stop_tokens, source)
+
+
+def _read(path: Path) -> tuple[str, tokenizers.Tokenizer]:
+    try:
+        source = path.read_text(encoding="utf-8")
+        return source, tokenizers.Tokenizer.from_str(source)
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -150,12 +238,15 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """
     if config.kind == "file":
         assert config.file is not None
-        return Tokenizer.load(config.file, config.eot_token)
+        return Tokenizer.load(config.file, config.eot_token, config.stop_tokens)
     special = [config.eot_token, *config.special_tokens]
     make = {"bpe": _train_bpe, "chars": _train_chars, "bytes": _make_bytes}[config.kind]
     inner = make(config, special, texts)
     inner.add_special_tokens(special)
-    tokenizer = Tokenizer(inner, config.eot_token)
+    # It adds nothing to encoded text: this is where our own tokenizer.json keeps which token ends a document.
+    end = (config.eot_token, inner.token_to_id(config.eot_token))
+    inner.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[end])
+    tokenizer = Tokenizer(inner, config.eot_token, _known(inner, config.stop_tokens))
     for token in special:
         if inner.token_to_id(token) in tokenizer.encode(token):
             expected = "a mark that ordinary text cannot be, such as <|endoftext|>"
@@ -214,7 +305,40 @@ def _recorded_eot(inner: tokenizers.Tokenizer) -> str | None:
     template = json.loads(inner.to_str())["post_processor"] or {}
     if template.get("type") == "TemplateProcessing" and len(template["single"]) == len(template["special_tokens"]) == 1:
         return next(iter(template["special_tokens"]))
+    return None
+
+
+def _well_known_eot(inner: tokenizers.Tokenizer) -> str | None:
     return next((token for token in WELL_KNOWN_EOT if inner.token_to_id(token) is not None), None)
+
+
+def _known(inner: tokenizers.Tokenizer, tokens: list[str]) -> list[str]:
+    for token in tokens:
+        if inner.token_to_id(token) is None:
+            raise UserError(
+                f"tokenizer.stop_tokens: found {token!r}, which the vocabulary lacks; reserve it as special"
+            )
+    return tokens
+
+
+def _prefix(inner: tokenizers.Tokenizer, token: str) -> tuple[int, ...]:
+    """Ids that the post-processor puts before a text, whatever it is: here a special token alone."""
+    inner.encode_special_tokens = False
+    processed = inner.post_process(inner.encode(token, add_special_tokens=False))
+    added = itertools.takewhile(lambda pair: pair[1] is None, zip(processed.ids, processed.sequence_ids, strict=True))
+    return tuple(number for number, _ in added)
+
+
+def _make_repeatable(inner: tokenizers.Tokenizer) -> tuple[str, ...]:
+    """Switch off what cuts, fills or randomly changes encoded text; return what was on."""
+    ignored = [name for name in ("truncation", "padding") if getattr(inner, name) is not None]
+    inner.no_truncation()
+    inner.no_padding()
+    for name in ("dropout", "alpha", "nbest_size"):  # BPE's dropout, and the sampling of Unigram
+        if getattr(inner.model, name, None):
+            ignored.append(f"model.{name}")
+            setattr(inner.model, name, None)
+    return tuple(ignored)
 
 
 def _unk_id(inner: tokenizers.Tokenizer) -> int | None:

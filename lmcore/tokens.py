@@ -58,14 +58,16 @@ class Tokens:
     """UTF-8 bytes of the text."""
     unknown: int
     """Tokens that stand for text which the vocabulary lacks."""
+    prefix: tuple[int, ...] = ()
+    """Ids that begin each document: a model is shown them, and evaluation does not ask it to predict them."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text for each token; end-of-text counts as a token of no bytes."""
-        return self.bytes / len(self.ids)
+        """UTF-8 bytes of text for each token to predict; end-of-text counts as a token of no bytes."""
+        return self.bytes / (len(self.ids) - len(self.prefix) * self.documents)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "Tokens":
@@ -166,7 +168,8 @@ def eval_windows(
         windows: number of windows; 0, or more than there are, takes all, and then every token but the first is a
             target exactly once.
 
-    Where a row or the last window has no token left, the input is 0 and the target -1, which counts for nothing.
+    Where a row or the last window has no token left, the input is 0 and the target -1, which counts for nothing; so
+    is a target that begins a document.
 
     Raises:
         UserError: the text has fewer than two tokens.
@@ -183,4 +186,5 @@ def eval_windows(
             ids = tokens.ids[start : start + seq_len + 1]
             inputs[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = ids[1:]
+        targets[np.isin(targets, tokens.prefix)] = -1
         yield inputs, targets

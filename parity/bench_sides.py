@@ -98,6 +98,9 @@ class Timed:
         self.wrote += time.perf_counter() - begin
         return tokens, state
 
+    def has_nan(self, state: Any) -> bool:
+        return self.inner.has_nan(state)
+
 
 class TwinSide(ABC):
     """What both twins share, with the engine that `train` and `generate` use."""

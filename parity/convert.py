@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lmcore.checkpoints import Checkpoint
     from lmcore.config import Config
     from lmcore.tokenizer import Tokenizer
+    from parity.companions import Companions
     from parity.mapping import Side
     from parity.states import State
 
@@ -49,6 +50,8 @@ class Source:
     """None for a Hugging Face folder."""
     weights: "dict[str, np.ndarray] | None"
     """A Hugging Face folder's, in the types they are stored in."""
+    companions: "Companions"
+    """Files of the Hugging Face folder that it is, or was imported from; none for a run of our own."""
 
     def state(self, optimizer: bool = True) -> "State":
         """Weights and, if wanted, moments, in the source's own names; an imported model's moments are zero.
@@ -81,6 +84,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source
     from lmcore import config as configs
     from lmcore.checkpoints import find_checkpoint, list_checkpoints
     from lmcore.tokenizer import Tokenizer
+    from parity.companions import Companions
     from parity.huggingface import read_folder
 
     if not path.is_dir():
@@ -88,7 +92,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source
         raise UserError(f"{path}: found {found}, expected a run folder, a checkpoint, or a Hugging Face Llama folder")
     if _is_model(path):
         model = read_folder(path)
-        return Source(path, "hf", model.config, model.tokenizer, None, model.weights)
+        return Source(path, "hf", model.config, model.tokenizer, None, model.weights, model.companions)
     if not (_is_run(path) or _is_checkpoint(path)):
         raise UserError(
             f"{path}: found no config.yaml (a run), checkpoint.json (a checkpoint) or config.json (a Hugging Face "
@@ -100,9 +104,10 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source
     if checkpoint.framework not in PACKAGES:
         raise UserError(f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected jax or torch")
     config = configs.load(checkpoint.run_dir / "config.yaml")
-    tokenizer = checkpoint.run_dir / "tokenizer.json"
+    file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
+    tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
     side: Side = "jax" if checkpoint.framework == "jax" else "torch"
-    return Source(path, side, config, Tokenizer.load(tokenizer) if tokenizer.exists() else None, checkpoint, None)
+    return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir))
 
 
 def _is_run(path: Path) -> bool:
@@ -165,7 +170,7 @@ def _write_model(folder: Path, source: Source) -> None:
     from parity.huggingface import write_folder
 
     state = source.state(optimizer=False).to("hf", source.config)
-    write_folder(folder, source.config, state.params, source.tokenizer)
+    write_folder(folder, source.config, state.params, source.tokenizer, source.companions)
 
 
 def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
@@ -180,6 +185,7 @@ def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
     if named and named == ((known or source.path) / "tokenizer.json").resolve():
         config = replace(config, tokenizer=replace(config.tokenizer, file=str(out / "tokenizer.json")))
     configs.save(config, folder / "config.yaml")
+    source.companions.keep(folder)
     if known is None:
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")
@@ -292,6 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if source.tokenizer is None:
         print(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one")
+    elif source.tokenizer.ignored:
+        settings = ", ".join(source.tokenizer.ignored)
+        print(f"note: tokenizer.json sets {settings}, which has no effect: text is encoded whole, alike each time")
     if args.to != "hf":
         text = "" if source.checkpoint else " --data.files TEXT"
         print(f"go on with: python -m {PACKAGES[args.to]}.train --run_dir {out} --train.resume auto{text}")

@@ -6,7 +6,7 @@ knows is refused too, for it may change the model. Only safetensors are read: a 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, Tra
 from lmcore.errors import UserError
 from lmcore.rope import frequencies
 from lmcore.tokenizer import Tokenizer
+from parity.companions import Companions, read_companions, read_fields, read_tokenizer
 from parity.mapping import convert_names, require_llama
 
 __all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
@@ -57,10 +58,19 @@ HARMLESS = {
     *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read apart
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     *("initializer_range", "use_cache", "is_llama_config", "transformers.js_config", "tokenizer_class"),
+    *("sep_token_id", "cls_token_id", "decoder_start_token_id", "prefix", "problem_type", "task_specific_params"),
+    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash"),
+    *("_from_model_config", "_flash_attn_2_enabled", "torchscript", "use_bfloat16"),
+    *("output_attentions", "output_hidden_states", "finetuning_task", "license", "model_name"),
+    *("base_model_name_or_path", "keys_to_ignore_at_inference"),
     *("id2label", "label2id", "chunk_size_feed_forward", "return_dict", "unsloth_version", "unsloth_fixed"),
     *("max_length", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_sequence_length"),
+    *("min_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "typical_p"),
+    *("diversity_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
 }
 """Fields that say nothing of the mathematics."""
+
+NONE = Companions()
 
 STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """Types of tensors that are read."""
@@ -76,6 +86,8 @@ class Folder:
     """By Hugging Face's names, in the types they are stored in; without the head where it is the embedding."""
     tokenizer: Tokenizer | None
     """None where the folder has no `tokenizer.json`."""
+    companions: Companions
+    """The files that say how text is read and written."""
 
 
 def read_folder(folder: Path) -> Folder:
@@ -85,10 +97,11 @@ def read_folder(folder: Path) -> Folder:
         UserError: it is not one, is damaged, or needs what our model lacks; the message names each reason.
     """
     problems: list[str] = []
-    fields = _read_json(folder / "config.json", problems)
+    fields = read_fields(folder / "config.json", problems)
     model = _model_config(fields, problems) if fields else None
     weights = _read_weights(folder, problems)
-    tokenizer = _read_tokenizer(folder, fields, problems)
+    text = read_tokenizer(folder, fields, problems)
+    tokenizer = text[0] if text else None
     if model is not None:
         weights = _without_rope_tables(weights, model, problems)
         if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
@@ -102,26 +115,9 @@ def read_folder(folder: Path) -> Folder:
         raise UserError(f"{folder}: cannot be converted: {'; '.join(problems)}")
     assert model is not None
     wide = any(array.dtype == np.float64 for array in weights.values())
-    named = TokenizerConfig(kind="file", file=str(folder / "tokenizer.json"))
-    if tokenizer is not None:
-        named = replace(named, eot_token=_token(tokenizer, tokenizer.eot_id))
+    named = text[1] if text else TokenizerConfig(kind="file", file=str(folder / "tokenizer.json"))
     config = Config(model=model, tokenizer=named, train=TrainConfig(precision="float64" if wide else "float32"))
-    return Folder(config, weights, tokenizer)
-
-
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing")
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
-        return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path.name} holds {type(found).__name__}, expected fields")
-        return {}
-    return found
+    return Folder(config, weights, tokenizer, read_companions(folder))
 
 
 def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
@@ -226,6 +222,8 @@ def _read_weights(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
                         problems.append(f"{name} is in {file}, the index says {expected.get(name)}")
                     else:
                         weights[name], holder[name] = opened.get_tensor(name), file
+                        if bad := weights[name].size - np.count_nonzero(np.isfinite(weights[name])):
+                            problems.append(f"{name}: found {bad:,} values that are NaN or infinite, expected none")
         except (OSError, SafetensorError) as error:
             problems.append(f"{file} cannot be read ({error})")
     readable = {file for file in files if (folder / file).is_file()}
@@ -241,11 +239,15 @@ def _weight_files(folder: Path, problems: list[str]) -> tuple[list[str], dict[st
         return ["model.safetensors"], None
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        found = _read_json(index, problems).get("weight_map")
-        if isinstance(found, dict) and all(isinstance(file, str) for file in found.values()):
-            return sorted(set(found.values())), found
-        problems.append(f"{index.name} has no weight_map")
-        return [], None
+        found = read_fields(index, problems).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            problems.append(f"{index.name} has no weight_map")
+            return [], None
+        files = sorted(set(found.values()))
+        # A link of that name may lead elsewhere, as in the hub's cache; the index, which came with the model, may not.
+        outside = [file for file in files if file in ("", ".", "..") or set(file) & set("/\\\0")]
+        problems += [f"{index.name}: found {file!r}, expected the name of a file in the folder" for file in outside]
+        return [file for file in files if file not in outside], found
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         problems.append(
@@ -271,37 +273,13 @@ def _without_rope_tables(
     return kept
 
 
-def _read_tokenizer(folder: Path, fields: Mapping[str, Any], problems: list[str]) -> Tokenizer | None:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return None
-    settings = folder / "tokenizer_config.json"
-    eos = (_read_json(settings, problems) if settings.exists() else {}).get("eos_token")
-    if isinstance(eos, dict):
-        eos = eos.get("content")
-    if not isinstance(eos, str | None):
-        problems.append(f"{settings}: eos_token is {eos!r}, expected a text")
-        return None
-    ids = fields.get("eos_token_id")
-    first = ids[0] if isinstance(ids, list) and ids else ids
-    try:
-        return Tokenizer.load(path, eos or _token_named(path, first))
-    except UserError as error:
-        problems.append(str(error))
-        return None
-
-
-def _token_named(path: Path, number: Any) -> str | None:
-    """The token of a tokenizer's file that has this number, if one has."""
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number)
-    except Exception:  # the library's own class for a damaged file, of which our loader says more; a number of no kind
-        return None
-
-
-def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer | None) -> None:
+def write_folder(
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer | None,
+    companions: Companions = NONE,
+) -> None:
     """Write a Llama folder that transformers loads.
 
     Args:
@@ -309,6 +287,7 @@ def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray]
         config: the model's.
         weights: by Hugging Face's names, contiguous.
         tokenizer: None leaves out the tokenizer's files.
+        companions: the files of the folder that the model was imported from, which are written again as they were.
 
     Raises:
         UserError: it is no Llama, or transformers would not load one of this shape.
@@ -321,13 +300,25 @@ def write_folder(folder: Path, config: Config, weights: Mapping[str, np.ndarray]
             "transformers loads no other Llama"
         )
     dtypes = {str(array.dtype) for array in weights.values()}
-    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
-    _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
     _write_weights(folder, weights)
+    ids = companions.special_ids() if companions.files else _special_ids(tokenizer)
+    _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
+    if companions.files:
+        companions.write(folder)
+        return
+    _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
         _write_json(folder / "tokenizer_config.json", _tokenizer_fields(tokenizer, model.max_seq_len))
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Fields that name the tokens at which a text of ours begins and ends."""
+    if tokenizer is None:
+        return {}
+    begin = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else tokenizer.eot_id
+    stops = [tokenizer.eot_id, *sorted(tokenizer.stop_ids - {tokenizer.eot_id})]
+    return {"bos_token_id": begin, "eos_token_id": stops if len(stops) > 1 else tokenizer.eot_id}
 
 
 def _widest(dtypes: set[str]) -> str:
@@ -346,11 +337,11 @@ def config_fields(model: ModelConfig) -> dict[str, Any]:
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, longest: int) -> dict[str, Any]:
-    """Settings with which AutoTokenizer gives our ids: no token is added, and text never becomes a special token."""
+    """Settings with which AutoTokenizer gives our ids: text never becomes a special token."""
     eot = _token(tokenizer, tokenizer.eot_id)
     fields: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eot,
+        "bos_token": _token(tokenizer, tokenizer.prefix_ids[0]) if tokenizer.prefix_ids else eot,
         "eos_token": eot,
         "pad_token": eot,
         "padding_side": "left",

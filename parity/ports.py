@@ -100,11 +100,13 @@ def compare(
 
 def _rows(flat: Arrays, names: Names) -> list[Row]:
     """The mapping as rows of a table of names."""
+    if invented := [path for path in names if path not in flat]:
+        raise UserError(f"names: {', '.join(invented)}: not among the JAX params; there are {', '.join(flat)}")
     rows = []
     for path, named in names.items():
         name, axes = named if isinstance(named, tuple) else (named, None)
-        shape = flat[path].shape if path in flat else ()
-        if axes is not None and path in flat and sorted(axes) != list(range(len(shape))):
+        shape = flat[path].shape
+        if axes is not None and sorted(axes) != list(range(len(shape))):
             raise UserError(f"names: {path}: found axes {axes}, expected an order of the {len(shape)} of its array")
         rows.append(Row(path, name, name, shape, _transform(axes)))
     return rows
@@ -205,11 +207,14 @@ def _run_torch(
 
 def _check_names(weights: Arrays, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
     known = {name: tuple(value.shape) for name, value in [*parameters.items(), *buffers.items()]}
-    problems = [f"{name} is in no row" for name in parameters if name not in weights]
+    problems = [f"{name} of the torch module has no path in names" for name in parameters if name not in weights]
+    invented = [name for name in weights if name not in known]
+    if invented:
+        problems.append(f"{', '.join(invented)}: not in the torch module; there are {', '.join(known)}")
     for name, value in weights.items():
-        if name not in known:
-            problems.append(f"{name} is not in the torch module")
-        elif value.shape != known[name]:
+        if name in invented:
+            continue
+        if value.shape != known[name]:
             problems.append(f"{name} is {list(known[name])} in torch, {list(value.shape)} from JAX: set its axes?")
     if problems:
         raise UserError(f"names do not fit the torch module: {'; '.join(problems)}")

@@ -13,8 +13,8 @@ import numpy as np
 from lmcore import tokenizer as tokenizers
 from lmcore.config import Config, DataConfig
 from lmcore.corpus import Corpus, open_text
+from lmcore.encoding import encode
 from lmcore.errors import UserError
-from lmcore.prepare import encode
 from lmcore.tokenizer import Tokenizer
 from lmcore.trainer import with_vocabulary
 from parity.convert import open_source

@@ -4,11 +4,13 @@ Everything here is set before the packages, JAX or torch are first imported; the
 programs that tests start.
 """
 
+import json
 import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+import tokenizers
 from jaxtyping import install_import_hook
 
 # An int is a float where a float is asked for, as mypy has it (PEP 484).
@@ -38,3 +40,86 @@ def lm_data() -> Path:
     if not folder:
         pytest.skip("LM_DATA is not set: it names the folder of real text (tinystories/, tinyshakespeare/, …)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer() -> str:
+    """A tokenizer.json as SentencePiece has them: a text is one word with a space before it; bytes for the unknown."""
+    text = ["Once upon a time there was a fox, and the fox was here."] * 9 + ["héllo wörld, 123 there  are  spaces\n"]
+    special = ["<unk>", "<s>", "</s>"]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+    )
+    whole, sequence = tokenizers.normalizers, tokenizers.normalizers.Sequence
+    inner.normalizer = sequence([whole.Prepend("\u2581"), whole.Replace(" ", "\u2581")])
+    parts = tokenizers.decoders
+    inner.decoder = parts.Sequence(
+        [parts.Replace("\u2581", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+    )
+    every = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = sorted(set("".join(text)) - set("éö "))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special + every, limit_alphabet=len(letters), show_progress=False
+    )
+    inner.train_from_iterator(text, trainer)
+    state = json.loads(inner.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]  # the bytes are tokens of the model alone
+    inner = tokenizers.Tokenizer.from_str(json.dumps(state))
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return inner.to_str(pretty=True)
+
+
+@pytest.fixture(scope="session")
+def foreign_tokenizers(llama_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer.json of each kind that others make, every one with </s>."""
+    models, pre, norms, trainers = (
+        getattr(tokenizers, name) for name in ("models", "pre_tokenizers", "normalizers", "trainers")
+    )
+    special, text = ["<unk>", "</s>"], ["Once upon a time, it's 12345 foxes' day!\n\n  A naïve 字 \t end."] * 9
+    alphabet = pre.ByteLevel.alphabet()
+    shared = {"special_tokens": special, "show_progress": False}
+    words = r"'s|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre.Sequence([pre.Split(tokenizers.Regex(words), "isolated"), pre.ByteLevel(False, use_regex=False)])
+    bpe = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, **shared)
+    byte_level = tokenizers.decoders.ByteLevel()
+    meta = tokenizers.decoders.Metaspace()
+    kinds = {
+        "gpt2": (models.BPE(), bpe, None, pre.ByteLevel(False), byte_level),
+        "roberta": (models.BPE(), bpe, None, pre.ByteLevel(True), byte_level),
+        "llama3": (models.BPE(), bpe, None, split, byte_level),
+        "metaspace": (
+            models.BPE(unk_token="<unk>", fuse_unk=True),
+            trainers.BpeTrainer(vocab_size=90, **shared),
+            None,
+            pre.Metaspace(split=False),
+            meta,
+        ),
+        "unigram": (
+            models.Unigram(),
+            trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", **shared),
+            norms.NFKC(),
+            pre.Metaspace(),
+            meta,
+        ),
+        "wordpiece": (
+            models.WordPiece(unk_token="<unk>"),
+            trainers.WordPieceTrainer(vocab_size=90, **shared),
+            norms.BertNormalizer(),
+            pre.BertPreTokenizer(),
+            tokenizers.decoders.WordPiece(),
+        ),
+    }
+    made = {"llama": llama_tokenizer}
+    for kind, (model, trainer, normalizer, splitter, decoder) in kinds.items():
+        inner = tokenizers.Tokenizer(model)
+        if normalizer is not None:
+            inner.normalizer = normalizer
+        inner.pre_tokenizer, inner.decoder = splitter, decoder
+        inner.train_from_iterator(text, trainer)
+        made[kind] = inner.to_str()
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for kind, source in made.items():
+        (folder / f"{kind}.json").write_text(source, encoding="utf-8")
+    return {kind: folder / f"{kind}.json" for kind in made}

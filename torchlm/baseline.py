@@ -66,22 +66,21 @@ def _answers(name: str) -> bool:
     return True
 
 
-def encode(tokenizer: Any, eos_id: int, pieces: Sequence[tuple[str, bool]]) -> tuple[Tokens, int | None]:
-    """The text as a stream of ids, and the id that begins a document, where that is not the one that ends it.
+def encode(tokenizer: Any, eos_id: int, texts: Sequence[tuple[str, bool]]) -> Tokens:
+    """The text as a stream of ids; each document begins with a token for that, where another than eos does it.
 
     Text is only ever text: a document that spells out a special token gets its characters.
     """
     bos_id = None if tokenizer.bos_token_id in (None, eos_id) else int(tokenizer.bos_token_id)
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    documents, begins = [], True
-    for text, ends in pieces:
+    before = [] if bos_id is None else [bos_id]
+    documents = []
+    for text, ends in texts:
         ids = tokenizer(text, **options)["input_ids"]
-        before = [] if bos_id is None or not begins else [bos_id]
         documents.append(np.array([*before, *ids, *([eos_id] if ends else [])], np.uint32))
-        begins = ends
-    size = sum(len(text.encode()) for text, _ in pieces)
+    size = sum(len(text.encode()) for text, _ in texts)
     unk_id = None if tokenizer.unk_token_id in (eos_id, bos_id) else tokenizer.unk_token_id  # as gpt2, which knows all
-    return as_stream(documents, eos_id, unk_id, size), bos_id
+    return as_stream(documents, eos_id, unk_id, size, tuple(before))
 
 
 @torch.inference_mode()
@@ -96,17 +95,16 @@ def measure(request: Request) -> Measured:
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
     if not isinstance(eos_id, int):
         raise UserError(f"{request.model!r} has no single eos_token, which must end a document; set it in the folder")
-    stream, bos_id = encode(tokenizer, eos_id, request.pieces)
+    stream = encode(tokenizer, eos_id, request.documents)
     vocab_size, highest = model.get_output_embeddings().weight.shape[0], int(stream.ids.max())
     if highest >= vocab_size:
         raise UserError(f"{request.model!r}: its tokenizer gives id {highest}, and the model has {vocab_size} tokens")
     context = min(request.context, getattr(model.config, "max_position_embeddings", None) or request.context)
-    rows = max(1, min(request.batch_size, LOGITS // (context * vocab_size)))
+    width = min(context, len(stream) - 1)
+    rows = max(1, min(request.batch_size, LOGITS // (width * vocab_size)))
     model.to(device)
     nats, count = 0.0, 0
-    for inputs, targets in eval_windows(stream, seq_len=context, batch_size=rows, windows=0):
-        if bos_id is not None:
-            targets[targets == bos_id] = -1
+    for inputs, targets in eval_windows(stream, seq_len=width, batch_size=rows, windows=0):
         logits = model(to_device(inputs, device), use_cache=False).logits.float()
         wanted = to_device(targets, device)
         nats += float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum"))

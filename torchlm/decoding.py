@@ -111,6 +111,10 @@ class Generator:
             state = Decoding(cache, logits)
         return torch.stack(written, dim=1).to("cpu", torch.int32).numpy(), state
 
+    def has_nan(self, state: Decoding) -> bool:
+        """Whether the next token would be drawn from NaN."""
+        return bool(torch.isnan(state.logits).any())
+
 
 def for_decoding(model: Decoder) -> Decoder:
     """A copy whose products read their weights as fast as they can, once for every token.

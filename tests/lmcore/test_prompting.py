@@ -46,6 +46,9 @@ class Summing:
         written = np.array([row[-uniforms.shape[1] :] for row in rows], np.int32)
         return written, (rows, columns + uniforms.shape[1], size)
 
+    def has_nan(self, state: tuple) -> bool:
+        return False
+
 
 def expected(prompts: list[list[int]], options: SampleConfig, context: int) -> list[list[int]]:
     """The documented rule, row by row and without padding: the first chunk has room, a full context forgets half."""
@@ -216,6 +219,9 @@ class Scripted:
         self.calls += 1
         rows = [[*script, *[0] * (begin + count)][begin : begin + count] for script in self.scripts]
         return np.array(rows, np.int32), None
+
+    def has_nan(self, state: None) -> bool:
+        return False
 
 
 @pytest.fixture(scope="module")

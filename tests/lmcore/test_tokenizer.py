@@ -76,7 +76,88 @@ def test_streamed_text_is_the_decoded_text_in_whole_characters(made, kind, data)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     stream = tokenizer.stream()
     assert "".join([*map(stream.feed, ids), stream.flush()]) == tokenizer.decode(ids)
-    assert stream.feed(tokenizer.encode("t")[0]) == "t", "flush starts anew"
+
+
+KINDS = ("llama", "gpt2", "roberta", "llama3", "metaspace", "unigram", "wordpiece")
+
+
+@pytest.fixture(scope="module")
+def others(foreign_tokenizers) -> dict[str, Tokenizer]:
+    return {kind: Tokenizer.load(path, "</s>") for kind, path in foreign_tokenizers.items()}
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("prompt", ["", "Once upon a time", "é", " "])
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_text_is_what_decoding_prompt_and_tokens_adds(others, kind, prompt, data):
+    tokenizer = others[kind]
+    begin = tokenizer.encode_prompt(prompt)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
+    stream = tokenizer.stream(begin)
+    streamed = "".join([*map(stream.feed, ids), stream.flush()])
+    assert streamed == tokenizer.decode(begin + ids)[len(tokenizer.decode(begin)) :]
+
+
+def test_a_stream_keeps_the_first_space_and_bytes_that_form_no_character(others):
+    tokenizer = others["llama"]
+    begin, there, *_ = tokenizer.encode_prompt("time"), *tokenizer.encode("there was")
+    stream = tokenizer.stream(begin)
+    assert stream.feed(there).startswith(" t")
+    assert tokenizer.decode([there]).startswith("t"), "alone, it begins a text"
+    byte = {value: tokenizer.inner.token_to_id(f"<0x{value:02X}>") for value in (0xE2, 0x82, 0xAC, 0xFF)}
+    assert [stream.feed(byte[value]) for value in (0xE2, 0x82, 0xAC)] == ["", "", ""], "a byte more would undo the sign"
+    assert stream.feed(there).startswith("€ t")
+    assert [stream.feed(byte[0xE2]), stream.feed(byte[0xFF]), stream.flush()] == ["", "", "\ufffd\ufffd"]
+
+
+def test_a_prompt_begins_as_the_template_says_and_ours_with_nothing(others, made):
+    for text in ("", "Once", "<s>Once</s>"):
+        plain = others["llama"].inner.encode(text, add_special_tokens=True).ids
+        assert others["llama"].encode_prompt(text) == plain
+        assert plain[0] == 1
+    assert made["bytes"].encode_prompt("ab") == [*b"ab"]
+    assert made["bytes"].encode_prompt("") == [256]
+
+
+def test_special_tokens_are_read_from_a_prompt_only_when_asked_for(others):
+    tokenizer = others["llama"]
+    once = tokenizer.encode("Once")
+    assert tokenizer.encode_prompt("<s>Once</s>", special=True) == [1, *once, 2], "and the first is not doubled"
+    assert tokenizer.encode_prompt("</s>", special=True) == [1, 2]
+    assert tokenizer.encode_prompt("", special=True) == [1]
+    assert 2 not in tokenizer.encode_prompt("Once</s>")
+    assert 2 not in tokenizer.encode("Once</s>"), "and documents never"
+
+
+def test_a_foreign_file_is_saved_as_it_was(foreign_tokenizers, tmp_path):
+    for path in foreign_tokenizers.values():
+        tokenizer = Tokenizer.load(path, "</s>")
+        tokenizer.encode_prompt("a", special=True)
+        tokenizer.save(tmp_path / "again.json")
+        assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_what_makes_two_encodings_differ_is_switched_off_and_said(others, foreign_tokenizers, tmp_path):
+    state = json.loads(foreign_tokenizers["llama"].read_text())
+    state["model"]["dropout"] = 0.5
+    text = "Once upon a time there was a fox " * 5
+    plain = tokenizers.Tokenizer.from_str(json.dumps(state))
+    assert len({tuple(plain.encode(text).ids) for _ in range(9)}) > 1
+    plain.enable_truncation(2)
+    plain.enable_padding(length=8)
+    plain.save(str(tmp_path / "t.json"))
+    found = Tokenizer.load(tmp_path / "t.json", "</s>")
+    assert found.ignored == ("truncation", "padding", "model.dropout")
+    assert {tuple(found.encode(text)) for _ in range(9)} == {tuple(others["llama"].encode(text))}
+    assert others["llama"].ignored == ()
+
+
+def test_a_stop_token_that_is_none_is_refused(foreign_tokenizers):
+    assert Tokenizer.load(foreign_tokenizers["llama"], "</s>", ["<s>"]).stop_ids == {1, 2}
+    with pytest.raises(UserError, match=r"tokenizer.stop_tokens: found '<nine>', expected tokens of .*llama.json"):
+        Tokenizer.load(foreign_tokenizers["llama"], "</s>", ["<nine>"])
+    with pytest.raises(UserError, match=r"tokenizer.stop_tokens: found '<nine>', which the vocabulary lacks"):
+        train(TokenizerConfig(kind="bytes", stop_tokens=["<nine>"]), [])
 
 
 def test_a_stream_holds_back_half_a_character(made):

@@ -250,8 +250,8 @@ def test_trees_of_outputs_are_compared_by_place():
     ("names", "said"),
     [
         ({n: v for n, v in NAMES.items() if n != "out"}, "out [7, 3] is in no row"),
-        (NAMES | {"nothing": "second.bias"}, "nothing [] is missing"),
-        (NAMES | {"out": ("third.weight", (1, 0))}, "third.weight is not in the torch module"),
+        (NAMES | {"nothing": "second.bias"}, "names: nothing: not among the JAX params; there are in.b, in.w, out"),
+        (NAMES | {"out": ("third.weight", (1, 0))}, "third.weight: not in the torch module; there are first.weight"),
         (NAMES | {"out": "second.weight"}, "set its axes"),
         (NAMES | {"out": ("second.weight", (0, 2))}, "found axes (0, 2)"),
         (NAMES | {"in.b": "shift"}, "filled twice"),

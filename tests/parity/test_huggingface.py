@@ -311,7 +311,7 @@ def test_without_a_tokenizer_the_numbers_still_come_over(tmp_path: Path, capsys:
         ({"eos_token": {"content": "<|im_end|>"}}, {"eos_token_id": 0}, "<|im_end|>"),
         (None, {"eos_token_id": [1, 0]}, "<|im_end|>"),
         (None, {"eos_token_id": None}, "<|endoftext|>"),
-        (None, {"eos_token_id": 10**30}, "<|endoftext|>"),
+        (None, {"eos_token_id": -1}, "<|endoftext|>"),
     ],
 )
 def test_the_token_that_ends_a_text_is_found(settings: Any, fields: dict[str, Any], expected: str, tmp_path: Path):

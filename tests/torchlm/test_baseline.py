@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import jaxlm.evaluate
 import torchlm.evaluate
 from lmcore import baseline
-from lmcore.baseline import Request
+from lmcore.baseline import Request, whole_documents
 from lmcore.errors import UserError
+from lmcore.readers import Piece
 from parity.convert import convert
 from torchlm import train
 from torchlm.baseline import encode, load, measure
@@ -27,6 +28,7 @@ PIECES = [
     ("Äpfel, 🙂 and <|endoftext|> or <s> in words", True),
     ("The end", True),
 ]
+DOCUMENTS = whole_documents(Piece(*piece) for piece in PIECES)
 SIZE = sum(len(text.encode()) for text, _ in PIECES)
 
 
@@ -73,10 +75,9 @@ def by_hand(folder: Path, context: int, bos: bool) -> tuple[float, int]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ids = [0]
-    for texts in (("Once upon a time there was a f", "ox."), *((text,) for text, _ in PIECES[2:])):
+    for text in ("Once upon a time there was a fox.", *(text for text, _ in PIECES[2:])):
         ids += [1] if bos else []
-        for text in texts:
-            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids += [0]
     nats, count = 0.0, 0
     for i in range(1, len(ids)):
@@ -91,7 +92,7 @@ def by_hand(folder: Path, context: int, bos: bool) -> tuple[float, int]:
 
 
 def ask(folder: Path, context: int) -> Request:
-    return Request(model=str(folder), pieces=PIECES, context=context, batch_size=3, device="cpu")
+    return Request(model=str(folder), documents=DOCUMENTS, context=context, batch_size=3, device="cpu")
 
 
 def test_a_model_with_one_special_token_and_a_shorter_context(gpt2: Path):
@@ -122,8 +123,8 @@ def test_a_token_that_begins_a_document_is_read_and_not_predicted(llama: Path):
 
 def test_text_that_spells_a_special_token_is_text(llama: Path):
     _, tokenizer = load(str(llama))
-    stream, bos_id = encode(tokenizer, 0, PIECES)
-    assert bos_id == 1
+    stream = encode(tokenizer, 0, DOCUMENTS)
+    assert stream.prefix == (1,)
     assert [int((stream.ids == i).sum()) for i in (0, 1)] == [4, 3]
     assert tokenizer.decode(stream.ids.tolist(), skip_special_tokens=True) == "".join(text for text, _ in PIECES)
 
