@@ -88,11 +88,10 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
     for word in words:
         if not is_unicode(word):  # what Python makes of other bytes
             raise UserError(f"{word!a}: found bytes that are not UTF-8, expected text in UTF-8")
-    if not configs.GROUPS.keys() & {name.partition(".")[0] for name in known}:
-        files, printing = [], False
-    else:
+    files: list[str] = []
+    printing = "config" in known and "--print_config" in words
+    if "config" in known:
         files, words = _split_off(words, "--config")
-        printing = "--print_config" in words
         words = [word for word in words if word != "--print_config"]
     for file in files:
         parser.set_defaults(_defaults(parser, file, known))

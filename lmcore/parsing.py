@@ -134,6 +134,10 @@ def parse_scalar(text: str) -> Any:
     return text
 
 
+def _line(event: Any) -> int:
+    return event.start_mark.line + 1
+
+
 class _Builder:
     """Builds plain values from the events of PyYAML's parser, and counts them as it goes."""
 
@@ -151,12 +155,12 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise yaml.YAMLError(f"line {event.start_mark.line + 1} begins a second document, expected one")
+                    raise yaml.YAMLError(f"line {_line(event)} begins a second document, expected one")
                 value = self._value(next(self.events), 0)
         return value
 
     def _value(self, event: Any, depth: int) -> Any:
-        line, anchor = event.start_mark.line + 1, event.anchor
+        line, anchor = _line(event), event.anchor
         if isinstance(event, yaml.AliasEvent):
             return self._alias(anchor, line)
         if depth > MAX_DEPTH:
@@ -195,7 +199,7 @@ class _Builder:
         lines: dict[str, int] = {}
         merged: dict[str, Any] = {}
         while not isinstance(key := next(self.events), yaml.MappingEndEvent):
-            line = key.start_mark.line + 1
+            line = _line(key)
             if not isinstance(key, yaml.ScalarEvent):
                 raise yaml.YAMLError(f"line {line}: found a list, mapping or alias as a name, expected a text")
             name = key.value
