@@ -80,8 +80,21 @@ MISTAKES = {
     "a wrong type": (CHANGES + "first: {optim.clip: much}", "first: optim.clip: found 'much', expected a number"),
     "an impossible change": (CHANGES + "first: {model.n_heads: 3}", "first: model.dim: found 128, expected a multiple"),
     "no fields": (CHANGES + "first:", "first: found None, expected fields"),
-    "the same name twice": (CHANGES + "a: {optim.clip: 0}\n  a: {optim.lr: 1}", "the name 'a' stands twice"),
-    "the same field twice": (CHANGES + "a: {optim.clip: 0, optim.clip: 1}", "the name 'optim.clip' stands twice"),
+    "the same name twice": (
+        CHANGES + "a: {optim.clip: 0}\n  a: {optim.lr: 1}",
+        "'a' stands twice in one place, lines 3 and 4",
+    ),
+    "the same field twice": (
+        CHANGES + "a: {optim.clip: 0, optim.clip: 1}",
+        "'optim.clip' stands twice in one place, line 3",
+    ),
+    "the same field in two forms": (CHANGES + "a: {optim.clip: 0, optim: {clip: 1}}", "a: optim.clip stands twice, by"),
+    "two forms in the base": (
+        "base: {model.dim: 8, model: {dim: 4}}\nchanges: {a: {optim.clip: 0}}",
+        "base: model.dim",
+    ),
+    "a base that holds itself": ("base: &a {model: *a}\nchanges: {a: {optim.clip: 0}}", "&a holds itself"),
+    "a quoted number": (CHANGES + "a: {optim.clip: '0'}", "a: optim.clip: found '0', expected a number"),
     "the same folder twice": (
         CHANGES + "a b: {optim.clip: 0}\n  a-b: {optim.lr: 1}",
         "a-b: found this name beside 'a b'",
@@ -149,14 +162,14 @@ def test_the_state_of_a_run_is_read_from_its_folder(study: tuple[Path, list[Outc
 def test_a_damaged_run_is_one_line_that_names_the_way_out(study: tuple[Path, list[Outcome]], damage: str):
     trial = study[1][0].trial
     (trial.folder / "run.json").write_text(damage)
-    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it anew"):
+    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it again"):
         outcome(trial)
 
 
 def test_a_finished_run_without_its_metrics_is_one_line(study: tuple[Path, list[Outcome]]):
     trial = study[1][0].trial
     (trial.folder / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it anew"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it again"):
         outcome(trial)
 
 

@@ -506,6 +506,28 @@ def test_a_command_returns_a_code_for_every_end(capsys: pytest.CaptureFixture[st
         ends_with(ZeroDivisionError())
 
 
+@pytest.mark.parametrize("text", ["“Once” – × ± ✓ é", "half \ud800 a pair", "plain"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_what_standard_output_cannot_show_ends_no_command(text: str, encoding: str):
+    code = f"from lmcore.errors import command\n@command\ndef main(argv=None): print({text!a})\nexit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == (text + "\n").encode(encoding, "replace")
+
+
+def test_a_command_leaves_standard_output_as_it_was(capsys: pytest.CaptureFixture[str]):
+    seen = []
+    assert command(lambda argv: seen.append(sys.stdout.errors))([]) == 0
+    assert (seen, sys.stdout.errors) == (["replace"], "strict")
+
+
+def test_help_is_shown_in_ascii():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    ended = subprocess.run([sys.executable, "-m", "jaxlm.train", "--help"], env=environment, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_a_reader_that_leaves_early_is_no_mistake():
     code = "from lmcore.errors import command\n@command\ndef main(argv=None):\n    while True: print('x')\nexit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
