@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from lmcore import ablation_report
 from lmcore import config as configs
 from lmcore.ablation import BASE, Outcome, Trial, check_trials, merge, outcome, read_plan, trials
 from lmcore.ablation_report import HEADINGS, lines, write_report
@@ -224,6 +225,40 @@ def test_the_report_is_a_table_a_page_and_a_picture(study: tuple[Path, list[Outc
     blue = np.isclose(picture[..., :3], (0.121, 0.466, 0.705), atol=0.02).all(axis=2)
     assert blue.sum() > 200  # the first change's curves
     assert ((picture[..., :3] < 0.02).all(axis=2)).sum() > 500  # the base's
+
+
+def coloured(path: Path) -> int:
+    """Pixels in the colour of the first change, within the frame or at its edge: the legend lies right of it."""
+    picture = imread(path)[:, :900, :3]
+    return int(np.isclose(picture, (0.121, 0.466, 0.705), atol=0.02).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(("losses", "drawn"), [((2.0,), True), ((math.nan,), False)])
+def test_a_single_evaluation_is_a_point(losses: tuple[float, ...], drawn: bool, tmp_path: Path):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0), 1000, 700)
+    a_run(untied, rows(*losses), 1000, 700)
+    write_report(tmp_path, plan, [outcome(t) for t in found], [], "command")
+    assert (coloured(tmp_path / "curves.png") > 30) is drawn
+
+
+@pytest.mark.parametrize(("worst", "marked"), [(9.0, True), (2.9, False)])
+def test_a_curve_above_the_frame_is_marked_at_its_edge_and_in_the_legend(
+    worst: float, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0, 2.5, 2.0), 1000, 700)
+    a_run(untied, rows(worst + 1, worst), 1000, 700)
+    figures: list[Any] = []
+    monkeypatch.setattr(ablation_report, "save", lambda figure, path: figures.append(figure))
+    ablation_report.plot_curves(lines(plan, [outcome(t) for t in found]), tmp_path / "c.png", "title")
+    [legend] = figures[0].legends
+    said = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("untied head")]
+    assert said[0].endswith(f"above the frame, from {worst:.2f}") is marked
+    triangles = [line for line in figures[0].axes[0].lines if line.get_marker() == "^"]
+    assert len(triangles) == marked
 
 
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path):
