@@ -151,7 +151,7 @@ def plot_curves(entries: Sequence[Line], path: Path, title: str) -> None:
         state = f"{mean(line.final.values()):.3f}" if line.final else state
         for o in line.outcomes:
             points = _points(o)
-            few = {"marker": "o", "markersize": 5} if len(points) <= FEW else {}
+            few: dict[str, Any] = {"marker": "o", "markersize": 5} if len(points) <= FEW else {}
             [curve] = axes.plot(*points.T, **looks, **few)
             if o.state == "diverged" and len(points):
                 axes.plot(*points[-1], "x", color=looks["color"], markersize=8, markeredgewidth=2)

@@ -243,10 +243,10 @@ def _meant(word: str, known: dict[str, Any]) -> str:
     option, equals, text = word.partition("=")
     name = option.removeprefix("--")
     hint = known.get(name)
-    if not equals or not option.startswith("--") or not {hint, *get_args(hint)} <= {int, float, bool, NoneType}:
+    if not equals or not option.startswith("--") or not set(get_args(hint) or [hint]) <= {int, float, bool, NoneType}:
         return word
     try:
-        value = parse_scalar(text.strip())
+        value = parse_scalar(text.strip()) if text.strip() else text  # an empty variable of a shell is not null
     except yaml.YAMLError:
         value = text
     if not configs.fits(value, hint):
@@ -287,7 +287,7 @@ def _one_line(message: str, known: dict[str, Any]) -> str:
     if match := re.match(r"argument (?:-\w/)?--([^\s/:]+)\S*: expected one argument", message):
         return f"{_named(match.group(1))}: found no value, expected {_expected(match.group(1), known)}"
     field = ".".join(dict.fromkeys(keys))
-    if match := re.search(r"(?:Got|Given) value: (.+?)(?: - Expected .*)?$", message):
+    if match := re.search(r"(?:Got|Given) value: ?(.*?)(?: - Expected .*)?$", message):
         return f"{_named(field)}: found {shown(match.group(1))}, expected {_expected(field, known)}"
     if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
         return f"{field}: found {shown(match.group(1))}, expected one of its fields, as in --{field}.FIELD VALUE"

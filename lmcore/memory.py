@@ -4,7 +4,7 @@ from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
 from lmcore.machine import memory_bytes
 
-__all__ = ["check_memory", "parameter_parts"]
+__all__ = ["check_batch", "check_memory", "parameter_parts"]
 
 STATE = {"adamw": 2, "adafactor": 0, "muon": 1, "lion": 1, "sgd": 1}
 """Optimizer -> values that it keeps for each weight, at the least."""
@@ -24,20 +24,18 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
 def check_memory(config: Config, *, training: bool) -> None:
     """Compare what a config needs on a CPU at the least with the memory of the machine.
 
-    Counted are the weights, with `training` also what the optimizer keeps and one batch of token ids, and the table of
-    positions; gradients and activations come on top, but depend on the framework.
+    Counted are the weights, with `training` also what the optimizer keeps, and the table of positions; gradients and
+    activations come on top, but depend on the framework.
 
     Raises:
         UserError: it cannot fit.
     """
-    model, train = config.model, config.train
-    size = 8 if train.precision == "float64" else 4
+    model = config.model
+    size = 8 if config.train.precision == "float64" else 4
     copies = 1 + (STATE[config.optim.name] if training else 0)
     parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8
-    if training:
-        parts["train.batch_size or train.seq_len"] = train.batch_size * (train.seq_len + 1) * 4
     needed, available = sum(parts.values()), memory_bytes()
     if needed > available:
         largest = max(parts, key=lambda fields: parts[fields])
@@ -45,6 +43,22 @@ def check_memory(config: Config, *, training: bool) -> None:
         raise UserError(
             f"model: found one that takes at least {_gigabytes(needed)} for {what}, expected at most the "
             f"{_gigabytes(available)} of memory in this machine; lower {largest}"
+        )
+
+
+def check_batch(config: Config) -> None:
+    """Compare one batch of token ids, which every device takes from main memory, with the memory of the machine.
+
+    Raises:
+        UserError: it cannot fit.
+    """
+    train = config.train
+    needed, available = train.batch_size * (train.seq_len + 1) * 4, memory_bytes()
+    if needed > available:
+        found = f"{train.batch_size:,}, which takes {_gigabytes(needed)} for one batch of token ids"
+        raise UserError(
+            f"train.batch_size: found {found}, expected at most the {_gigabytes(available)} of memory in this machine; "
+            f"lower train.batch_size or train.seq_len"
         )
 
 

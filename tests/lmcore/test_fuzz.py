@@ -139,7 +139,7 @@ def check_word(path: Path, drawn: tuple[str, str]) -> None:
         [*found] = parse_yaml(f"- {word}")
     except yaml.YAMLError:
         return
-    if len(found) != 1 or isinstance(found[0], list | dict) or word.strip().startswith(("!", "- ")):
+    if not word.strip() or len(found) != 1 or isinstance(found[0], list | dict) or word.strip().startswith(("!", "- ")):
         return  # not a plain word
     path.write_text(f"{group}:\n  {field}: {word}\n", encoding="utf-8")
 

@@ -8,7 +8,7 @@ import lmcore.memory
 from jaxlm.engine import Engine as JaxEngine
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
 from lmcore.errors import UserError
-from lmcore.memory import check_memory, parameter_parts
+from lmcore.memory import check_batch, check_memory, parameter_parts
 from torchlm.engine import Engine as TorchEngine
 
 MODEL = ModelConfig(vocab_size=61, dim=16, n_heads=4, n_kv_heads=2, n_layers=2, max_seq_len=32)
@@ -59,7 +59,7 @@ def test_training_takes_the_optimizers_state_too(engine: type, monkeypatch: pyte
 
 def test_no_more_is_asked_for_than_is_sure(monkeypatch: pytest.MonkeyPatch):
     weights = sum(parameter_parts(MODEL).values())
-    rest = MODEL.max_seq_len * MODEL.head_dim * 8 + 8 * 33 * 4
+    rest = MODEL.max_seq_len * MODEL.head_dim * 8
     for name, values in (("adamw", 3), ("lion", 2), ("adafactor", 1)):
         for precision, size in (("bfloat16", 4), ("float64", 8)):
             config = Config(model=MODEL, optim=OptimConfig(name=name), train=TrainConfig(precision=precision))
@@ -72,6 +72,7 @@ def test_no_more_is_asked_for_than_is_sure(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_batch_beyond_the_memory_is_refused_too():
+    check_batch(Config())
     config = Config(model=MODEL, train=TrainConfig(batch_size=HUGE, seq_len=32))
     with pytest.raises(UserError, match=r"lower train\.batch_size or train\.seq_len$"):
-        check_memory(config, training=True)
+        check_batch(config)
