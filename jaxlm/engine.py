@@ -23,6 +23,7 @@ from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over
 from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
 from lmcore.config import Config, SampleConfig
 from lmcore.flops import peak_flops
+from lmcore.memory import check_memory
 
 __all__ = ["Engine", "TrainState", "eval_step", "train_step"]
 
@@ -86,8 +87,9 @@ class Engine:
     def __init__(self, config: Config):
         set_up_jax(config.train)
         self.config = config
-        self.model = Model(config)
         self.mesh = data_mesh(config.train)
+        self._check_memory(training=False)
+        self.model = Model(config)
         whole, split = replicated(self.mesh), batch_sharding(self.mesh, axis=1)
         self._train_step = jax.jit(
             partial(train_step, self.model),
@@ -129,9 +131,14 @@ class Engine:
 
     def init(self) -> None:
         """Start from the contract's initial weights."""
+        self._check_memory(training=True)
         params = jax.device_put(self.model.initial_params(), replicated(self.mesh))
         opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=replicated(self.mesh))(params)
         self.state = TrainState(jax.device_put(jnp.int32(0), replicated(self.mesh)), params, opt_state)
+
+    def _check_memory(self, *, training: bool) -> None:
+        if self.mesh.devices.flat[0].platform == "cpu":
+            check_memory(self.config, training=training)
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""]]:
         """One update; returns `loss` and `grad_norm` without waiting for them."""

@@ -51,8 +51,12 @@ def data_mesh(train: TrainConfig) -> Mesh:
     """
     try:
         devices = jax.devices(None if train.device == "auto" else train.device)
-    except RuntimeError as error:
-        raise UserError(f"train.device: {train.device!r} is not to be had here ({error})") from error
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what is not installed
+        wanted = os.environ.get("JAX_PLATFORMS")
+        hint = f"; JAX_PLATFORMS is {wanted!r}: unset it, or set it to what jax has here" if wanted else ""
+        raise UserError(
+            f"train.device: {train.device!r} is not to be had here ({error or 'no backend'}){hint}"
+        ) from error
     if devices[0].platform == "cpu" and train.cpu_devices:
         devices = devices[: train.cpu_devices]
     rows = train.batch_size // train.grad_accum

@@ -23,13 +23,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmcore import cli
 from lmcore import config as configs
 from lmcore.config import Config
-from lmcore.errors import UserError
+from lmcore.errors import UserError, shown
 from lmcore.machine import usable_cores
+from lmcore.parsing import read_json, read_yaml
 
 __all__ = ["BASE", "Outcome", "Plan", "Trial", "check_trials", "main", "merge", "outcome", "read_plan", "trials"]
 
@@ -41,6 +40,8 @@ FIXED = {
     "train.resume": "what is there is always continued",
 }
 """Fields that no change may set -> why."""
+SLUG = 100
+"""Characters of an entry's name that name its folder."""
 FREE = ("run_dir", "train.resume", "train.cpu_devices", "train.device", "data.dir", "checkpoint.", "log.", "sample.")
 """Fields, or beginnings of fields, in which a run on disk may differ: they leave its numbers alone."""
 
@@ -88,31 +89,12 @@ class Outcome:
     """Its run.json: framework, device, parameters; empty before it began."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a name given twice is a mistake, and 1e-3 is a number (YAML 1.1 wants 1.0e-3)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Refuse a second value for one name."""
-        named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        names = [self.construct_object(key, deep=True) for key in named]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.YAMLError(f"the name {twice[0]!r} stands twice in one place; rename one")
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)  # a safe loader
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, expected the YAML of an ablation") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({error})") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file, expected the YAML of an ablation")
+    found = read_yaml(path)
     if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {found!r}, expected fields, each with its value")
+        raise UserError(f"{path}: holds {shown(found)}, expected fields, each with its value")
     return found
 
 
@@ -130,18 +112,22 @@ def read_plan(path: Path) -> Plan:
     if isinstance(base, str):
         base = _read_yaml(path.parent / base)
     if not isinstance(base, dict):
-        raise UserError(f"{path}: base: found {base!r}, expected the fields of a config, or the path of its YAML file")
+        expected = "the fields of a config, or the path of its YAML file"
+        raise UserError(f"{path}: base: found {shown(base)}, expected {expected}")
+    _check_once(f"{path}: base", base)
     seeds = found.get("seeds", [0, 1])
     distinct = isinstance(seeds, list) and len(seeds) == len(set(map(repr, seeds))) > 0
     if not distinct or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds: found {seeds!r}, expected a list of different whole numbers from 0")
+        raise UserError(f"{path}: seeds: found {shown(seeds)}, expected a list of different whole numbers from 0")
     changes = found.get("changes")
     if not isinstance(changes, dict) or not changes:
-        raise UserError(f"{path}: changes: found {changes!r}, expected a name for each change with the fields it sets")
+        expected = "a name for each change with the fields it sets"
+        raise UserError(f"{path}: changes: found {shown(changes)}, expected {expected}")
     folders = {_slug(BASE): BASE}
     for name, fields in changes.items():
         if not isinstance(fields, dict) or not fields:
-            raise UserError(f"{path}: {name}: found {fields!r}, expected fields, each with its value")
+            raise UserError(f"{path}: {name}: found {shown(fields)}, expected fields, each with its value")
+        _check_once(f"{path}: {name}", fields)
         for field in {name for name, _ in _leaves(fields)} & FIXED.keys():
             raise UserError(f"{path}: {name}: {field} cannot be changed: {FIXED[field]}")
         slug = _slug(str(name))
@@ -152,6 +138,13 @@ def read_plan(path: Path) -> Plan:
     return Plan(
         path=path, base=merge({}, base), seeds=seeds, changes={str(name): fields for name, fields in changes.items()}
     )
+
+
+def _check_once(where: str, fields: dict[str, Any]) -> None:
+    """Refuse a field that is set both by its dotted name and in its group."""
+    names = [name for name, _ in _leaves(fields)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where}: {twice[0]} stands twice, by its dotted name and in its group; keep one")
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -232,20 +225,19 @@ def outcome(trial: Trial) -> Outcome:
     elif saved and saved[-1].step >= trial.config.train.steps:
         state = "finished"
         if not any("valid_loss" in row for row in rows):
-            raise UserError(f"{folder / 'metrics.jsonl'}: found no evaluation; delete {folder} to train it anew")
+            raise UserError(f"{folder / 'metrics.jsonl'}: found no evaluation; delete {folder} to train it again")
     return Outcome(trial=trial, rows=rows, state=state, facts=facts)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts["parameters"], int):
-            raise TypeError(f"parameters: found {facts['parameters']!r}, expected a number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: cannot be read ({reason}); delete {path.parent} to train it anew") from error
+    hint = f"delete {path.parent} to train it again"
+    facts = read_json(path, hint)
+    known = isinstance(facts, dict) and {"framework", "device"} <= facts.keys()
+    if not known or not isinstance(facts.get("parameters"), int):
+        expected = "framework, device and a number of parameters"
+        raise UserError(f"{path}: cannot be read (found {shown(facts)}, expected {expected}); {hint}")
     return facts
 
 
@@ -401,7 +393,7 @@ def _beside(trial: Trial, suffix: str) -> Path:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())[:SLUG].strip("-")
 
 
 def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lmcore.ablation import BASE, Outcome, Plan, Trial
 from lmcore.plots import new_plot, save
+from lmcore.web import TABLE_STYLE, table
 
 __all__ = ["HEADINGS", "Line", "lines", "plot_curves", "write_report"]
 
@@ -25,6 +26,10 @@ HEADINGS = (
     *("entry", "change", "parameters", "final validation loss", "against base", "best validation loss"),
     *("bits per byte", "tokens/s", "diverged"),
 )
+
+
+FEW = 12
+"""Points of a curve that are drawn one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +129,19 @@ def _describe(change: dict[str, Any], prefix: str = "") -> str:
     return ", ".join(words)
 
 
-def plot_curves(table: Sequence[Line], path: Path, title: str) -> None:
+def plot_curves(entries: Sequence[Line], path: Path, title: str) -> None:
     """Draw the validation loss of every run over its training tokens: a colour for each entry, a line for each seed.
 
     The base is black. A cross is where a run diverged. The frame ends where the base stands after a twentieth of its
-    training; the legend has what lies above it, with its final loss.
+    training; a triangle at its upper edge, and the legend, say which curve lies above it as a whole.
     """
     from matplotlib import colormaps
 
     figure, axes = new_plot(title, "training tokens", "validation loss (nats per token)")
     figure.set_size_inches(10, 5.6)
     handles, colours = [], colormaps["tab10"].resampled(10)(range(10))
-    others = [line.entry for line in table if line.entry != BASE]
-    for line in table:
+    others = [line.entry for line in entries if line.entry != BASE]
+    for line in entries:
         i = others.index(line.entry) if line.entry in others else 0
         looks: dict[str, Any] = {"color": colours[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
         if line.entry == BASE:
@@ -146,12 +151,14 @@ def plot_curves(table: Sequence[Line], path: Path, title: str) -> None:
         state = f"{mean(line.final.values()):.3f}" if line.final else state
         for o in line.outcomes:
             points = _points(o)
-            [curve] = axes.plot(*points.T, **looks)
+            few: dict[str, Any] = {"marker": "o", "markersize": 5} if len(points) <= FEW else {}
+            [curve] = axes.plot(*points.T, **looks, **few)
             if o.state == "diverged" and len(points):
                 axes.plot(*points[-1], "x", color=looks["color"], markersize=8, markeredgewidth=2)
-        handles.append((curve, f"{line.entry}  {state}"))
-    _frame(axes, table)
-    legend = figure.legend(*zip(*handles), loc="outside right upper", frameon=False, fontsize=9)
+        handles.append((curve, line, f"{line.entry}  {state}"))
+    top = _frame(axes, entries)
+    named = [(curve, text + _above(axes, curve, line, top)) for curve, line, text in handles]
+    legend = figure.legend(*zip(*named), loc="outside right upper", frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollar signs
     save(figure, path)
@@ -162,25 +169,38 @@ def _points(o: Outcome) -> np.ndarray:
     return np.array(pairs, dtype=float).reshape(-1, 2)
 
 
-def _frame(axes: Any, table: Sequence[Line]) -> None:
-    base = np.concatenate([_points(o) for line in table for o in line.outcomes if line.entry == BASE])
-    lowest = min((min(line.best) for line in table if line.best), default=None)
+def _above(axes: Any, curve: Any, line: Line, top: float) -> str:
+    """Mark an entry of which the frame shows nothing; return what the legend says of it."""
+    points = np.concatenate([_points(o) for o in line.outcomes])
+    if not len(points) or points[:, 1].min() <= top:
+        return ""
+    edge = axes.get_xaxis_transform()  # the height as a fraction of the frame's
+    axes.plot(points[-1, 0], 1.0, "^", color=curve.get_color(), markersize=8, clip_on=False, transform=edge, zorder=4)
+    return f"  ▲ above the frame, from {points[:, 1].min():.2f}"
+
+
+def _frame(axes: Any, entries: Sequence[Line]) -> float:
+    """Set the limits of the losses, where there is a base to set them by; return the upper one."""
+    base = np.concatenate([_points(o) for line in entries for o in line.outcomes if line.entry == BASE])
+    lowest = min((min(line.best) for line in entries if line.best), default=None)
     if lowest is None or len(base) < 2:
-        return
+        return math.inf
     early = base[base[:, 0] >= base[:, 0].max() / 20]
     top = early[np.argmin(early[:, 0]), 1]
     margin = 0.04 * (top - lowest)
-    if margin > 0:
-        axes.set_ylim(lowest - margin, top + margin)
+    if margin <= 0:
+        return math.inf
+    axes.set_ylim(lowest - margin, top + margin)
+    return top + margin
 
 
 def write_report(out: Path, plan: Plan, outcomes: Sequence[Outcome], failed: Iterable[Trial], command: str) -> str:
     """Write `report.md`, `report.html` and `curves.png` into `out`; return the table as a terminal shows it."""
-    table = lines(plan, outcomes, failed)
-    base = next(line for line in table if line.entry == BASE)
-    rows = [line.cells(base.final) for line in table]
+    entries = lines(plan, outcomes, failed)
+    base = next(line for line in entries if line.entry == BASE)
+    rows = [line.cells(base.final) for line in entries]
     title = f"Ablation {plan.path.stem}"
-    plot_curves(table, out / "curves.png", title)
+    plot_curves(entries, out / "curves.png", title)
     facts = _facts(plan, base, command)
     (out / "report.md").write_text(_markdown(title, facts, rows), encoding="utf-8")
     (out / "report.html").write_text(_page(title, facts, rows, out / "curves.png"), encoding="utf-8")
@@ -220,35 +240,31 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --muted: #97a3b4; --line: #2c3542; --paper: #11161d;
   --card: #19202a; --bad: #ff7b7b; --mark: #1d2b3b; } }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 56px; }
+* { box-sizing: border-box; } main { max-width: 1320px; margin: 0 auto; padding: 32px 20px 56px; }
 h1 { font-size: 24px; margin: 0 0 14px; } dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px;
   margin: 0 0 20px; font-size: 13.5px; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 8px 16px;
-  margin: 16px 0; overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th { color: var(--muted); font-size: 12px; text-align: right; padding: 8px 10px; }
-td { border-top: 1px solid var(--line); padding: 7px 10px; text-align: right; font-variant-numeric: tabular-nums;
-  white-space: nowrap; } th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } td code { font-size: 12px;
-  color: var(--muted); } tr.base td { background: var(--mark); font-weight: 600; } td.bad { color: var(--bad);
-  font-weight: 600; } img { width: 100%; border-radius: 6px; display: block; margin: 8px 0; background: #fff; }
+  margin: 16px 0; } td.change { font: 12px ui-monospace, monospace; color: var(--muted); }
+tr.base, tr.base td { background: var(--mark); font-weight: 600; } tr.bad td.ended { color: var(--bad);
+  font-weight: 600; white-space: normal; }
+img { width: 100%; border-radius: 6px; display: block; margin: 8px 0; background: #fff; }
+@media (max-width: 640px) { main { padding: 20px 12px 40px; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; } }
 """
 
 
 def _page(title: str, facts: dict[str, str], rows: list[list[str]], picture: Path) -> str:
     """A page that stands alone: no network, no script."""
-    head = "".join(f"<th>{name}</th>" for name in HEADINGS)
-    body = []
-    for row in rows:
-        entry, change, *rest, ended = (html.escape(cell) for cell in row)
-        cells = f"<td>{entry}</td><td><code>{change}</code></td>" + "".join(f"<td>{cell}</td>" for cell in rest)
-        cells += f'<td class="{"good" if ended == "no" else "bad"}">{ended}</td>'
-        body.append(f'<tr class="{"base" if row[0] == BASE else "change"}">{cells}</tr>')
+    columns = ["", "text change", *[""] * (len(HEADINGS) - 3), "ended"]
+    kinds = [" ".join(["base"] * (row[0] == BASE) + ["bad"] * (row[-1] != "no")) for row in rows]
+    shown = table(HEADINGS, rows, row_classes=kinds, column_classes=columns)
     told = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
     image = base64.b64encode(picture.read_bytes()).decode()
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{told}</dl>"
-        f"<section><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></section>"
+        f"<style>{TABLE_STYLE}{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{told}</dl>"
+        f"<section>{shown}</section>"
         f'<section><img alt="Validation loss of every run" src="data:image/png;base64,{image}"></section>'
         "</main></body></html>\n"
     )

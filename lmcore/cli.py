@@ -1,8 +1,10 @@
 """The command line: YAML by `--config`, any field by its dotted name, and one-line errors that name the field.
 
 jsonargparse reads the dataclasses of `lmcore.config`, so help, types and defaults are written once, there. This file
-adds what it leaves open: several values after a list field, the nearest name for a typo, and the choice of a run
-folder. Importing it is cheap: `--help` must answer before any framework is loaded.
+adds what it leaves open: files that are read by `lmcore.parsing` and checked before they become defaults, several
+values after a list field, values that begin with a dash, the nearest name for a typo, and the choice of a run folder.
+Values are texts on the command line and have types of their own in a file; a plain word means the same in both.
+Importing it is cheap: `--help` must answer before any framework is loaded.
 """
 
 import argparse
@@ -14,24 +16,40 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from lmcore import config as configs
 from lmcore.config import Config
-from lmcore.errors import UserError
+from lmcore.errors import UserError, is_unicode, shown
+from lmcore.parsing import parse_json, parse_scalar, parse_yaml, read_yaml
 
 __all__ = ["command_parser", "named_as_options", "parse", "parse_arguments"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+def _load(text: str) -> Any:
+    """What jsonargparse takes a word for; a comment, say, is a text and not nothing."""
+    value = parse_yaml(text)
+    return text if value is None else value
+
+
+set_loader("twinlm", _load, (yaml.YAMLError, ValueError))
+
+OPTION = re.compile(r"--[A-Za-z][\w.\-]*(=.*)?", re.DOTALL)
+"""What looks like an option: no other word that begins with a dash does."""
+
+
 def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
     """An empty parser in the style of this project's commands; parse with `parse_arguments`."""
     usage = f"{prog} {usage}"
-    return ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False)
+    return ArgumentParser(
+        prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False, parser_mode="twinlm"
+    )
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
@@ -54,30 +72,82 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     if resume and not files and parsed.run_dir and (saved := Path(parsed.run_dir) / "config.yaml").exists():
         parsed = parse_arguments(parser, ["--config", str(saved), *words])
     parsed.run_dir = parsed.run_dir or str(_choose_run_dir(Path(files[-1]).stem if files else "quickstart", resume))
-    values = parsed.as_dict()
-    return configs.from_dict(Config, {name: values[name] for name in values if name != "config"})
+    return _config(parsed)
 
 
 def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """Parse, turning jsonargparse's errors into one line.
+    """Parse; the fields of every `--config` become defaults, which options override.
+
+    With `--print_config`, print the config that the other words make, if it is a possible one, and end the program.
 
     Raises:
         UserError: an option is unknown or has the wrong type, or a YAML file cannot be read.
     """
     known = _field_types(parser)
-    lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
     words = sys.argv[1:] if argv is None else list(argv)
     for word in words:
-        if any("\ud800" <= character <= "\udfff" for character in word):  # what Python makes of other bytes
+        if not is_unicode(word):  # what Python makes of other bytes
             raise UserError(f"{word!a}: found bytes that are not UTF-8, expected text in UTF-8")
-    words = _gather_lists(words, lists)
-    files, words = _split_off(words, "--config")
+    files: list[str] = []
+    printing = "config" in known and "--print_config" in words
+    if "config" in known:
+        files, words = _split_off(words, "--config")
+        words = [word for word in words if word != "--print_config"]
     for file in files:
-        _check_yaml(file)
+        parser.set_defaults(_defaults(parser, file, known))
     try:
-        return parser.parse_args([*(f"--config={file}" for file in files), *words])
+        parsed = parser.parse_args(_joined(_gather_lists(words, known), parser, known))
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error), known)) from None
+    if "config" in known:
+        parsed.config = files
+    if printing:
+        print(configs.to_yaml(_config(parsed)), end="")
+        raise SystemExit(0)
+    return parsed
+
+
+def _config(parsed: Namespace) -> Config:
+    values = parsed.as_dict()
+    return configs.from_dict(Config, {name: values[name] for name in ("run_dir", *configs.GROUPS) if name in values})
+
+
+def _defaults(parser: ArgumentParser, path: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of what a YAML file sets, nested groups filled up with what was set before."""
+    if not Path(path).exists():
+        raise UserError(f"--config: found no file {path!r}, expected the path of a YAML file")
+    try:
+        found = read_yaml(Path(path))
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
+    groups = {name: found[name] for name in configs.GROUPS if name in found} if isinstance(found, dict) else {}
+    for place, value in [(path, found), *((f"{path}: {name}", value) for name, value in groups.items())]:
+        if not isinstance(value, dict):
+            raise UserError(f"--config: {place} holds {shown(value)}, expected fields, each with its value")
+    for name in _names(found):
+        if name not in known and name not in configs.GROUPS:
+            raise UserError(f"{_unknown(name, known)} ({path})")
+    try:
+        configs.check_types(Config, found)
+    except UserError as error:
+        raise UserError(f"{error} ({path})") from error
+    defaults: dict[str, Any] = {}
+    for name, value in found.items():
+        fields = {f"{name}.{field}": inner for field, inner in value.items()} if name in groups else {name: value}
+        for field, inner in fields.items():
+            before = parser.get_default(field) if isinstance(inner, dict) else None
+            before = before.as_dict() if isinstance(before, Namespace) else before
+            defaults[field] = before | inner if isinstance(before, dict) else inner
+    return defaults
+
+
+def _names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted name of everything in a file that has a value of its own."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 @contextmanager
@@ -111,24 +181,28 @@ def _choose_run_dir(name: str, resume: bool) -> Path:
     return last if resume else taken
 
 
-def _gather_lists(argv: list[str], lists: set[str]) -> list[str]:
-    """Turn `--data.files a b --data.files c` into one YAML list, which is what jsonargparse reads."""
+def _gather_lists(argv: list[str], known: dict[str, Any]) -> list[str]:
+    """Turn `--data.files a b --data.files c` into one YAML list, which is what jsonargparse reads.
+
+    A field of a config takes a JSON list of texts too; an option of a command, such as `--prompt`, takes words alone.
+    """
+    lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
     gathered: dict[str, list[str]] = {}
     rest: list[str] = []
     name = None
     for word in argv:
         option, equals, value = word.partition("=")
-        if option in lists and not _is_list(value):
+        if option in lists:
             name = option
             gathered.setdefault(name, []).extend([value] if equals else [])
-        elif name and not word.startswith("--"):
+        elif name and not OPTION.fullmatch(word):
             gathered[name].append(word)
         else:
             name = None
             rest.append(word)
     for name, values in gathered.items():
-        given = values[0] if len(values) == 1 and _is_list(values[0]) else _yaml_list(values)
-        rest.append(f"{name}={given}" if values else name)
+        texts = _texts(values[0]) if len(values) == 1 and "." in name else None
+        rest.append(f"{name}={_yaml_list(values if texts is None else texts)}" if values else name)
     return rest
 
 
@@ -138,11 +212,46 @@ def _yaml_list(texts: list[str]) -> str:
     return dumped.removesuffix("\n")
 
 
-def _is_list(text: str) -> bool:
+def _texts(text: str) -> list[str] | None:
+    """The texts of a JSON list, or None where it is none."""
     try:
-        return isinstance(json.loads(text), list)
+        found = parse_json(text)
     except ValueError:
-        return False
+        return None
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+
+
+def _joined(argv: list[str], parser: ArgumentParser, known: dict[str, Any]) -> list[str]:
+    """Join an option and its one value, which may begin with a dash, and write numbers as they are meant.
+
+    Raises:
+        UserError: a number, a truth value or null is expected and not found.
+    """
+    single = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
+    single |= {f"--{name}" for name, hint in known.items() if hint is not None}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in single and not OPTION.fullmatch(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return [_meant(word, known) for word in words]
+
+
+def _meant(word: str, known: dict[str, Any]) -> str:
+    """`--train.steps=0100` -> `--train.steps=100`: every plain word as `lmcore.parsing` understands it."""
+    option, equals, text = word.partition("=")
+    name = option.removeprefix("--")
+    hint = known.get(name)
+    if not equals or not option.startswith("--") or not set(get_args(hint) or [hint]) <= {int, float, bool, NoneType}:
+        return word
+    try:
+        value = parse_scalar(text.strip()) if text.strip() else text  # an empty variable of a shell is not null
+    except yaml.YAMLError:
+        value = text
+    if not configs.fits(value, hint):
+        raise UserError(f"{_named(name)}: found {shown(text)}, expected {configs.describe_type(hint)}")
+    return f"{option}={json.dumps(value)}"
 
 
 def _split_off(argv: list[str], name: str) -> tuple[list[str], list[str]]:
@@ -163,19 +272,6 @@ def _split_off(argv: list[str], name: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _check_yaml(path: str) -> None:
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"--config: found no file {path!r}, expected the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config: {path} cannot be read as YAML ({error})") from error
-    groups = {name: found[name] for name in configs.GROUPS if name in found} if isinstance(found, dict) else {}
-    for place, value in [(path, found), *((f"{path}: {name}", value) for name, value in groups.items())]:
-        if not isinstance(value, dict):
-            raise UserError(f"--config: {place} holds {value!r}, expected fields, each with its value")
-
-
 def _one_line(message: str, known: dict[str, Any]) -> str:
     """Say in one line what jsonargparse says in several, with the nearest name for an unknown one."""
     message = " ".join(message.split())
@@ -189,13 +285,18 @@ def _one_line(message: str, known: dict[str, Any]) -> str:
             return _unknown(word, known)
         return f"{word}: an argument too many; fields are given as --FIELD VALUE"
     if match := re.match(r"argument (?:-\w/)?--([^\s/:]+)\S*: expected one argument", message):
-        return f"{match.group(1)}: found no value, expected {_expected(match.group(1), known)}"
+        return f"{_named(match.group(1))}: found no value, expected {_expected(match.group(1), known)}"
     field = ".".join(dict.fromkeys(keys))
-    if match := re.search(r"(?:Got|Given) value: (.+?)(?: - Expected .*)?$", message):
-        return f"{field}: found {match.group(1)!r}, expected {_expected(field, known)}"
+    if match := re.search(r"(?:Got|Given) value: ?(.*?)(?: - Expected .*)?$", message):
+        return f"{_named(field)}: found {shown(match.group(1))}, expected {_expected(field, known)}"
     if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
-        return f"{field}: found {match.group(1)!r}, expected one of its fields, as in --{field}.FIELD VALUE"
+        return f"{field}: found {shown(match.group(1))}, expected one of its fields, as in --{field}.FIELD VALUE"
     return message
+
+
+def _named(field: str) -> str:
+    """A field of a config by its name, an option of a command as it is typed."""
+    return field if "." in field or field in configs.GROUPS else f"--{field}"
 
 
 def _expected(field: str, known: dict[str, Any]) -> str:

@@ -1,27 +1,30 @@
 """Every setting of a run, as frozen dataclasses whose defaults are the quickstart.
 
 A group checks itself when it is made and fills what can be derived (`head_dim` from `dim`, say), so a config that
-exists is valid. `lmcore.cli` reads these classes from YAML and the command line; `save` and `load` keep the resolved
-config with the run.
+exists is valid. What was filled is a `Derived` number: it is derived again whenever its group is replaced, and saved as
+not given, so that a default stays one until somebody sets the field. `lmcore.cli` reads these classes from YAML and the
+command line; `save` and `load` keep the config with the run.
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lmcore.errors import UserError
+from lmcore.errors import UserError, is_unicode, shown
+from lmcore.parsing import read_yaml
 
 __all__ = [
     "GROUPS",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "Derived",
     "EvalConfig",
     "LogConfig",
     "ModelConfig",
@@ -30,13 +33,17 @@ __all__ = [
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "as_given",
+    "check_types",
     "describe_type",
     "differences",
+    "fits",
     "flatten",
     "from_dict",
     "group_in",
     "load",
     "save",
+    "to_yaml",
 ]
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
@@ -48,7 +55,16 @@ GATED = ("swiglu", "geglu")
 
 def _require(group: str, name: str, found: object, ok: bool, expected: str) -> None:
     if not ok:
-        raise UserError(f"{group}.{name}: found {found!r}, expected {expected}")
+        raise UserError(f"{group}.{name}: found {shown(found)}, expected {expected}")
+
+
+class Derived(int):
+    """A number that nobody gave: it follows from other fields, and follows them when they change."""
+
+
+def _given(value: int) -> int:
+    """The value of a field in which 0 stands for what is derived."""
+    return 0 if isinstance(value, Derived) else value
 
 
 def _at_least(group: str, config: object, minimum: float, *names: str) -> None:
@@ -136,16 +152,16 @@ class ModelConfig:
         _at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim")
         _at_least("model", self, 1, "dim", "n_layers", "n_heads")
         _at_least("model", self, 2, "max_seq_len")
-        if self.head_dim == 0:
+        if _given(self.head_dim) == 0:
             even = self.dim % self.n_heads == 0
             _require("model", "dim", self.dim, even, f"a multiple of n_heads = {self.n_heads}, or set model.head_dim")
         derived = {
-            "n_kv_heads": self.n_kv_heads or self.n_heads,
-            "head_dim": self.head_dim or self.dim // self.n_heads,
-            "ffn_dim": self.ffn_dim or (-(-self.dim * 8 // (3 * 32)) * 32 if self.mlp in GATED else 4 * self.dim),
+            "n_kv_heads": self.n_heads,
+            "head_dim": self.dim // self.n_heads,
+            "ffn_dim": -(-self.dim * 8 // (3 * 32)) * 32 if self.mlp in GATED else 4 * self.dim,
         }
         for name, value in derived.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _given(getattr(self, name)) or Derived(value))
         divides = self.n_heads % self.n_kv_heads == 0
         _require("model", "n_kv_heads", self.n_kv_heads, divides, f"a divisor of n_heads = {self.n_heads}")
         rotary = self.position == "rope"
@@ -247,7 +263,8 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Shape after warmup; wsd is warmup, stable, then a linear decay."""
     warmup_steps: int | None = None
-    """Steps of linear warmup, the first of which already has lr / warmup_steps; null takes a twentieth of all."""
+    """Steps of linear warmup, the first of which already has lr / warmup_steps; null takes a twentieth of all,
+    whatever train.steps becomes."""
     decay_fraction: float = 0.2
     """Share of all steps that wsd spends on its decay."""
     beta1: float = 0.9
@@ -408,12 +425,13 @@ class Config:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
-        steps, longest = self.train.steps, self.model.max_seq_len
-        warmup = steps // 20 if self.optim.warmup_steps is None else self.optim.warmup_steps
+        steps, longest, warmup = self.train.steps, self.model.max_seq_len, self.optim.warmup_steps
+        if warmup is None or isinstance(warmup, Derived):
+            warmup = Derived(steps // 20)
         _require("optim", "warmup_steps", warmup, 0 <= warmup < steps, f"at least 0, less than train.steps = {steps}")
-        seq_len = self.train.seq_len or longest
+        seq_len = _given(self.train.seq_len) or Derived(longest)
         _require("train", "seq_len", seq_len, seq_len <= longest, f"at most model.max_seq_len = {longest}")
-        eval_batch = self.eval.batch_size or self.train.batch_size // self.train.grad_accum
+        eval_batch = _given(self.eval.batch_size) or Derived(self.train.batch_size // self.train.grad_accum)
         object.__setattr__(self, "optim", replace(self.optim, warmup_steps=warmup))
         object.__setattr__(self, "train", replace(self.train, seq_len=seq_len))
         object.__setattr__(self, "eval", replace(self.eval, batch_size=eval_batch))
@@ -440,16 +458,52 @@ def describe_type(hint: Any) -> str:
     return words[hint] if hint in words else " or ".join(map(describe_type, get_args(hint)))
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field has."""
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
+        return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if hint is int:
+        return type(value) is int or isinstance(value, Derived)
     if isinstance(hint, type):
         return type(value) is hint
-    return any(_fits(value, kind) for kind in get_args(hint))
+    return any(fits(value, kind) for kind in get_args(hint))
+
+
+def check_types(cls: type, values: Any, prefix: str = "") -> None:
+    """Check names and types of nested plain values, whatever else they may be.
+
+    Args:
+        cls: `Config` or one of its groups.
+        values: a mapping of field names to values, perhaps not of all.
+        prefix: what a message puts before the name of a field: the group's name and a dot.
+
+    Raises:
+        UserError: a key is unknown, or a value is of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{prefix.rstrip('.') or 'config'}: found {shown(values)}, expected fields, each with its value"
+        )
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UserError(f"{prefix}{shown(name)[1:-1]}: no such field{hint}")
+        group = group_in(hints[name])
+        if group and not (value is None and hints[name] is not group):
+            check_types(group, value, f"{prefix}{name}.")
+        elif not fits(value, hints[name]):
+            raise UserError(f"{prefix}{name}: found {shown(value)}, expected {describe_type(hints[name])}")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise UserError(f"{prefix}{name}: found {shown(value)}, expected {describe_type(hints[name])} of 64 bits")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not is_unicode(text):
+                raise UserError(f"{prefix}{name}: found {text!a}, half a surrogate pair, expected Unicode text")
 
 
 def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
@@ -463,22 +517,14 @@ def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
     Raises:
         UserError: a key is unknown, or a value is of the wrong type or impossible.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'config'}: found {values!r}, expected fields, each with its value")
+    check_types(cls, values, prefix)
     hints = get_type_hints(cls)
-    made = {}
-    for name, value in values.items():
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise UserError(f"{prefix}{name}: no such field{hint}")
+
+    def made(name: str, value: Any) -> Any:
         group = group_in(hints[name])
-        if group and not (value is None and hints[name] is not group):
-            value = from_dict(group, value, f"{prefix}{name}.")
-        elif not _fits(value, hints[name]):
-            raise UserError(f"{prefix}{name}: found {value!r}, expected {describe_type(hints[name])}")
-        made[name] = value
-    return cls(**made)
+        return from_dict(group, value, f"{prefix}{name}.") if group and value is not None else value
+
+    return cls(**{name: made(name, value) for name, value in values.items()})
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -498,9 +544,26 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
 
 
+def as_given(config: Any) -> dict[str, Any]:
+    """Nested plain values that make the same config, what was derived not given: `from_dict` derives it again."""
+
+    def plain(name: str, value: Any) -> Any:
+        if is_dataclass(value):
+            return as_given(value)
+        return unset[name] if isinstance(value, Derived) else value
+
+    unset = {f.name: f.default for f in fields(config)}
+    return {f.name: plain(f.name, getattr(config, f.name)) for f in fields(config)}
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML, what was derived not given."""
+    return yaml.safe_dump(as_given(config), sort_keys=False, allow_unicode=True)
+
+
 def save(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write the config as YAML, what was derived not given."""
+    path.write_text(to_yaml(config), encoding="utf-8")
 
 
 def load(path: Path) -> Config:
@@ -509,10 +572,7 @@ def load(path: Path) -> Config:
     Raises:
         UserError: the file is missing or is not a config.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as a config ({error})") from error
+    values = read_yaml(path, "a config")
     try:
         return from_dict(Config, values)
     except UserError as error:

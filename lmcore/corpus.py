@@ -7,6 +7,7 @@ says whether it is still the same text. `open_corpora` gives one to train on and
 import glob
 import hashlib
 import math
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ from lmcore.readers import Piece, check_format, document, read_documents
 __all__ = ["Corpus", "Piece", "file_digest", "open_corpora", "open_text"]
 
 LOCAL_INSTEAD = "to train on local text, give --data.files 'folder/*.txt'"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""What a data set on the hub may be called: NAME or OWNER/NAME."""
+NAME = 64
+"""Characters of a corpus's name, which begins the name of a folder."""
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 
@@ -76,6 +81,11 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     valid: Corpus | None = None
     if data.files and data.valid_files:
         valid = Files("data.valid_files", data.valid_files, data)
+        assert isinstance(train, Files)
+        for place, path in valid.places.items():
+            if place in train.places:
+                found = f"{path}, which is {train.places[place]} of data.files"
+                raise UserError(f"data.valid_files: found {found}, expected text that is not trained on")
     elif not data.files and data.dataset is not None and data.valid_split is not None:
         valid = Hub(data, data.valid_split)
     if valid is not None:
@@ -110,9 +120,16 @@ class Files(Corpus):
     def __init__(self, setting: str, patterns: list[str], data: DataConfig):
         self._paths = [path for pattern in patterns for path in _matches(setting, pattern)]
         self._formats = [check_format(path) for path in self._paths]
+        self.places: dict[tuple[int, int], Path] = {}
+        """Device and inode, which links share, of every file."""
+        for path in self._paths:
+            place = path.stat().st_dev, path.stat().st_ino
+            if place in self.places:
+                raise UserError(f"{setting}: found {_twice(path, self.places[place])}, expected each file once")
+            self.places[place] = path
         self._separator = data.separator
         self._text_field = data.text_field
-        self.name = self._paths[0].name.split(".")[0]
+        self.name = self._paths[0].name.split(".")[0][:NAME]
         if all(path.suffix.lower() == ".txt" for path in self._paths):
             self.size = sum(path.stat().st_size for path in self._paths)
 
@@ -147,7 +164,13 @@ class Hub(Corpus):
         self._split = split
         self._text_field = data.text_field
         self._streaming = data.streaming
-        self.name = data.dataset.rstrip("/").split("/")[-1]
+        self.name = data.dataset.rstrip("/").split("/")[-1][:NAME]
+        path = Path(data.dataset).expanduser()
+        if path.is_file():
+            raise UserError(f"data.dataset: found the file {data.dataset!r}, expected a folder; give --data.files")
+        if not data.dataset or not (HUB_NAME.fullmatch(data.dataset) or path.is_dir()):
+            expected = "expected one, or the name of a data set on the hub"
+            raise UserError(f"data.dataset: found no folder {data.dataset!r}, {expected}; {LOCAL_INSTEAD}")
 
     @cached_property
     def _builder(self) -> Any:
@@ -194,8 +217,8 @@ class Hub(Corpus):
             return UserError(f"data.split: found {self._split!r}, expected one of the data set's own ({message})")
         if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "aiohttp")):
             return UserError(
-                f"data.dataset: {self._dataset!r} cannot be fetched, the Hugging Face hub is out of reach ({message}); "
-                f"check the network, or, {LOCAL_INSTEAD}"
+                f"data.dataset: {self._dataset!r} is no folder here and cannot be fetched, the Hugging Face hub is out "
+                f"of reach ({message}); check the network, or, {LOCAL_INSTEAD}"
             )
         return UserError(
             f"data.dataset: {self._dataset!r} cannot be read ({type(error).__name__}: {message}); {LOCAL_INSTEAD}"
@@ -377,6 +400,10 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _twice(path: Path, known: Path) -> str:
+    return f"{path} twice" if path == known else f"{path}, which is the same file as {known}"
 
 
 def _matches(setting: str, pattern: str) -> list[Path]:

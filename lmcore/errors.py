@@ -1,11 +1,13 @@
 """One way to tell a user of a mistake: a single line on standard error and exit code 2, never a traceback."""
 
+import contextlib
 import functools
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["NotFinite", "UserError", "command"]
+__all__ = ["NotFinite", "UserError", "command", "is_unicode", "shown"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -32,13 +34,40 @@ class NotFinite(UserError):
     exit_code = 1
 
 
+def shown(value: object, limit: int = 200) -> str:
+    """A value as a message names it: its literal on one line, the middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]}"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written in UTF-8: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Print what standard output cannot encode as question marks: no table may end a run."""
+    stream = sys.stdout
+    errors = getattr(stream, "errors", None)
+    if errors != "strict" or not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Turn `main(argv)` into a command that returns an exit code and reports a `UserError` as one line."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            with _printable():
+                return main(argv) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from lmcore.config import Config
 from lmcore.errors import UserError
+from lmcore.parsing import parse_json
 
 __all__ = [
     "JsonlTracker",
@@ -209,7 +210,7 @@ def _read(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode())
         except ValueError:
             if number == len(lines):  # cut short by a kill, or nothing after the last newline
                 break

@@ -26,6 +26,7 @@ from lmcore.checkpoints import Checkpoint, Checkpoints
 from lmcore.config import Config, SampleConfig
 from lmcore.errors import UserError
 from lmcore.flops import flops_per_token
+from lmcore.memory import check_batch, check_memory
 from lmcore.plots import plot_loss
 from lmcore.prepare import Prepared, prepare
 from lmcore.progress import Progress
@@ -130,6 +131,9 @@ def run(config: Config, make_engine: Callable[[Config], Engine]) -> int:
         Diverged: the loss became infinite or NaN.
     """
     assert config.run_dir is not None
+    check_batch(config)
+    if config.train.device == "cpu":
+        check_memory(config, training=True)
     prepared = prepare(config)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)
     engine = make_engine(config)

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 
 from lmcore.plots import BLUE, ORANGE, save, style
+from lmcore.web import TABLE_STYLE, table
 from parity.bench_report import Measure, Report, cells, number, title
 from parity.page import STYLE
 
@@ -14,10 +15,13 @@ COLOURS = {"jaxlm": BLUE, "torchlm": ORANGE, "torchlm-compiled": "#f0a868"}
 GREY = "#9aa5b4"
 
 BARS = """
-td.side { white-space: nowrap; } td.bar { width: 34%; padding-top: 11px; }
-td.bar i { display: block; height: 11px; border-radius: 4px; background: #9aa5b4; min-width: 2px; }
-td.bar .jaxlm { background: var(--jax); } td.bar .torchlm, td.bar .torchlm-compiled { background: var(--torch); }
-td.bar .torchlm-compiled { opacity: .6; }
+main { max-width: 1320px; }
+.bars { display: grid; grid-template-columns: max-content minmax(0, 1fr) max-content; gap: 7px 14px;
+  align-items: center; padding: 14px 0 10px; font-size: 13px; }
+.bars i { display: block; height: 13px; border-radius: 4px; background: #9aa5b4; min-width: 2px; }
+.bars b { font-weight: 600; text-align: right; font-variant-numeric: tabular-nums; }
+.bars .jaxlm { background: var(--jax); } .bars .torchlm, .bars .torchlm-compiled { background: var(--torch); }
+.bars .torchlm-compiled { opacity: .6; }
 """
 
 
@@ -56,7 +60,7 @@ def page(report: Report) -> str:
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>parity: speed</title>',
-        f"<style>{STYLE}{BARS}</style></head><body><main>",
+        f"<style>{STYLE}{TABLE_STYLE}{BARS}</style></head><body><main>",
         '<p class="kicker">parity · JAX beside PyTorch</p><h1>How fast</h1>',
         '<p class="lead">Medians of turns that the sides take one after the other on the same machine, weights and '
         "batches; half of the samples lie in the middle half. Ratios are medians over the rounds. FLOP/s count 6 for "
@@ -72,15 +76,12 @@ def page(report: Report) -> str:
 def _group(report: Report, group: list[Measure]) -> str:
     rows = cells(report, group)
     names = list(rows[0])
-    head = '<th>side</th><th aria-label="bar"></th>'
-    head += "".join(f'<th class="number">{html.escape(name)}</th>' for name in names[1:])
     longest = max(measure.median for measure in group)
-    body = []
-    for measure, row in zip(group, rows, strict=True):
-        width = f"width:{measure.median / longest:.1%}"
-        body.append(f'<tr><td class="side">{html.escape(measure.side)}</td>')
-        body.append(f'<td class="bar"><i class="{measure.side}" style="{width}"></i></td>')
-        body += [f'<td class="number">{html.escape(row[name])}</td>' for name in names[1:]]
-        body.append("</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<h2>{html.escape(title(group))}</h2><section class="card table">{table}</section>'
+    bars = "".join(
+        f'<span>{html.escape(measure.side)}</span><i class="{html.escape(measure.side)}" '
+        f'style="width:{measure.median / longest:.1%}"></i><b>{number(measure.median)} {html.escape(measure.unit)}</b>'
+        for measure in group
+    )
+    shown = table(names, [[row[name] for name in names] for row in rows])
+    heading = f"<h2>{html.escape(title(group))}</h2>"
+    return f'{heading}<section class="card table"><div class="bars">{bars}</div>{shown}</section>'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.errors import UserError
+from lmcore.parsing import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -156,9 +157,9 @@ def load(path: Path) -> Report:
     """
     expected = f"expected a JSON file that python -m parity.bench wrote (schema {SCHEMA})"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--compare: {path} cannot be read ({error}); {expected}") from error
+        values = read_json(path)
+    except UserError as error:
+        raise UserError(f"--compare: {error}; {expected}") from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else type(values).__name__
         raise UserError(f"--compare: {path}: found schema {found!r}, {expected}")

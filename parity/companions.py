@@ -14,6 +14,7 @@ import tokenizers
 
 from lmcore.config import TokenizerConfig
 from lmcore.errors import UserError
+from lmcore.parsing import read_json
 from lmcore.tokenizer import Tokenizer
 
 __all__ = ["Companions", "read_companions", "read_fields", "read_tokenizer", "token_ids"]
@@ -24,8 +25,6 @@ NAMES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
 )
-MOST_BYTES = 64 * 2**20
-"""A larger file of fields is none."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -67,19 +66,13 @@ def read_companions(folder: Path) -> Companions:
 
 def read_fields(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON file of fields; what is wrong with it is added to `problems`."""
-    try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            problems.append(f"{path.name} holds {size:,} bytes, expected at most {MOST_BYTES:,}")
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         problems.append(f"{path.name} is missing")
         return {}
-    except RecursionError:
-        problems.append(f"{path.name} cannot be read (it is nested too deeply)")
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
+    try:
+        found = read_json(path)
+    except UserError as error:
+        problems.append(str(error))
         return {}
     if not isinstance(found, dict):
         problems.append(f"{path.name} holds {type(found).__name__}, expected fields")

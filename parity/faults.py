@@ -346,6 +346,9 @@ def forgets_newer(write_tokens: Any) -> Any:
             self.first = np.asarray(tokens)
             return self.generator.start(tokens, pads, size)
 
+        def has_nan(self, state: Any) -> Any:
+            return self.generator.has_nan(state)
+
         def extend(self, state: Any, uniforms: Any) -> Any:
             return self.generator.extend(state, uniforms)
 

@@ -13,14 +13,16 @@ from dataclasses import replace
 import numpy as np
 
 from lmcore.config import Config
-from parity.difference import difference
-from parity.result import Result
+from parity.difference import difference, tolerance
+from parity.result import MOST_DIVERGENCE, Result
 from parity.twins import Pair, moved_by_one_ulp, train
 
 __all__ = ["FALSE_ALARMS", "drift", "free_running", "prediction_bound", "whole_schedule"]
 
 FALSE_ALARMS = 1e-3
 """Probability that the bound is exceeded by one more draw."""
+SPREAD = 0.1
+"""Smallest standard deviation of a drift, in powers of ten."""
 SETTLED = 0.25
 """Fraction of the run that is left out at its beginning, while the drift is still the size of single roundings."""
 
@@ -33,28 +35,32 @@ def whole_schedule(config: Config, steps: int) -> Config:
 
 
 def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
-    """Mean over the run of log10 |difference of losses|; to each, one rounding of the loss itself is added.
+    """Mean over the run of log10 |difference of losses|; what is within the tolerance of a single step counts as that.
 
     Args:
         one: losses of one run, by step.
         other: those of another.
-        dtype: precision of both, whose losses are float32 but in float64.
+        dtype: precision of both.
     """
     later = slice(int(SETTLED * len(one)), None)
-    rounding = np.finfo(np.float64 if dtype == "float64" else np.float32).eps * np.abs(one[later])
-    return float(np.log10(np.abs(one[later] - other[later]) + rounding).mean())
+    relative = tolerance("logits", dtype)
+    single = np.full_like(one, MOST_DIVERGENCE) if relative is None else relative * np.abs(one)
+    return float(np.log10(np.maximum(np.abs(one - other), single)[later]).mean())
 
 
 def prediction_bound(draws: Sequence[float]) -> float:
     """What one more draw from the normal distribution of these exceeds with probability FALSE_ALARMS.
 
-    Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1 degrees of freedom.
+    Their standard deviation is taken as SPREAD at least: where nothing grows beyond a single step's tolerance, all
+    draws are the same. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
+    degrees of freedom.
     """
     from scipy.stats import t
 
     count = len(draws)
     quantile = float(t.ppf(1 - FALSE_ALARMS, count - 1))
-    return float(np.mean(draws) + quantile * np.std(draws, ddof=1) * np.sqrt(1 + 1 / count))
+    spread = max(SPREAD, float(np.std(draws, ddof=1)))
+    return float(np.mean(draws) + quantile * spread * np.sqrt(1 + 1 / count))
 
 
 def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draws: int) -> Iterator[Result]:

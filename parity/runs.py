@@ -146,6 +146,9 @@ class _Recorder:
         self.windows.append(tokens[0, pads[0] :])
         return self.generator.start(tokens, pads, size)
 
+    def has_nan(self, state: Any) -> Any:
+        return self.generator.has_nan(state)
+
     def extend(self, state: Any, uniforms: np.ndarray) -> tuple[np.ndarray, Any]:
         tokens, state = self.generator.extend(state, uniforms)
         self.windows[-1] = np.concatenate([self.windows[-1], tokens[0]])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmcore.config import Config, SampleConfig
 from lmcore.flops import peak_flops
 from lmcore.init import initial_weight
+from lmcore.memory import check_memory
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
@@ -105,6 +106,7 @@ class Engine:
     def __init__(self, config: Config):
         self.config = config
         self.device = set_up_torch(config.train)
+        self._check_memory(training=False)
         with torch.device("meta"):  # no memory and no initial values of torch's own
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
         self._loss_sum: LossSum = loss_sum
@@ -134,7 +136,12 @@ class Engine:
 
     def init(self) -> None:
         """Start from the contract's initial weights."""
+        self._check_memory(training=True)
         self.state = self._state(initial_params(self.model, self.config.train.seed))
+
+    def _check_memory(self, *, training: bool) -> None:
+        if self.device.type == "cpu":
+            check_memory(self.config, training=training)
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
         """One update; returns `loss` and `grad_norm`, in float16 also `skipped_steps`, without waiting for them."""

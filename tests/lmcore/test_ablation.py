@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from lmcore import ablation_report
 from lmcore import config as configs
 from lmcore.ablation import BASE, Outcome, Trial, check_trials, merge, outcome, read_plan, trials
 from lmcore.ablation_report import HEADINGS, lines, write_report
@@ -80,8 +81,21 @@ MISTAKES = {
     "a wrong type": (CHANGES + "first: {optim.clip: much}", "first: optim.clip: found 'much', expected a number"),
     "an impossible change": (CHANGES + "first: {model.n_heads: 3}", "first: model.dim: found 128, expected a multiple"),
     "no fields": (CHANGES + "first:", "first: found None, expected fields"),
-    "the same name twice": (CHANGES + "a: {optim.clip: 0}\n  a: {optim.lr: 1}", "the name 'a' stands twice"),
-    "the same field twice": (CHANGES + "a: {optim.clip: 0, optim.clip: 1}", "the name 'optim.clip' stands twice"),
+    "the same name twice": (
+        CHANGES + "a: {optim.clip: 0}\n  a: {optim.lr: 1}",
+        "'a' stands twice in one place, lines 3 and 4",
+    ),
+    "the same field twice": (
+        CHANGES + "a: {optim.clip: 0, optim.clip: 1}",
+        "'optim.clip' stands twice in one place, line 3",
+    ),
+    "the same field in two forms": (CHANGES + "a: {optim.clip: 0, optim: {clip: 1}}", "a: optim.clip stands twice, by"),
+    "two forms in the base": (
+        "base: {model.dim: 8, model: {dim: 4}}\nchanges: {a: {optim.clip: 0}}",
+        "base: model.dim",
+    ),
+    "a base that holds itself": ("base: &a {model: *a}\nchanges: {a: {optim.clip: 0}}", "&a holds itself"),
+    "a quoted number": (CHANGES + "a: {optim.clip: '0'}", "a: optim.clip: found '0', expected a number"),
     "the same folder twice": (
         CHANGES + "a b: {optim.clip: 0}\n  a-b: {optim.lr: 1}",
         "a-b: found this name beside 'a b'",
@@ -149,14 +163,14 @@ def test_the_state_of_a_run_is_read_from_its_folder(study: tuple[Path, list[Outc
 def test_a_damaged_run_is_one_line_that_names_the_way_out(study: tuple[Path, list[Outcome]], damage: str):
     trial = study[1][0].trial
     (trial.folder / "run.json").write_text(damage)
-    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it anew"):
+    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it again"):
         outcome(trial)
 
 
 def test_a_finished_run_without_its_metrics_is_one_line(study: tuple[Path, list[Outcome]]):
     trial = study[1][0].trial
     (trial.folder / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it anew"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it again"):
         outcome(trial)
 
 
@@ -211,6 +225,40 @@ def test_the_report_is_a_table_a_page_and_a_picture(study: tuple[Path, list[Outc
     blue = np.isclose(picture[..., :3], (0.121, 0.466, 0.705), atol=0.02).all(axis=2)
     assert blue.sum() > 200  # the first change's curves
     assert ((picture[..., :3] < 0.02).all(axis=2)).sum() > 500  # the base's
+
+
+def coloured(path: Path) -> int:
+    """Pixels in the colour of the first change, within the frame or at its edge: the legend lies right of it."""
+    picture = imread(path)[:, :900, :3]
+    return int(np.isclose(picture, (0.121, 0.466, 0.705), atol=0.02).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(("losses", "drawn"), [((2.0,), True), ((math.nan,), False)])
+def test_a_single_evaluation_is_a_point(losses: tuple[float, ...], drawn: bool, tmp_path: Path):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0), 1000, 700)
+    a_run(untied, rows(*losses), 1000, 700)
+    write_report(tmp_path, plan, [outcome(t) for t in found], [], "command")
+    assert (coloured(tmp_path / "curves.png") > 30) is drawn
+
+
+@pytest.mark.parametrize(("worst", "marked"), [(9.0, True), (2.9, False)])
+def test_a_curve_above_the_frame_is_marked_at_its_edge_and_in_the_legend(
+    worst: float, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0, 2.5, 2.0), 1000, 700)
+    a_run(untied, rows(worst + 1, worst), 1000, 700)
+    figures: list[Any] = []
+    monkeypatch.setattr(ablation_report, "save", lambda figure, path: figures.append(figure))
+    ablation_report.plot_curves(lines(plan, [outcome(t) for t in found]), tmp_path / "c.png", "title")
+    [legend] = figures[0].legends
+    said = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("untied head")]
+    assert said[0].endswith(f"above the frame, from {worst:.2f}") is marked
+    triangles = [line for line in figures[0].axes[0].lines if line.get_marker() == "^"]
+    assert len(triangles) == marked
 
 
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path):

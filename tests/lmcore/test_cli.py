@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,57 @@ def test_a_list_takes_several_values_repeats_or_json(argv: list[str], files: lis
     assert parse(*argv).data.files == files
 
 
+TEXTS = [
+    "[1]",
+    "[]",
+    '["a"]',
+    "{a: 1}",
+    "--help me",
+    "-x",
+    "- item",
+    "---",
+    "--1",
+    "null",
+    "~",
+    "a: b",
+    "'q'",
+    "*a",
+    "&a b",
+    "!x",
+]
+TEXTS += [
+    "yes",
+    "1e3",
+    "2024-01-01",
+    "",
+    " ",
+    "#x",
+    "a=b",
+    "--a b=c",
+    "@x",
+    "%x",
+    "|",
+    "> ",
+    "`x",
+    "[" * 500,
+    "a: &a [*a]",
+    "\t",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_may_look_like_anything(text: str):
+    parser = command_parser("prog", "What it does.", "")
+    parser.add_argument("--prompt", type=list[str] | None)
+    assert parse_arguments(parser, ["--prompt", text, "b"]).prompt == [text, "b"]
+    assert parse_arguments(parser, ["--prompt", text]).prompt == [text]
+    assert parse_arguments(parser, [f"--prompt={text}"]).prompt == [text]
+    config = parse("--sample.prompt", text, f"--data.text_field={text}", "--run_dir", text or "r")
+    assert (config.sample.prompt, config.data.text_field) == (text, text)
+    assert config.run_dir == {"null": str(Path("runs", "quickstart")), "": "r"}.get(text, text), "null is for none"
+
+
 def test_two_lists_and_another_field_do_not_mix():
     config = parse("--data.files", "a", "b", "--data.valid_files", "c", "--model.dim", "64", "--data.files", "d")
     assert (config.data.files, config.data.valid_files, config.model.dim) == (["a", "b", "d"], ["c"], 64)
@@ -183,13 +235,17 @@ MISTAKES = [
     ("--model.zzz 3", "--model.zzz: no such field; see --help for the fields there are"),
     ("extra", "extra: an argument too many; fields are given as --FIELD VALUE"),
     ("--model.dim 64 128", "128: an argument too many; fields are given as --FIELD VALUE"),
+    ("--run_dir", "--run_dir: found no value, expected a text or null"),
     ("--model.dim", "model.dim: found no value, expected a whole number"),
     ("--model.dim --optim.lr 1", "model.dim: found no value, expected a whole number"),
     ("--data.files", "data.files: found no value, expected a list of texts"),
-    ("--config", "config: found no value, expected a value"),
+    ("--config", "--config: found no value, expected a value"),
     ("--model.dim three", "model.dim: found 'three', expected a whole number"),
     ("--model.dim 3.5", "model.dim: found '3.5', expected a whole number"),
     ("--optim.lr fast", "optim.lr: found 'fast', expected a number"),
+    ("--optim.warmup_steps=", "optim.warmup_steps: found '', expected a whole number or null"),
+    ("--train.device=", "train.device: found '', expected one of auto, cpu, cuda, mps"),
+    ("--train.steps=", "train.steps: found '', expected a whole number"),
     ("--optim.lr inf", "optim.lr: found 'inf', expected a number"),
     ("--optim.warmup_steps x", "optim.warmup_steps: found 'x', expected a whole number or null"),
     ("--model.tie_embeddings maybe", "model.tie_embeddings: found 'maybe', expected true or false"),
@@ -200,7 +256,7 @@ MISTAKES = [
     ("--sample.top_p 2", "sample.top_p: found 2.0, expected more than 0 and at most 1"),
     ("--train.steps 9 --optim.warmup_steps 9", "optim.warmup_steps: found 9, expected at least 0, less than"),
     ("--config none.yaml", "--config: found no file 'none.yaml', expected the path of a YAML file"),
-    ("--config .", "--config: . cannot be read as YAML"),
+    ("--config .", "--config: .: cannot be read as YAML"),
 ]
 
 
@@ -214,19 +270,37 @@ YAML_MISTAKES = [
     ("modle:\n  dim: 3\n", "modle.dim: no such field; did you mean model.dim?"),
     ("batch_size: 3\n", "batch_size: no such field; did you mean train.batch_size or eval.batch_size?"),
     ("model:\n  dim: three\n", "model.dim: found 'three', expected a whole number"),
-    ("model:\n  dim: 64.0\n", "model.dim: found '64.0', expected a whole number"),
+    ("model:\n  dim: 64.0\n", "model.dim: found 64.0, expected a whole number"),
     ("model:\n  dim: null\n", "model.dim: found None, expected a whole number"),
     ("optim:\n  lr: fast\n", "optim.lr: found 'fast', expected a number"),
     ("optim:\n  lr: .inf\n", "optim.lr: found inf, expected a number"),
     ("optim:\n  warmup_steps: x\n", "optim.warmup_steps: found 'x', expected a whole number or null"),
-    ("run_dir: 2024\n", "run_dir: found '2024', expected a text or null"),
+    ("run_dir: 2024\n", "run_dir: found 2024, expected a text or null"),
     ("data:\n  files: a.txt\n", "data.files: found 'a.txt', expected a list of texts"),
-    ("data:\n  files: [1, 2]\n", "data.files: found '1', expected a list of texts"),
+    ("data:\n  files: [1, 2]\n", "data.files: found [1, 2], expected a list of texts"),
     (
         "model:\n  rope_scaling:\n    factr: 4\n",
         "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
     ),
     ("model:\n  rope_scaling:\n    factor: x\n", "model.rope_scaling.factor: found 'x', expected a number"),
+    ("model:\n  tie_embeddings: 'false'\n", "model.tie_embeddings: found 'false', expected true or false (some.yaml)"),
+    ("train:\n  steps: '100'\n", "train.steps: found '100', expected a whole number (some.yaml)"),
+    ("optim:\n  lr: '1e-3'\n", "optim.lr: found '1e-3', expected a number (some.yaml)"),
+    ("optim:\n  warmup_steps: 'null'\n", "optim.warmup_steps: found 'null', expected a whole number or null"),
+    ("train:\n  steps: 1:30\n", "train.steps: found '1:30', expected a whole number (some.yaml)"),
+    (
+        "train:\n  steps: 99999999999999999999\n",
+        "train.steps: found 99999999999999999999, expected a whole number of 64",
+    ),
+    (
+        "optim:\n  lr: 1" + "0" * 400 + "\n",
+        "--config: some.yaml: cannot be read as YAML (found a number of 401",
+    ),
+    ('data:\n  text_field: "\\uD800"\n', "--config: some.yaml: cannot be read as YAML"),
+    (
+        "train:\n  steps: 1\ntrain:\n  steps: 2\n",
+        "--config: some.yaml: cannot be read as YAML ('train' stands twice in",
+    ),
     ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
     ("model: 3\n", "--config: some.yaml: model holds 3, expected fields, each with its value"),
     ("model:\n- dim\n", "--config: some.yaml: model holds ['dim'], expected fields, each with its value"),
@@ -235,11 +309,11 @@ YAML_MISTAKES = [
     ("- model\n", "--config: some.yaml holds ['model'], expected fields, each with its value"),
     ("model\n", "--config: some.yaml holds 'model', expected fields, each with its value"),
     ("3\n", "--config: some.yaml holds 3, expected fields, each with its value"),
-    ("model: [\n", "--config: some.yaml cannot be read as YAML (while parsing"),
-    ("model:\n\tdim: 3\n", "--config: some.yaml cannot be read as YAML (while scanning"),
+    ("model: [\n", "--config: some.yaml: cannot be read as YAML (while parsing"),
+    ("model:\n\tdim: 3\n", "--config: some.yaml: cannot be read as YAML (while scanning"),
     (
         b"data:\n  dataset: caf\xe9\n",
-        "--config: some.yaml cannot be read as YAML ('utf-8' codec can't decode byte 0xe9",
+        "--config: some.yaml: cannot be read as YAML ('utf-8' codec can't decode byte 0xe9",
     ),
 ]
 
@@ -247,6 +321,63 @@ YAML_MISTAKES = [
 @pytest.mark.parametrize(("content", "message"), YAML_MISTAKES, ids=[repr(content) for content, _ in YAML_MISTAKES])
 def test_a_mistake_in_a_file_is_one_line(content: str | bytes, message: str):
     assert refusal("--config", yaml_file(content)).startswith(message)
+
+
+def meaning(field: str, *argv: str) -> object:
+    """The value of a field, or None where it is refused."""
+    try:
+        return dict(flatten(parse(*argv)))[field]
+    except UserError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        *(("train.steps", text, 100) for text in ("100", "0100", "+100", "1_00", "0x64")),
+        *(("train.steps", text, None) for text in ("1:40", "1e2", "0o144", "1__00", "0b11", "yes", "null", "100.0")),
+        *(("optim.lr", text, 0.001) for text in ("1e-3", "1.0e-3", ".001", "0.001", "1E-03", "+1e-3")),
+        *(("optim.lr", text, None) for text in ("1e", ".inf", ".nan", "1:30.5", "on", "2024-01-01")),
+        *(("optim.warmup_steps", text, 35) for text in ("35", "null", "~", "NULL", "0x23")),
+        *(("optim.warmup_steps", text, None) for text in ("1:30", "none", "1e1")),
+        *(("log.wandb", text, True) for text in ("true", "True", "yes", "on", "ON")),
+        *(("log.wandb", text, False) for text in ("false", "FALSE", "no", "off")),
+        *(("log.wandb", text, None) for text in ("y", "1", "0", "1.0")),
+    ],
+)
+def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, text: str, value: object):
+    group, name = field.split(".")
+    in_file = meaning(field, "--config", yaml_file(f"{group}:\n  {name}: {text}\n"))
+    on_line = meaning(field, f"--{field}={text}")
+    assert (in_file, on_line) == (value, value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: &a [*a]", "line 1: &a holds itself"),
+        ("a: " + "[" * 3000 + "]" * 3000, "maximum nesting depth"),  # PyYAML's own
+        ("- " * 3000, "lists or mappings are nested more than 64 deep"),
+        (
+            "\n".join([f"a0: &a0 [{'x,' * 9}x]", *(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}x]" for i in range(1, 11))]),
+            "values, those",
+        ),
+        (
+            "\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i}\n  <<: [{f'*a{i - 1},' * 9}*a0]" for i in range(1, 11))]),
+            "values, those",
+        ),
+        ("a: " + "x" * (5 << 20), "more than 4,194,304 bytes"),
+        ("[" + "1," * 300_000 + "]", "more than 100,000 values"),
+        ("a: !!python/object:os.system x", "found the tag"),
+        ("a: 1\n---\na: 2\n", "line 2 begins a second document"),
+        ("? [a]\n: 1", "found a list, mapping or alias as a name"),
+        ("a: *b", "found *b, expected &b before it"),
+    ],
+)
+def test_a_file_that_is_made_to_choke_on_is_one_line_and_quick(content: str, message: str):
+    begin = time.monotonic()
+    assert message in refusal("--config", yaml_file(content))
+    assert time.monotonic() - begin < 20
 
 
 def test_numbers_in_a_file_may_be_written_as_people_write_them():
@@ -282,6 +413,21 @@ def test_a_printed_config_reads_back_as_itself(argv: list[str], capsys: pytest.C
     assert caught.value.code == 0
     path = yaml_file(capsys.readouterr().out)
     assert parse("--config", path, "--run_dir", "r") == parse(*argv, "--run_dir", "r")
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--optim.lr=-1"], ["--model.dim=-8"], ["--train.steps", "9", "--optim.warmup_steps=9"]]
+)
+def test_an_impossible_config_is_not_printed(wrong: list[str], capsys: pytest.CaptureFixture[str]):
+    assert "expected at least" in refusal(*wrong, "--print_config")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_printed_config_keeps_what_was_derived_open(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse("--train.steps", "200", "--print_config")
+    again = parse("--config", yaml_file(capsys.readouterr().out), "--train.steps", "400", "--model.dim", "64")
+    assert again == parse("--train.steps", "400", "--model.dim", "64", "--run_dir", str(again.run_dir))
 
 
 def test_a_saved_config_reads_back_as_itself():
@@ -365,6 +511,28 @@ def test_a_command_returns_a_code_for_every_end(capsys: pytest.CaptureFixture[st
         ends_with(ZeroDivisionError())
 
 
+@pytest.mark.parametrize("text", ["“Once” – × ± ✓ é", "half \ud800 a pair", "plain"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_what_standard_output_cannot_show_ends_no_command(text: str, encoding: str):
+    code = f"from lmcore.errors import command\n@command\ndef main(argv=None): print({text!a})\nexit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == (text + "\n").encode(encoding, "replace")
+
+
+def test_a_command_leaves_standard_output_as_it_was(capsys: pytest.CaptureFixture[str]):
+    seen = []
+    assert command(lambda argv: seen.append(sys.stdout.errors))([]) == 0
+    assert (seen, sys.stdout.errors) == (["replace"], "strict")
+
+
+def test_help_is_shown_in_ascii():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    ended = subprocess.run([sys.executable, "-m", "jaxlm.train", "--help"], env=environment, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_a_reader_that_leaves_early_is_no_mistake():
     code = "from lmcore.errors import command\n@command\ndef main(argv=None):\n    while True: print('x')\nexit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -423,6 +591,20 @@ def test_resuming_a_named_folder_goes_on_from_its_own_config(saved_run: str):
 def test_the_command_line_still_overrides_a_resumed_config(saved_run: str):
     resumed = parse("--run_dir", saved_run, "--train.resume", "auto", "--train.steps", "70", "--data.files", "c")
     assert (resumed.train.steps, resumed.data.files, resumed.model) == (70, ["c"], SAVED.model)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 1), (2000, 100)])
+def test_what_was_derived_follows_the_fields_that_change_on_resume(saved_run: str, steps: int, warmup: int):
+    resumed = parse(
+        "--run_dir", saved_run, "--train.resume", "auto", "--train.steps", str(steps), "--train.batch_size=6"
+    )
+    assert (resumed.optim.warmup_steps, resumed.eval.batch_size) == (warmup, 6)
+    optim = OptimConfig(warmup_steps=7)
+    configs.save(replace(SAVED, optim=optim, eval=EvalConfig(batch_size=3)), Path(saved_run, "config.yaml"))
+    resumed = parse(
+        "--run_dir", saved_run, "--train.resume", "auto", "--train.steps", str(steps), "--train.batch_size=6"
+    )
+    assert (resumed.optim.warmup_steps, resumed.eval.batch_size) == (7, 3), "what was given stays"
 
 
 def test_without_resume_or_with_a_file_the_saved_config_is_not_read(saved_run: str):

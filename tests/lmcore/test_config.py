@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ from lmcore.config import (
     save,
 )
 from lmcore.errors import UserError
+from lmcore.schedule import learning_rate
 from lmcore.trainer import with_vocabulary
 
 ROOT = Path(configs.__file__).parent.parent
@@ -245,9 +247,11 @@ ALTERNATIVES = {
     "train.seq_len": 100,
     "tokenizer.kind": "chars",
 }
-RESOLVED = Config(
+DEFAULTS = Config(
     model=ModelConfig(rope_scaling=RopeScaling()), data=DataConfig(files=["a.txt"]), optim=OptimConfig(lr=1)
 )
+RESOLVED = from_dict(Config, json.loads(json.dumps(asdict(DEFAULTS))))
+"""The same, every field given."""
 
 
 def all_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -326,13 +330,56 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, content: bytes
     assert "\n" not in str(caught.value)
 
 
-def test_the_saved_file_is_plain_yaml_of_the_resolved_config(tmp_path: Path):
-    config = Config(data=DataConfig(separator="—\n"))
+def test_the_saved_file_is_plain_yaml_and_leaves_open_what_was_derived(tmp_path: Path):
+    config = Config(data=DataConfig(separator="—\n"), train=TrainConfig(seq_len=64))
     save(config, tmp_path / "config.yaml")
-    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(text) == asdict(config)
-    assert list(yaml.safe_load(text)) == ["run_dir", *GROUPS]
-    assert "head_dim: 32" in text
+    found = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert list(found) == ["run_dir", *GROUPS]
+    open_ = {
+        **{f"model.{name}": 0 for name in ("n_kv_heads", "head_dim", "ffn_dim")},
+        "eval.batch_size": 0,
+        "optim.warmup_steps": None,
+    }
+    for name, value in flatten(config):
+        group, _, field = name.rpartition(".")
+        assert (found[group] if group else found)[field] == open_.get(name, value), name
+    assert load(tmp_path / "config.yaml") == config
+
+
+DERIVING = {
+    "train.steps": {"optim.warmup_steps"},
+    "train.batch_size": {"eval.batch_size"},
+    "train.grad_accum": {"eval.batch_size"},
+    "model.max_seq_len": {"train.seq_len"},
+    "model.dim": {"model.head_dim", "model.ffn_dim"},
+    "model.n_heads": {"model.head_dim", "model.n_kv_heads"},
+    "model.mlp": {"model.ffn_dim"},
+}
+
+
+@pytest.mark.parametrize("name", DERIVING)
+def test_what_is_derived_follows_through_replacing_and_saving_and_what_is_given_stays(name: str, tmp_path: Path):
+    values = {"train.steps": 40, "model.dim": 96, "model.n_heads": 2, "model.mlp": "gelu", "train.grad_accum": 2}
+    group, field = name.split(".")
+    value = values.get(name, 512)
+
+    def after(config: Config) -> set[str]:
+        save(config, tmp_path / "config.yaml")
+        config = load(tmp_path / "config.yaml")
+        new = replace(config, **{group: replace(getattr(config, group), **{field: value})})
+        return set(differences(config, new))
+
+    assert after(DEFAULTS) == {name} | DERIVING[name]
+    if name != "model.n_heads":  # the given heads' width or number forbid others
+        assert after(RESOLVED) == {name}
+
+
+def test_the_schedule_of_a_shorter_run_is_that_of_a_fresh_one(tmp_path: Path):
+    save(Config(), tmp_path / "config.yaml")
+    imported = load(tmp_path / "config.yaml")
+    shorter = replace(imported, train=replace(imported.train, steps=20))
+    fresh = Config(train=TrainConfig(steps=20))
+    assert [learning_rate(shorter, i) for i in range(20)] == [learning_rate(fresh, i) for i in range(20)]
 
 
 def mute_fields(source: str) -> list[str]:

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore import readers
-from lmcore.config import DataConfig, TokenizerConfig
+from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.corpus import Corpus, open_corpora
 from lmcore.errors import UserError
+from lmcore.prepare import prepare
 from lmcore.readers import read_documents
 from lmcore.tokenizer import train
 
@@ -198,11 +199,11 @@ def test_no_text_at_all_is_a_mistake(tmp_path, content):
 
 
 def test_patterns_are_sorted_and_valid_files_are_used_whole(tmp_path):
-    for name in ("b1", "b10", "b2", "a"):
+    for name in ("b1", "b10", "b2", "a", "v"):
         (tmp_path / f"{name}.txt").write_text(name)
-    settings = {"files": ["b*.txt", "a.txt"], "valid_files": ["a.txt"]}
-    assert opened(tmp_path, **settings) == (["b1", "b10", "b2", "a"], ["a"])
-    assert opened(tmp_path, **settings, max_documents=2) == (["b1", "b10"], ["a"])
+    settings = {"files": ["b*.txt", "a.txt"], "valid_files": ["v.txt"]}
+    assert opened(tmp_path, **settings) == (["b1", "b10", "b2", "a"], ["v"])
+    assert opened(tmp_path, **settings, max_documents=2) == (["b1", "b10"], ["v"])
 
 
 @given(st.integers(2, 60), st.floats(0.001, 0.999), st.integers(0, 70))
@@ -247,7 +248,12 @@ def test_identity_follows_the_text_and_nothing_else(tmp_path):
     files = {"files": [str(tmp_path / "x" / "a.txt")]}
     base = identity(**files)
     assert identity(files=[str(tmp_path / "y" / "a.txt")], text_field="other", stories=5) == base
-    changes = [{"separator": "e"}, {"max_documents": 1}, {"valid_fraction": 0.4}, {"valid_files": files["files"]}]
+    changes = [
+        {"separator": "e"},
+        {"max_documents": 1},
+        {"valid_fraction": 0.4},
+        {"valid_files": [str(tmp_path / "y" / "a.txt")]},
+    ]
     changed = {identity(**files, **change) for change in changes}
     (tmp_path / "x" / "a.txt").write_text("one" + EOT + "twO")
     changed |= {identity(**files), identity(stories=5), identity(stories=6)}
@@ -322,7 +328,7 @@ class TestHub:
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
         last = done.stderr.strip().splitlines()[-1]
-        assert "'nobody/nothing' cannot be fetched, the Hugging Face hub is out of reach" in last
+        assert "'nobody/nothing' is no folder here and cannot be fetched, the Hugging Face hub is out of reach" in last
         assert "--data.files" in last
 
 
@@ -356,3 +362,50 @@ def test_real_stories_are_all_there(lm_data):
     expected = [text.strip("\n") for text in path.read_text(encoding="utf-8").split(EOT)]
     assert found == [text for text in expected if text.strip()]
     assert len(found) > 1000
+
+
+def test_a_file_is_read_once_and_validation_text_is_not_trained_on(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"the text of {name}, long enough")
+    (tmp_path / "soft.txt").symlink_to(tmp_path / "a.txt")
+    os.link(tmp_path / "a.txt", tmp_path / "hard.txt")
+    (tmp_path / "copy.txt").write_bytes((tmp_path / "a.txt").read_bytes())  # a file of its own, as far as anyone knows
+
+    def refused(**settings) -> str:
+        with pytest.raises(UserError) as caught:
+            opened(tmp_path, **settings)
+        return str(caught.value).replace(f"{tmp_path}/", "")
+
+    expected = "expected each file once"
+    assert refused(files=["a.txt", "b.txt", "a.txt"]) == f"data.files: found a.txt twice, {expected}"
+    assert refused(files=["[ab].txt", "b.txt"]) == f"data.files: found b.txt twice, {expected}"
+    for link in ("soft", "hard"):
+        twice = f"found {link}.txt, which is the same file as a.txt, {expected}"
+        assert refused(files=["a.txt", f"{link}.txt"]) == f"data.files: {twice}"
+        assert refused(files=["b.txt"], valid_files=["a.txt", f"{link}.txt"]) == f"data.valid_files: {twice}"
+        held = f"found {link}.txt, which is a.txt of data.files, expected text that is not trained on"
+        assert refused(files=["[ab].txt"], valid_files=[f"{link}.txt"]) == f"data.valid_files: {held}"
+    assert "found b.txt, which is b.txt of data.files" in refused(files=["[ab].txt"], valid_files=["b.txt"])
+    assert opened(tmp_path, files=["a.txt", "copy.txt"], valid_files=["b.txt"])[1] == ["the text of b, long enough"]
+
+
+@pytest.mark.parametrize("name", ["./nosuch", "../nosuch", "/no/such", "~/nosuch", "a/b/c", "nosuch/", ""])
+def test_a_folder_that_is_not_there_is_named_and_not_sought_on_the_hub(name):
+    with pytest.raises(UserError, match=r"^data\.dataset: found no folder '") as caught:
+        open_corpora(DataConfig(dataset=name))
+    assert repr(name) in str(caught.value)
+
+
+def test_a_file_as_data_set_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match=r"^data\.dataset: found the file .* give --data\.files"):
+        open_corpora(DataConfig(dataset=str(tmp_path / "a.txt")))
+
+
+def test_a_file_may_have_the_longest_name_there_is(tmp_path):
+    path = tmp_path / f"{'n' * 251}.txt"
+    path.write_text("a text of some length\n" * 20)
+    config = Config(
+        data=DataConfig(files=[str(path)], dir=str(tmp_path / "data")), tokenizer=TokenizerConfig(kind="bytes")
+    )
+    assert prepare(config, lambda line: None).folder.name.startswith("n" * 64 + "-")

@@ -263,7 +263,8 @@ def test_the_quickstart_text_is_ready_in_one_call(tmp_path):
 
 def test_real_text_comes_back_from_the_token_files(lm_data, tmp_path):
     path = lm_data / "tinystories" / "valid.txt"
-    data = DataConfig(files=[str(path)], valid_files=[str(path)], dir=str(tmp_path))
+    (tmp_path / "train.txt").write_bytes(path.read_bytes())
+    data = DataConfig(files=[str(tmp_path / "train.txt")], valid_files=[str(path)], dir=str(tmp_path))
     prepared = prepare(Config(data=data, tokenizer=TokenizerConfig(vocab_size=1000)), quiet)
     documents = [d.strip("\n") for d in path.read_text(encoding="utf-8").split(EOT) if d.strip()]
     ids = prepared.valid.ids.astype(np.int64)
