@@ -60,7 +60,8 @@ def in_step(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Iterat
         other = pair.torch.step(batch, lr, one.grads)
         gap |= {n: gap[n] + lr * change for n, change in bias_correction_gap(pair, one, step + 1).items()}
         since += 1
-        _compare(found, pair, step, params, moments, (one, other), gap, since)
+        if _compare(found, pair, step, params, moments, (one, other), gap, since):
+            since = STRIDE
         gradients = [by_kernel(pair, d, one.grads) for d in compare_all(one.grads, other.grads)]
         after = one.params, Moments(step + 1, one.moments)
         if are_beyond(pair.dtype, gradients):
@@ -91,12 +92,12 @@ def _compare(
     steps: tuple[Step, Step],
     gap: Arrays,
     since: int,
-) -> None:
-    """Add what one step shows, but for its gradients."""
+) -> bool:
+    """Add what one step shows, but for its gradients; returns whether some updates could be either of two."""
     one, other = steps
     scalars = [difference("loss", one.loss, other.loss), difference("gradient norm", one.grad_norm, other.grad_norm)]
     found.losses.append(_largest(scalars, step))
-    left_out = undecided_signs(pair.config.optim, one, moments)
+    left_out = undecided_signs(pair.config.optim, one.grads, one.grad_norm, moments)
     found.undecided += sum(int(mask.sum()) for mask in left_out.values())
     updates = update_differences(params, one.params, other.params, gap, since, left_out)
     found.updates.append(_largest(updates, step))
@@ -104,6 +105,7 @@ def _compare(
         if kind in one.moments or kind in other.moments:
             compared = compare_all(one.moments.get(kind, {}), other.moments.get(kind, {}))
             found.kept.setdefault(name, []).append(_largest(compared, step))
+    return bool(left_out)
 
 
 def _largest(differences: Sequence[Difference], step: int) -> Difference:

@@ -6,7 +6,6 @@ nothing is run without `jax.jit`.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -21,6 +20,7 @@ import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
 from jaxlm.decoding import Generator
+from jaxlm.engine import TrainState
 from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
@@ -44,6 +44,9 @@ class JaxTwin:
         self._step = jax.jit(self._traced_step)
         self._start = jax.jit(_traced_start, static_argnums=(0, 4))
         self._extend = jax.jit(_traced_extend, static_argnums=0)
+        self._first: tuple[TrainState, Any] | None = None
+        """A new state on the host, and how it lies on the devices."""
+        self._activations: dict[tuple[int, ...], tuple[Callable[..., Any], list[str]]] = {}
         self._choose: dict[SampleConfig, Callable[..., jax.Array]] = {}
 
     def initial(self) -> Arrays:
@@ -51,13 +54,16 @@ class JaxTwin:
         return self.params()
 
     def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
-        self.engine.init()
-        state = self.engine.state
-        state = replace(state, params=_placed({name: params[name] for name in state.params}, state.params))
-        if moments is not None:
-            opt_state = _placed(fill_optax(state.opt_state, moments, self.config), state.opt_state)
-            state = replace(state, step=_placed(np.int32(step), state.step), opt_state=opt_state)
-        self.engine.state = state
+        if self._first is None:
+            self.engine.init()
+            self._first = (
+                jax.tree.map(np.asarray, self.engine.state),
+                jax.tree.map(lambda a: a.sharding, self.engine.state),
+            )
+        first, shardings = self._first
+        opt_state = first.opt_state if moments is None else fill_optax(first.opt_state, moments, self.config)
+        given: Any = np.int32(step), {name: params[name] for name in first.params}, opt_state
+        self.engine.state = jax.tree.map(_placed, TrainState(*given), first, shardings)
 
     def params(self) -> Arrays:
         return _host(self.engine.state.params)
@@ -74,17 +80,20 @@ class JaxTwin:
         return seen[0]
 
     def activations(self, tokens: np.ndarray) -> Arrays:
-        names: list[str] = []
+        if tokens.shape not in self._activations:
+            names: list[str] = []
 
-        def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
-            decoder = self.engine.model(params)
-            decoder.through = unrolled  # what is seen inside a loop cannot leave it
-            with listening(decoder) as taps:
-                decoder.hidden(tokens)
-            names.extend(taps.seen)
-            return list(taps.seen.values())
+            def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
+                decoder = self.engine.model(params)
+                decoder.through = unrolled  # what is seen inside a loop cannot leave it
+                with listening(decoder) as taps:
+                    decoder.hidden(tokens)
+                names.extend(taps.seen)
+                return list(taps.seen.values())
 
-        values = jax.jit(traced)(self.engine.state.params, jnp.asarray(tokens))
+            self._activations[tokens.shape] = jax.jit(traced), names
+        seen, names = self._activations[tokens.shape]
+        values = seen(self.engine.state.params, jnp.asarray(tokens))
         return dict(zip(names, map(np.asarray, values), strict=True))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -178,9 +187,9 @@ def _listener(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Ca
     return listener
 
 
-def _placed(values: Any, like: Any) -> Any:
-    """Copies of host arrays, in the types and on the devices of `like`."""
-    return jax.tree.map(lambda value, old: jax.device_put(jnp.array(value, old.dtype), old.sharding), values, like)
+def _placed(value: np.ndarray, like: np.ndarray, sharding: Any) -> jax.Array:
+    """A copy of a host array on the devices, in the type of `like`."""
+    return jax.device_put(jnp.array(value, like.dtype), sharding)
 
 
 def _host(tree: Any) -> Arrays:

@@ -125,12 +125,13 @@ def _optax_factor() -> Callable[..., Any]:
     return jax.jit(lambda beta, count: 1 - beta**count)
 
 
-def undecided_signs(optim: OptimConfig, step: Step, before: Moments | None) -> Arrays:
+def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before: Moments | None) -> Arrays:
     """Where Lion's direction is undecided: the sign of β1 · m + (1 − β1) · g, where the two cancel but for rounding.
 
     Args:
         optim: of the run.
-        step: its gradients, before the clip, and their norm.
+        grads: of the update, before the clip.
+        grad_norm: their global norm.
         before: what the optimizer kept before the step; None is nothing, and then nothing cancels.
 
     Returns:
@@ -138,9 +139,9 @@ def undecided_signs(optim: OptimConfig, step: Step, before: Moments | None) -> A
     """
     if optim.name != "lion" or before is None:
         return {}
-    scale = min(1.0, optim.clip / (step.grad_norm + 1e-6)) if optim.clip else 1.0
+    scale = min(1.0, optim.clip / (grad_norm + 1e-6)) if optim.clip else 1.0
     found = {}
-    for name, grad in step.grads.items():
+    for name, grad in grads.items():
         mean = optim.beta1 * before.kept["mean"][name].astype(np.float64)
         added = (1 - optim.beta1) * scale * grad.astype(np.float64)
         terms = np.abs(mean) + np.abs(added)

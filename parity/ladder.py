@@ -18,8 +18,8 @@ from lmcore.tokens import Batches, Tokens
 from parity import mapping
 from parity.difference import Difference, compare_all, difference, worst
 from parity.execution import execution
-from parity.known import are_beyond, bias_correction_gap, by_kernel, corrects_bias, within_rounding
-from parity.moments import KINDS
+from parity.known import are_beyond, bias_correction_gap, by_kernel, corrects_bias, undecided_signs, within_rounding
+from parity.moments import KINDS, Moments
 from parity.repeat import repeat
 from parity.restart import restart
 from parity.result import Result, distributions, identical, judge
@@ -229,9 +229,12 @@ def updates(pair: Pair, options: Options) -> Iterator[Result]:
     gap: Arrays = {name: np.zeros(value.shape) for name, value in pair.start.items()}
     for number, (one, other, lr) in enumerate(zip(jax, torch, rates, strict=True), start=1):
         gap |= {name: gap[name] + lr * change for name, change in bias_correction_gap(pair, one, number).items()}
-        mended = {name: value + gap[name] for name, value in one.params.items()}
+        earlier = Moments(number - 1, jax[number - 2].moments) if number > 1 else None
+        either = undecided_signs(pair.config.optim, given[number - 1], one.grad_norm, earlier)
+        expected = {name: value + gap[name] for name, value in one.params.items()}
+        expected |= {name: np.where(either[name], other.params[name], expected[name]) for name in either}
         for kind, left, right in (
-            ("parameters", mended, other.params),
+            ("parameters", expected, other.params),
             *((name, one.moments.get(kind, {}), other.moments.get(kind, {})) for kind, name in KINDS.items()),
             ("uncorrected", one.params, other.params),
         ):

@@ -81,7 +81,7 @@ def _across(
     yield judge(10, f"{what}gradients", pair.dtype, compare_all(one.grads, got.grads), "gradients")
     jax, torch = (one, got) if twin is pair.jax else (got, one)
     gap: Arrays = {n: lr * change for n, change in bias_correction_gap(pair, jax, BEFORE + 1).items()}
-    left_out = undecided_signs(pair.config.optim, one, Moments(BEFORE, before.moments))
+    left_out = undecided_signs(pair.config.optim, one.grads, one.grad_norm, Moments(BEFORE, before.moments))
     found = update_differences(before.params, jax.params, torch.params, gap, 1, left_out)
     for kind, arrays in one.moments.items():
         found += compare_all(*({f"{kind} of {n}": a for n, a in m.items()} for m in (arrays, got.moments[kind])))

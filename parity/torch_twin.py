@@ -40,10 +40,9 @@ class TorchTwin:
         return self.params()
 
     def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
-        self.engine.init()
-        state = self.engine.state
-        for name, value in mapping.convert_names(params, self.config.model, "jax", "torch").items():
-            state.params[name].copy_(numpy_to_torch(value))
+        converted = mapping.convert_names(params, self.config.model, "jax", "torch")
+        state = self.engine._state({name: numpy_to_torch(value).clone() for name, value in converted.items()})
+        self.engine.state = state
         if moments is None:
             return
         assert state.optimizer is not None
