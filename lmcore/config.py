@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from lmcore.errors import UserError
+from lmcore.files import check_stamp, replace_file, stamp
 
 __all__ = [
     "GROUPS",
@@ -337,6 +338,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0 saves at the end only."""
     keep: int = 2
     """Number of latest checkpoints to keep; the best by validation loss is kept besides."""
+    verify: bool = True
+    """Compare checkpoints, config and token files with their checksums before they are used; `--no_verify` is short for
+    false. The run's own config.yaml says true in any case."""
 
     def __post_init__(self) -> None:
         _at_least("checkpoint", self, 0, "every")
@@ -497,20 +501,26 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write the resolved config as YAML, under a line with its checksum."""
+    kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for one time
+    replace_file(path, stamp(yaml.safe_dump(asdict(kept), sort_keys=False, allow_unicode=True)))
 
 
-def load(path: Path) -> Config:
+def load(path: Path, verify: bool = True) -> Config:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: the file is missing or is not a config.
+        UserError: the file is missing, is not a config, or is not what was written.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
+    if verify and not check_stamp(path, text) and isinstance(values, dict):
+        missing = ", ".join(name for name in GROUPS if name not in values)
+        if missing:
+            raise UserError(f"{path}: found no {missing}, expected a whole config; its end is cut off: restore it")
     try:
         return from_dict(Config, values)
     except UserError as error:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ["UserError", "command"]
+__all__ = ["UserError", "command", "note"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -24,6 +24,11 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+def note(message: str) -> None:
+    """Tell a user in one line on standard error what is no mistake, but worth knowing."""
+    print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
