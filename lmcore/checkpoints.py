@@ -103,13 +103,11 @@ class Checkpoint:
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """Return the whole checkpoints of a run, by step; one whose description cannot be read is left out, and said so."""
-    found = []
-    for folder in checkpoint_folders(run_dir):
-        try:
-            found.append(read_checkpoint(folder))
-        except Damaged as error:
+    read = [_read(folder) for folder in checkpoint_folders(run_dir)]
+    for error in read:
+        if isinstance(error, Damaged):
             note(f"{error}; passed over")
-    return found
+    return [checkpoint for checkpoint in read if isinstance(checkpoint, Checkpoint)]
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
@@ -136,6 +134,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(folder, *facts, found.get("files"), found.get("run", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _read(folder: Path) -> Checkpoint | Damaged:
+    try:
+        return read_checkpoint(folder)
+    except Damaged as error:
+        return error
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
@@ -173,16 +178,19 @@ def find_checkpoint(path: Path, which: Literal["best", "latest"] = "best", verif
     run_dir = path.resolve()
     if not checkpoint_folders(run_dir):
         raise UserError(f"{path}: found no checkpoint, expected a run folder with checkpoints/step_*; train one first")
-    found = list_checkpoints(run_dir)
+    read = [_read(folder) for folder in checkpoint_folders(run_dir)]
+    found, passed = [c for c in read if isinstance(c, Checkpoint)], [c for c in read if isinstance(c, Damaged)]
     for checkpoint in sorted(found, key=_rank) if which == "best" else reversed(found):
         try:
             if verify:
                 _verify(checkpoint)
         except Damaged as error:
-            note(f"{error}; passed over")
+            passed.append(error)
         else:
+            for damage in passed:
+                note(f"{damage}; passed over")
             return checkpoint
-    raise _all_damaged(run_dir)
+    raise _all_damaged(run_dir, passed[-1])
 
 
 def _verify(checkpoint: Checkpoint) -> None:
@@ -190,10 +198,10 @@ def _verify(checkpoint: Checkpoint) -> None:
         note(f"{checkpoint.folder} is of an older version, without checksums: read as it is")
 
 
-def _all_damaged(run_dir: Path) -> Damaged:
+def _all_damaged(run_dir: Path, one: Damaged) -> Damaged:
     return Damaged(
-        f"{run_dir}: every checkpoint is damaged (python -m lmcore.verify says where); restore one, start a new run, "
-        "or use what can be read with --no_verify"
+        f"{one}; no checkpoint of {run_dir} is what was written (see python -m lmcore.verify): restore one, "
+        "start a new run, or use what can be read with --no_verify"
     )
 
 
@@ -204,16 +212,18 @@ def newest_checkpoint(run_dir: Path, verify: bool = True, before: int | None = N
         Damaged: there are some, and every one is damaged.
     """
     folders = [path for path in checkpoint_folders(run_dir) if before is None or _step(path) < before]
+    damaged = None
     for folder in reversed(folders):
         try:
             checkpoint = read_checkpoint(folder)
             if verify:
                 _verify(checkpoint)
-        except Damaged:
-            continue
-        return checkpoint
-    if folders:
-        raise _all_damaged(run_dir)
+        except Damaged as error:
+            damaged = damaged or error
+        else:
+            return checkpoint
+    if damaged is not None:
+        raise _all_damaged(run_dir, damaged)
     return None
 
 

@@ -514,10 +514,11 @@ def load(path: Path, verify: bool = True) -> Config:
     """
     try:
         text = path.read_text(encoding="utf-8")
+        stamped = not verify or check_stamp(path, text)
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
-    if verify and not check_stamp(path, text) and isinstance(values, dict):
+    if not stamped and isinstance(values, dict):
         missing = ", ".join(name for name in GROUPS if name not in values)
         if missing:
             raise UserError(f"{path}: found no {missing}, expected a whole config; its end is cut off: restore it")

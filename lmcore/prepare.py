@@ -119,7 +119,8 @@ def _open(folder: Path, fresh: bool, verify: bool) -> Prepared:
         if verify and not check_prepared(folder):
             note(f"{folder} is of an older version, without checksums: read as it is")
     except Damaged as error:
-        raise Damaged(f"{error}; delete {folder} to have it made again, or use it with --no_verify") from error
+        way_out = f"delete {folder} to have it made again"
+        raise Damaged(f"{str(error).removesuffix(f'; {way_out}')}; {way_out}, or use it with --no_verify") from error
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     expected = read_header(folder).get("tokenizer")
     if tokenizer.digest() != expected:

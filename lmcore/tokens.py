@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from lmcore.errors import UserError
-from lmcore.files import check_seal
+from lmcore.files import Damaged, check_seal
 
 __all__ = ["FORMAT", "HEADER", "SPLITS", "Batches", "Tokens", "eval_windows", "read_header", "token_dtype"]
 
@@ -31,20 +31,24 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Read a prepared folder's `meta.json`.
+    """Read the `meta.json` of a prepared folder or of a run.
 
     Raises:
         UserError: it is missing, damaged, or of another format.
     """
     path = folder / HEADER
+    ours = (folder / "config.yaml").exists()
+    way_out = "restore it from the prepared text in data.dir" if ours else f"delete {folder} to have it made again"
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         check_seal(path, header, mark="files")
         found = header["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a header of token files ({error}); delete {folder}") from error
+    except Damaged as error:
+        raise Damaged(f"{error}; {way_out}") from error
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path}: cannot be read as a header of token files ({error}); {way_out}") from error
     if found != FORMAT:
-        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; delete {folder}")
+        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; {way_out}")
     return header
 
 

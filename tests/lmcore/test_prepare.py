@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lmcore import config as configs
-from lmcore import prepare as preparing
 from lmcore import files, readers
+from lmcore import prepare as preparing
 from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.errors import UserError
 from lmcore.prepare import main, prepare

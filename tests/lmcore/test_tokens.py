@@ -135,7 +135,7 @@ def test_token_files_are_mapped(folder):
         ("train.bin", None, r"train.bin: found 0 bytes, expected 20; delete"),
         (HEADER, b"{", r"meta.json: cannot be read as a header.*; delete"),
         (HEADER, None, r"meta.json: cannot be read as a header.*; delete"),
-        (HEADER, b"[]", r"meta.json: cannot be read as a header.*; delete"),
+        (HEADER, b"[]", r"meta.json: is damaged .found list, expected fields.; delete"),
         (HEADER, b'{"format": 0}', r"meta.json: found format 0, expected 1; delete"),
         (HEADER, b'{"format": 1, "splits": {}}', r"meta.json: found no 'train'; delete"),
     ],
