@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxlm.checkpoint import restore_state, save_state
 from jaxlm.decoding import Generator
@@ -21,7 +21,7 @@ from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
-from lmcore.config import Config, SampleConfig
+from lmcore.config import Config, SampleConfig, TrainConfig
 from lmcore.flops import peak_flops
 from lmcore.memory import check_memory
 
@@ -79,6 +79,11 @@ def eval_step(
     return loss_sum(model(params), tokens, targets), jnp.sum(targets != IGNORED)
 
 
+@jax.jit
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 class Engine:
     """A jaxlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
 
@@ -102,6 +107,12 @@ class Engine:
         self._running: Any = None
         self.held: TrainState
         """The state as the compiled steps take it: with `model.scan_layers`, stacked, so that they see no layer."""
+
+    @staticmethod
+    def check_machine(train: TrainConfig) -> None:
+        """Raise UserError unless this machine has the device and precision that `train` asks for."""
+        set_up_jax(train)
+        data_mesh(train)
 
     @property
     def state(self) -> TrainState:
@@ -168,8 +179,14 @@ class Engine:
         if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(self._running)
 
+    def is_finite(self) -> bool:
+        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+        self._wait_on_cpu()
+        self._running = _all_finite((self.held.params, self.held.opt_state))
+        return bool(self._running)
+
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now, write it in the background; the returned function waits for that."""
+        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
         state = self.state
         return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
 

@@ -27,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv, prog="python -m jaxlm.train", description="Train the decoder in JAX.")
     if argv is None:  # this process is the command, not a test or a notebook
         restart_with_malloc_settings()
+    from jaxlm.engine import Engine
     from lmcore import trainer
 
-    return trainer.run(config, make_engine)
+    return trainer.run(config, Engine)
 
 
 if __name__ == "__main__":

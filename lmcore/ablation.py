@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None, package: str) -> int:
 
 def _run(plan: Plan, out: Path, package: str, jobs: int, command: str) -> int:
     from lmcore.ablation_report import write_report
-    from lmcore.checkpoints import lock_run, unlock_run
+    from lmcore.folder import lock_run, unlock_run
 
     found = trials(plan, out)
     check_trials(found)

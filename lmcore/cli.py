@@ -27,7 +27,7 @@ from lmcore.config import Config
 from lmcore.errors import UserError, is_unicode, shown
 from lmcore.parsing import parse_json, parse_scalar, parse_yaml, read_yaml
 
-__all__ = ["command_parser", "named_as_options", "parse", "parse_arguments"]
+__all__ = ["add_no_verify", "command_parser", "named_as_options", "parse", "parse_arguments"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -52,6 +52,11 @@ def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
     )
 
 
+def add_no_verify(parser: ArgumentParser) -> None:
+    """Add the option by which a command takes damaged files as they are."""
+    parser.add_argument("--no_verify", action="store_true", help="Do not compare files with their checksums.")
+
+
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     """Read a whole `Config` from the command line, `run_dir` chosen.
 
@@ -61,7 +66,8 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
         UserError: an option is unknown, has the wrong type, or does not fit the others.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = command_parser(prog, description, "[--config FILE] [--FIELD VALUE ...]")
+    words = ["--checkpoint.verify=false" if word == "--no_verify" else word for word in words]
+    parser = command_parser(prog, description, "[--config FILE] [--FIELD VALUE ...] [--no_verify]")
     parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
     parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null makes a new one under runs/.")
     for name, group in configs.GROUPS.items():

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from lmcore.errors import UserError, is_unicode, shown
-from lmcore.parsing import read_yaml
+from lmcore.files import check_stamp, replace_file, stamp
+from lmcore.parsing import parse_yaml, read_text
 
 __all__ = [
     "GROUPS",
@@ -356,6 +357,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0 saves at the end only."""
     keep: int = 2
     """Number of latest checkpoints to keep; the best by validation loss is kept besides."""
+    verify: bool = True
+    """Compare checkpoints, config and token files with their checksums before they are used; `--no_verify` is short for
+    false. The run's own config.yaml says true in any case."""
 
     def __post_init__(self) -> None:
         _at_least("checkpoint", self, 0, "every")
@@ -562,17 +566,27 @@ def to_yaml(config: Config) -> str:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the config as YAML, what was derived not given."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    """Write the config as YAML under a line with its checksum, what was derived not given."""
+    kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for one time
+    replace_file(path, stamp(to_yaml(kept)))
 
 
-def load(path: Path) -> Config:
+def load(path: Path, verify: bool = True) -> Config:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: the file is missing or is not a config.
+        UserError: the file is missing, is not a config, or is not what was written.
     """
-    values = read_yaml(path, "a config")
+    try:
+        text = read_text(path)
+        stamped = not verify or check_stamp(path, text)
+        values = parse_yaml(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from error
+    if not stamped and isinstance(values, dict):
+        missing = ", ".join(name for name in GROUPS if name not in values)
+        if missing:
+            raise UserError(f"{path}: found no {missing}, expected a whole config; its end is cut off: restore it")
     try:
         return from_dict(Config, values)
     except UserError as error:

@@ -5,7 +5,6 @@ says whether it is still the same text. `open_corpora` gives one to train on and
 """
 
 import glob
-import hashlib
 import math
 import re
 import sys
@@ -19,9 +18,10 @@ from typing import Any
 from lmcore import stories, story_plots
 from lmcore.config import DataConfig
 from lmcore.errors import UserError
+from lmcore.files import file_digest
 from lmcore.readers import Piece, check_format, document, read_documents
 
-__all__ = ["Corpus", "Piece", "file_digest", "open_corpora", "open_text"]
+__all__ = ["Corpus", "Piece", "open_corpora", "open_text"]
 
 LOCAL_INSTEAD = "to train on local text, give --data.files 'folder/*.txt'"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -389,19 +389,6 @@ class Part(Corpus):
         return share + self._split.source.describe()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
 def _twice(path: Path, known: Path) -> str:
     return f"{path} twice" if path == known else f"{path}, which is the same file as {known}"
 
@@ -410,8 +397,10 @@ def _matches(setting: str, pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         raise UserError(f"{setting}: found the folder {pattern!r}, expected files; give {str(path / '*.txt')!r}")
-    paths = [path] if path.exists() else sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-    paths = [p for p in paths if p.is_file()]
+    literal = next((parent for parent in path.parents if parent.exists()), Path())  # wildcards in it are only a name
+    rest = str(path.relative_to(literal))
+    found = [path] if path.exists() else [literal / p for p in glob.glob(rest, root_dir=literal, recursive=True)]
+    paths = [p for p in sorted(found) if p.is_file()]
     if not paths:
         raise UserError(f"{setting}: found no file for {pattern!r}, expected a path or pattern of existing files")
     return paths

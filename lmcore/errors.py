@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["NotFinite", "UserError", "command", "is_unicode", "shown"]
+__all__ = ["NotFinite", "UserError", "command", "is_unicode", "note", "shown"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -58,6 +58,11 @@ def _printable() -> Iterator[None]:
         yield
     finally:
         stream.reconfigure(errors=errors)
+
+
+def note(message: str) -> None:
+    """Tell a user in one line on standard error what is no mistake, but worth knowing."""
+    print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:

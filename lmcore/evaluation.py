@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
     parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
     parser.add_argument("--baseline", type=str | None, help="Causal LM of transformers: a local folder or a hub name.")
+    cli.add_no_verify(parser)
     parser.add_class_arguments(DataConfig, "data")
     args = cli.parse_arguments(parser, argv)
     if args.baseline is not None and args.windows:
@@ -49,16 +50,18 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
             "texts; shorten the text with --data.max_documents"
         )
 
-    from lmcore.checkpoints import find_checkpoint, load_run
+    from lmcore.checkpoints import find_checkpoint
+    from lmcore.folder import load_run
     from lmcore.trainer import evaluate
 
-    checkpoint = find_checkpoint(Path(args.run))
+    verify = not args.no_verify
+    checkpoint = find_checkpoint(Path(args.run), verify=verify)
     checkpoint.check_framework(package.removesuffix("lm"))
-    config, tokenizer = load_run(checkpoint)
+    config, tokenizer = load_run(checkpoint, verify)
     train = replace(config.train, precision=args.precision or config.train.precision, device=args.device)
     with cli.named_as_options("eval"):
         sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
-    config = replace(config, train=train, eval=sizes)
+    config = replace(config, train=train, eval=sizes, checkpoint=replace(config.checkpoint, verify=verify))
     data = from_dict(DataConfig, args.data.as_dict())
     if not _named(data) and checkpoint.step == 0 and not (checkpoint.run_dir / HEADER).exists():
         raise UserError(f"{checkpoint.run_dir} was imported and has no text of its own; name one with --data.files")

@@ -45,14 +45,16 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     parser.add_argument("--interactive", action="store_true", help="Ask for prompts until the input ends.")
     parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
     parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
+    cli.add_no_verify(parser)
     parser.add_class_arguments(SampleConfig, skip={"every", "prompt"})
     args = cli.parse_arguments(parser, argv)
 
-    from lmcore.checkpoints import find_checkpoint, load_run
+    from lmcore.checkpoints import find_checkpoint
+    from lmcore.folder import load_run
 
-    checkpoint = find_checkpoint(Path(args.run))
+    checkpoint = find_checkpoint(Path(args.run), verify=not args.no_verify)
     checkpoint.check_framework(package.removesuffix("lm"))
-    config, tokenizer = load_run(checkpoint)
+    config, tokenizer = load_run(checkpoint, verify=not args.no_verify)
     names = [name for name in SampleConfig.__dataclass_fields__ if name in args]
     precision = args.precision or config.train.precision
     train = replace(config.train, precision=precision, device=args.device, cpu_devices=1)

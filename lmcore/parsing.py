@@ -14,7 +14,7 @@ import yaml
 
 from lmcore.errors import UserError
 
-__all__ = ["parse_json", "parse_scalar", "parse_yaml", "read_json", "read_yaml"]
+__all__ = ["parse_json", "parse_scalar", "parse_yaml", "read_json", "read_text", "read_yaml"]
 
 MAX_DEPTH = 64
 """Levels of lists and mappings inside each other."""
@@ -46,7 +46,7 @@ def read_yaml(path: Path, what: str = "YAML") -> Any:
         UserError: it is missing, damaged or larger than it may be, or gives a name twice.
     """
     try:
-        return parse_yaml(_read(path, MAX_YAML_BYTES))
+        return parse_yaml(read_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as {what} ({error})") from error
 
@@ -62,7 +62,7 @@ def read_json(path: Path, hint: str = "") -> Any:
         UserError: it is missing, damaged or larger than it may be, or gives a name twice.
     """
     try:
-        return parse_json(_read(path, MAX_JSON_BYTES))
+        return parse_json(read_text(path, MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})" + (f"; {hint}" if hint else "")) from error
 
@@ -95,7 +95,13 @@ def parse_yaml(text: str) -> Any:
     return _Builder(text).document()
 
 
-def _read(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
+    """Read a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, or larger than `limit` bytes.
+    """
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

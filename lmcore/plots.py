@@ -3,19 +3,34 @@
 Figures are made through matplotlib's object interface, never pyplot: nothing global is touched, no display is needed.
 """
 
-import os
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmcore.errors import note
+from lmcore.files import replace_file
 from lmcore.trackers import Row
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-__all__ = ["BLUE", "ORANGE", "count", "draw_run", "frame", "new_plot", "plot_loss", "save", "smooth", "style"]
+__all__ = [
+    "BLUE",
+    "ORANGE",
+    "attempt",
+    "count",
+    "draw_run",
+    "frame",
+    "new_plot",
+    "plot_loss",
+    "save",
+    "smooth",
+    "style",
+]
 
 BLUE, ORANGE = "#2a6fbb", "#d95f02"  # told apart by colour-blind readers, and in grey
 _INK, _MUTED, _GRID = "#1f2328", "#59636e", "#d8dee4"
@@ -114,9 +129,29 @@ def frame(axes: "matplotlib.axes.Axes") -> None:
 
 def save(figure: "matplotlib.figure.Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all: a picture that a browser shows may be redrawn at any time."""
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png")
-    os.replace(part, path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    replace_file(path, picture.getvalue())
+
+
+def attempt(draw: Callable[[], None], path: Path) -> bool:
+    """Draw a picture that a run can do without; one that fails is said in one line.
+
+    Args:
+        draw: draws and saves it.
+        path: the picture, for the message.
+
+    Returns:
+        Whether there is a picture now.
+    """
+    try:
+        draw()
+    except Exception as error:  # matplotlib raises whatever its settings, fonts and files make it raise
+        note(f"{path} could not be drawn ({type(error).__name__}: {str(error)[:200]}); everything else is in order")
+        return False
+    return True
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -2,34 +2,37 @@
 
 A folder's name holds a fingerprint of all that determines its content. It is written under another name, flushed to
 disk and then renamed, so that one which is found is whole; a process killed on the way leaves only a temporary folder,
-which the next one removes.
+which the next one removes. Checksums in its header are compared each time that it is used.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from lmcore import tokenizer as tokenizers
 from lmcore.config import Config, TokenizerConfig
-from lmcore.corpus import Corpus, file_digest, open_corpora
+from lmcore.corpus import Corpus, open_corpora
 from lmcore.encoding import encode
-from lmcore.errors import UserError, command
+from lmcore.errors import UserError, command, note
+from lmcore.files import Damaged, check_files, checksums, file_digest, flush_folder, lock, seal, sync
 from lmcore.tokenizer import Tokenizer
 from lmcore.tokens import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dtype
 
-__all__ = ["Prepared", "main", "prepare"]
+__all__ = ["Prepared", "check_prepared", "main", "prepare"]
 
 TOKENIZER = "tokenizer.json"
+CONTENT = ("format", "dtype", "tokenizer", "splits", "identity")
+"""Fields of the header that say what the text is."""
+MAKING = re.compile(r"\.making-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +44,28 @@ class Prepared:
     tokenizer: Tokenizer
     folder: Path
     """Where the token files and `tokenizer.json` lie."""
+    fresh: bool
+    """Whether they have just been made, and reported."""
 
     def is_of(self, run_dir: Path) -> bool:
         """Whether a run was begun on this text; true of one that was begun on none, such as an imported model."""
-        known = run_dir / HEADER
-        return not known.exists() or known.read_bytes() == (self.folder / HEADER).read_bytes()
+        if not (run_dir / HEADER).exists():
+            return True
+        known, found = read_header(run_dir), read_header(self.folder)
+        return all(known.get(name) == found.get(name) for name in CONTENT)
 
 
-def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
+def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path | None = None) -> Prepared:
     """Find the token files that `config` asks for in `data.dir`, or make them.
 
     Args:
         config: its groups `data` and `tokenizer` are read.
         report: takes one line of text for people at a time.
+        run_dir: a run that is to go on: other text than it was begun on is refused, before any is tokenized.
 
     Raises:
-        UserError: the text or the tokenizer cannot be had, a prepared folder is damaged, or the disk refuses.
+        UserError: the text or the tokenizer cannot be had or is not the run's, a prepared folder is damaged, or the
+            disk refuses.
     """
     train, valid = open_corpora(config.data)
     identity = {
@@ -65,9 +74,12 @@ def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
         "valid": valid.identity(),
         "tokenizer": _tokenizer_identity(config.tokenizer),
     }
+    if run_dir is not None and (run_dir / HEADER).exists() and read_header(run_dir).get("identity") != identity:
+        raise _changed(run_dir)
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(config.data.dir).expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', train.name)}-{fingerprint}"
-    if not folder.exists():
+    fresh = not folder.exists()
+    if fresh:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _only_one(folder.parent, report):
@@ -76,11 +88,16 @@ def prepare(config: Config, report: Callable[[str], None] = print) -> Prepared:
         except OSError as error:
             hint = "free some space or set data.dir to another folder"
             raise UserError(f"data.dir: {config.data.dir!r} cannot be written to ({error}); {hint}") from error
-        prepared = _open(folder, config.tokenizer)
-        for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)):
-            report(_summary(split, tokens))
-        return prepared
-    return _open(folder, config.tokenizer)
+    prepared = _open(folder, config.tokenizer, fresh, config.checkpoint.verify)
+    if run_dir is not None and not prepared.is_of(run_dir):
+        raise _changed(run_dir)
+    for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if fresh else ():
+        report(_summary(split, tokens))
+    return prepared
+
+
+def _changed(run_dir: Path) -> UserError:
+    return UserError(f"data: the text has changed since {run_dir} was started; restore it or start a new run")
 
 
 def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
@@ -96,13 +113,34 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     return identity
 
 
-def _open(folder: Path, config: TokenizerConfig) -> Prepared:
+def _open(folder: Path, config: TokenizerConfig, fresh: bool, verify: bool) -> Prepared:
+    try:
+        if verify and not check_prepared(folder):
+            note(f"{folder} is of an older version, without checksums: read as it is")
+    except Damaged as error:
+        way_out = f"delete {folder} to have it made again"
+        raise Damaged(f"{str(error).removesuffix(f'; {way_out}')}; {way_out}, or use it with --no_verify") from error
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.eot_token, config.stop_tokens)
     expected = read_header(folder).get("tokenizer")
     if tokenizer.digest() != expected:
         raise UserError(f"{folder / TOKENIZER}: found another tokenizer than {HEADER} names; delete {folder}")
-    train, valid = (replace(Tokens.open(folder, split), prefix=tokenizer.document_prefix) for split in SPLITS)
-    return Prepared(train=train, valid=valid, tokenizer=tokenizer, folder=folder)
+    opened = (Tokens.open(folder, split, tokenizer.vocab_size) for split in SPLITS)
+    train, valid = (replace(tokens, prefix=tokenizer.document_prefix) for tokens in opened)
+    return Prepared(train=train, valid=valid, tokenizer=tokenizer, folder=folder, fresh=fresh)
+
+
+def check_prepared(folder: Path) -> bool:
+    """Compare a prepared folder's files with the checksums in its header.
+
+    Returns:
+        False for a folder of an older version, which has none.
+
+    Raises:
+        Damaged: one is missing or has changed.
+    """
+    sums = read_header(folder).get("files")
+    check_files(folder, sums or {})
+    return sums is not None
 
 
 @contextlib.contextmanager
@@ -111,20 +149,14 @@ def _only_one(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
     Where the system has no such lock, processes only do the same work twice, and temporary folders stay.
     """
+    held = lock(folder / ".lock", lambda: report(f"waiting for another process that prepares text in {folder}"))
     try:
-        import fcntl
-    except ImportError:  # Windows
+        for stale in folder.glob(".making-*") if held.alone else ():
+            if MAKING.fullmatch(stale.name):
+                shutil.rmtree(stale)
         yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another process that prepares text in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in folder.glob(".making-*"):
-            shutil.rmtree(stale)
-        yield
+    finally:
+        held.release()
 
 
 def _make(
@@ -143,9 +175,7 @@ def _make(
         if tokenizer.ignored:
             settings = ", ".join(tokenizer.ignored)
             report(f"note: {config.file} sets {settings}, which has no effect: text is encoded whole, alike each time")
-        with (making / TOKENIZER).open("w", encoding="utf-8") as file:
-            file.write(tokenizer.to_json())
-            _flush(file)
+        tokenizer.save(making / TOKENIZER)
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {}
         for split, corpus in zip(SPLITS, (train, valid)):
@@ -157,20 +187,21 @@ def _make(
                     for name, more in zip(counts, (documents, len(ids), size, int(unknown))):
                         counts[name] += more
                     advance(size)
-                _flush(file)
             if counts["tokens"] == 0:
                 raise UserError(f"{corpus.describe()}: found no text, expected at least one document")
             splits[split] = counts
-        header = {
-            "format": FORMAT,
-            "dtype": dtype.str,
-            "tokenizer": tokenizer.digest(),
-            "splits": splits,
-            "identity": identity,
-        }
-        with (making / HEADER).open("w", encoding="utf-8") as file:
-            json.dump(header, file, indent=1)
-            _flush(file)
+        header = seal(
+            {
+                "format": FORMAT,
+                "dtype": dtype.str,
+                "tokenizer": tokenizer.digest(),
+                "splits": splits,
+                "identity": identity,
+                "files": checksums(making),
+            }
+        )
+        (making / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        flush_folder(making)
         _rename(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -188,16 +219,7 @@ def _rename(making: Path, folder: Path) -> None:
     except OSError:
         if not (folder / HEADER).exists():  # else another process was faster, with the same content
             raise
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    sync(folder.parent)
 
 
 @contextlib.contextmanager
@@ -223,9 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = parse(argv, prog="python -m lmcore.prepare", description="Turn text into token files for training.")
     prepared = prepare(config)
-    print(prepared.folder)
-    for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)):
+    for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if not prepared.fresh else ():
         print(_summary(split, tokens))
+    print(prepared.folder)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Token files, and the batches drawn from them.
 
 A prepared folder holds `train.bin` and `valid.bin` (raw little-endian token ids, each document followed by
-end-of-text) and `meta.json`, the header, which is written last. A batch is a pure function of (seed, step), so a run
-resumes from one integer and both twins see the same tokens.
+end-of-text) and `meta.json`, the header with checksums of all, which is written last. A batch is a pure function of
+(seed, step), so a run resumes from one integer and both twins see the same tokens.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from lmcore.errors import UserError
+from lmcore.files import Damaged, check_seal
 
 __all__ = ["FORMAT", "HEADER", "SPLITS", "Batches", "Tokens", "eval_windows", "read_header", "token_dtype"]
 
@@ -30,19 +31,24 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Read a prepared folder's `meta.json`.
+    """Read the `meta.json` of a prepared folder or of a run.
 
     Raises:
         UserError: it is missing, damaged, or of another format.
     """
     path = folder / HEADER
+    ours = (folder / "config.yaml").exists()
+    way_out = "restore it from the prepared text in data.dir" if ours else f"delete {folder} to have it made again"
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
+        check_seal(path, header, mark="files")
         found = header["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a header of token files ({error}); delete {folder}") from error
+    except Damaged as error:
+        raise Damaged(f"{error}; {way_out}") from error
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path}: cannot be read as a header of token files ({error}); {way_out}") from error
     if found != FORMAT:
-        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; delete {folder}")
+        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; {way_out}")
     return header
 
 
@@ -60,6 +66,10 @@ class Tokens:
     """Tokens that stand for text which the vocabulary lacks."""
     prefix: tuple[int, ...] = ()
     """Ids that begin each document: a model is shown them, and evaluation does not ask it to predict them."""
+    vocab_size: int = 2**32
+    """Ids are less than this, or refused when they are read."""
+    path: Path = Path()
+    """The file, to name it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,9 +79,23 @@ class Tokens:
         """UTF-8 bytes of text for each token to predict; end-of-text counts as a token of no bytes."""
         return self.bytes / (len(self.ids) - len(self.prefix) * self.documents)
 
+    def read(self, where: slice | np.ndarray) -> Int32[np.ndarray, "..."]:
+        """The ids at these places.
+
+        Raises:
+            UserError: one is not in the vocabulary.
+        """
+        ids = self.ids[where]
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            raise UserError(
+                f"{self.path}: found token id {int(ids.max())}, expected less than the vocabulary's {self.vocab_size}; "
+                f"the file is damaged: delete {self.path.parent}"
+            )
+        return ids.astype(np.int32)
+
     @classmethod
-    def open(cls, folder: Path, split: str) -> "Tokens":
-        """Map `split` ("train" or "valid") of a prepared folder.
+    def open(cls, folder: Path, split: str, vocab_size: int = 2**32) -> "Tokens":
+        """Map `split` ("train" or "valid") of a prepared folder, whose ids are less than `vocab_size`.
 
         Raises:
             UserError: the file is missing or is not what the header says.
@@ -88,7 +112,7 @@ class Tokens:
         expected = tokens * dtype.itemsize
         if found != expected or expected == 0:
             raise UserError(f"{path}: found {found} bytes, expected {expected}; delete {folder}")
-        return cls(ids=np.memmap(path, dtype, mode="r"), **fields)
+        return cls(ids=np.memmap(path, dtype, mode="r"), vocab_size=vocab_size, path=path, **fields)
 
 
 class Batches:
@@ -125,7 +149,7 @@ class Batches:
         if batch_size % count:
             raise UserError(f"train.batch_size: found {batch_size}, expected a multiple of the {count} processes")
         rows = batch_size // count
-        self._ids = tokens.ids
+        self._tokens = tokens
         self._offsets = np.arange(seq_len + 1)
         self._rows = index * rows + np.arange(rows)
         self._batch_size = batch_size
@@ -142,8 +166,8 @@ class Batches:
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             starts[here] = self._starts(epoch)[places[here]]
-        where = (starts[:, None] + self._offsets) % len(self._ids)
-        return self._ids[where].astype(np.int32)
+        where = (starts[:, None] + self._offsets) % len(self._tokens)
+        return self._tokens.read(where)
 
     def _starts(self, epoch: int) -> np.ndarray:
         order = self._orders.get(epoch)
@@ -151,7 +175,7 @@ class Batches:
             draws = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(1 + self.windows)
             order = np.argsort(draws[1:], kind="stable")
             order *= self._seq_len
-            order += int(draws[0] % len(self._ids))
+            order += int(draws[0] % len(self._tokens))
             self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1} | {epoch: order}
         return order
 
@@ -183,7 +207,7 @@ def eval_windows(
         targets = np.full((batch_size, seq_len), -1, np.int32)
         for row, window in enumerate(range(begin, min(begin + batch_size, count))):
             start = window * total // count * seq_len
-            ids = tokens.ids[start : start + seq_len + 1]
+            ids = tokens.read(slice(start, start + seq_len + 1))
             inputs[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = ids[1:]
         targets[np.isin(targets, tokens.prefix)] = -1

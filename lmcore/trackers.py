@@ -10,13 +10,14 @@ import html
 import importlib
 import json
 import math
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from lmcore.config import Config
 from lmcore.errors import UserError
+from lmcore.files import replace_file
 from lmcore.parsing import parse_json
 
 __all__ = [
@@ -28,10 +29,11 @@ __all__ = [
     "check_libraries",
     "open_trackers",
     "read_metrics",
-    "replace_file",
 ]
 
 Row: TypeAlias = dict[str, int | float]
+SAMPLE = re.compile(r"sample-(\d{6,})\.txt")
+"""Text that the model wrote, by its step."""
 
 
 @runtime_checkable
@@ -63,9 +65,8 @@ class JsonlTracker:
         last = -1 if resume_step is None else resume_step
         kept = [row for row in _read(path) if row["step"] <= last] if path.exists() else []
         replace_file(path, "".join(map(_line, kept)))
-        for sample in self.samples.glob("*-*.txt"):
-            step = sample.stem.rpartition("-")[2]
-            if step.isdecimal() and int(step) > last:
+        for sample in self.samples.glob("*.txt"):
+            if (named := SAMPLE.fullmatch(sample.name)) and int(named.group(1)) > last:  # no file of the user's
                 sample.unlink()
         self.file = path.open("a", encoding="utf-8")
 
@@ -207,7 +208,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 def _read(path: Path) -> list[Row]:
     lines = path.read_bytes().split(b"\n")
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line.decode())
@@ -215,25 +216,21 @@ def _read(path: Path) -> list[Row]:
             if number == len(lines):  # cut short by a kill, or nothing after the last newline
                 break
             row = None
-        if not isinstance(row, dict) or "step" not in row:
+        if not _is_row(row):
             raise UserError(f"{path}: line {number} is {line[:60]!r}, expected a row of metrics; delete that line")
         rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
 
 
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    return all(value is None or type(value) in (int, float) for value in row.values())
+
+
 def _line(row: Row) -> str:
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole file such that a kill leaves the old or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _grouped(row: Row) -> Row:

@@ -6,7 +6,8 @@ the model. The loop waits for the device only where it reports, so that the next
 
 import json
 import math
-import shutil
+import os
+import shlex
 import signal
 import sys
 import time
@@ -22,19 +23,21 @@ from jaxtyping import Int32
 
 from lmcore import checkpoints, prompting
 from lmcore import config as configs
+from lmcore import folder as run_folder
 from lmcore.checkpoints import Checkpoint, Checkpoints
-from lmcore.config import Config, SampleConfig
-from lmcore.errors import UserError
+from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.errors import UserError, note
+from lmcore.files import Damaged, replace_file
 from lmcore.flops import flops_per_token
 from lmcore.memory import check_batch, check_memory
-from lmcore.plots import plot_loss
+from lmcore.plots import attempt, plot_loss
 from lmcore.prepare import Prepared, prepare
 from lmcore.progress import Progress
 from lmcore.schedule import learning_rate
 from lmcore.tokens import Batches, Tokens, eval_windows
-from lmcore.trackers import Row, check_libraries, open_trackers, read_metrics, replace_file
+from lmcore.trackers import Row, check_libraries, open_trackers, read_metrics
 
-__all__ = ["Diverged", "Engine", "evaluate", "run", "with_vocabulary"]
+__all__ = ["Diverged", "Engine", "EngineClass", "evaluate", "run", "with_vocabulary"]
 
 
 @runtime_checkable
@@ -42,9 +45,18 @@ class Engine(Protocol):
     """The mathematics of a run, in one framework."""
 
     framework: str
-    parameter_count: int
-    device_name: str
-    peak_flops: float | None
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+
+    @property
+    def device_name(self) -> str:
+        """What the model runs on, for people."""
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak of all devices in use, in FLOP/s, where it is known."""
 
     def init(self) -> None:
         """Start from the initial weights of `train.seed`."""
@@ -55,8 +67,11 @@ class Engine(Protocol):
     def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
         """Sum of token losses and number of targets that are not −1, as device scalars."""
 
+    def is_finite(self) -> bool:
+        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now and write it in the background; the returned function waits for that."""
+        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Take up a saved state; without the optimizer's, only to evaluate or generate."""
@@ -65,8 +80,21 @@ class Engine(Protocol):
         """The current weights, ready to write text."""
 
 
+@runtime_checkable
+class EngineClass(Protocol):
+    """What makes an `Engine`: its class."""
+
+    framework: str
+
+    def check_machine(self, train: TrainConfig) -> None:
+        """Raise UserError unless this machine has the device and precision; called before anything is written."""
+
+    def __call__(self, config: Config) -> Engine:
+        """An engine for a config whose vocabulary size is known."""
+
+
 class Diverged(UserError):
-    """The loss is no longer a finite number."""
+    """The loss or the state is no longer finite."""
 
     exit_code = 1
 
@@ -120,52 +148,88 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
     }
 
 
-def run(config: Config, make_engine: Callable[[Config], Engine]) -> int:
-    """Train as `config` says, from the start or from the latest checkpoint.
+def run(config: Config, engine_class: EngineClass) -> int:
+    """Train as `config` says, from the start or from the latest checkpoint that is not damaged.
+
+    Whatever can be refused is refused first, before any text is tokenized or a folder made.
 
     Returns:
         Exit code: 0, or 128 + the signal that interrupted the run.
 
     Raises:
         UserError: the config does not fit the run folder, the data or the machine.
-        Diverged: the loss became infinite or NaN.
+        Diverged: the loss or the state became infinite or NaN.
     """
     assert config.run_dir is not None
     check_batch(config)
     if config.train.device == "cpu":
         check_memory(config, training=True)
-    prepared = prepare(config)
-    config = with_vocabulary(config, prepared.tokenizer.vocab_size)
-    engine = make_engine(config)
+    folder = Path(config.run_dir)
+    engine_class.check_machine(config.train)
+    check_libraries(config)
     with ExitStack() as stack:
-        return Run(config, prepared, engine, stack).train()
+        there = folder.is_dir()
+        if there:
+            _lock(folder, stack)
+        latest = run_folder.open_run(config, engine_class.framework)
+        if not there:
+            _check_can_be_made(folder)
+        trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
+        prepared = prepare(config, run_dir=folder if trained else None)
+        config = with_vocabulary(config, prepared.tokenizer.vocab_size)
+        run_folder.check_config(config, imported=latest is not None and not trained)
+        engine, batches = engine_class(config), _batches(prepared, config)
+        if not there:
+            _lock(folder, stack)
+            latest = run_folder.open_run(config, engine_class.framework)  # another process may have been faster
+        return Run(config, prepared, engine, batches, latest, stack).train()
+
+
+def _batches(prepared: Prepared, config: Config) -> Batches:
+    train = config.train
+    next(eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1))  # refuses text that is too short
+    return Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(run_folder.unlock_run, run_folder.lock_run(folder))
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+
+
+def _check_can_be_made(folder: Path) -> None:
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise _cannot_be_made(folder, f"{parent} is no folder")
+    if not os.access(parent, os.W_OK):
+        raise _cannot_be_made(folder, f"{parent} cannot be written to")
+
+
+def _cannot_be_made(folder: Path, reason: object) -> UserError:
+    return UserError(f"run_dir: {folder} cannot be made ({reason}); name another folder")
 
 
 class Run:
     """One run of the loop: the folder, the engine and what reports on them."""
 
-    def __init__(self, config: Config, prepared: Prepared, engine: Engine, stack: ExitStack):
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        engine: Engine,
+        batches: Batches,
+        latest: Checkpoint | None,
+        stack: ExitStack,
+    ):
         assert config.run_dir is not None
-        self.config, self.prepared, self.engine = config, prepared, engine
+        self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder = Path(config.run_dir)
-        latest = checkpoints.open_run(config, engine.framework)
-        check_libraries(config)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run_dir: {self.folder} cannot be made ({error}); name another folder") from error
-        stack.callback(checkpoints.unlock_run, checkpoints.lock_run(self.folder))
-        train = config.train
-        trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
-        if trained and not prepared.is_of(self.folder):
-            raise UserError(
-                f"data: the text has changed since {self.folder} was started; restore it or start a new run"
-            )
-        self.batches = Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
         self.start = self._begin(latest)
         configs.save(config, self.folder / "config.yaml")
-        for name in ("tokenizer.json", "meta.json"):
-            shutil.copyfile(prepared.folder / name, self.folder / name)
+        for name in ("meta.json", "tokenizer.json"):  # in this order: a kill between leaves a tokenizer that is known
+            replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
         self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
@@ -173,7 +237,7 @@ class Run:
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
             stack.callback(tracker.close)
-        self.progress = Progress(train.steps, self.start)
+        self.progress = Progress(config.train.steps, self.start)
         self.stop = stack.enter_context(StopRequest())
         self.clock = time.monotonic()
         self.timed_from = self.start
@@ -188,9 +252,27 @@ class Run:
             self.engine.init()
             print(f"run folder {self.folder}", flush=True)
             return 0
-        self.engine.restore(latest.state)
+        latest = self._restore(latest)
         print(f"run folder {self.folder}, going on from step {latest.step}", flush=True)
+        try:
+            latest.verify_metrics()
+        except Damaged as error:
+            note(str(error))
         return latest.step
+
+    def _restore(self, latest: Checkpoint) -> Checkpoint:
+        """Take up the latest checkpoint that training can go on from, and set aside those after it."""
+        checkpoints.set_aside_newer(latest)
+        self.engine.restore(latest.state)
+        while not self.engine.is_finite():
+            reason = f"{latest.folder}: its state is not finite"
+            earlier = checkpoints.newest_checkpoint(self.folder, self.config.checkpoint.verify, before=latest.step)
+            if earlier is None:
+                raise UserError(f"{reason}, and there is no earlier checkpoint; start a new run")
+            latest = earlier
+            checkpoints.set_aside_newer(latest, reason)
+            self.engine.restore(latest.state)
+        return latest
 
     def train(self) -> int:
         """Take all steps that are left."""
@@ -208,11 +290,11 @@ class Run:
                 if evaluates or _due(done, config.log.every, steps):
                     row = self._report(done, metrics, evaluates)
                 if saves and row:
-                    self.checkpoints.save(done, row["valid_loss"], self.engine.save)
+                    self._save(done, row["loss"], row["valid_loss"])
                 if _due(done, config.sample.every, steps):
                     self._sample(done)
                 if self.stop.received and done < steps:
-                    return self._interrupted(done, row)
+                    return self._interrupted(done, float(metrics["loss"]), row)
                 if row:
                     self._restart_clock(done)
             self.checkpoints.wait()
@@ -237,12 +319,25 @@ class Run:
         self._log(row, mfu)
         worst = row["loss"] + row.get("valid_loss", 0.0)
         if not math.isfinite(worst):
-            self._plot()
-            raise Diverged(
-                f"the loss became {worst} by step {done}; checkpoints in {self.folder} are intact; "
-                f"try a lower optim.lr than {config.optim.lr} or a smaller optim.clip than {config.optim.clip}"
-            )
+            raise self._diverged(f"the loss became {worst} by step {done}")
         return row
+
+    def _save(self, done: int, loss: float, valid_loss: float | None) -> None:
+        """Save the state, unless no training could go on from it."""
+        if not (math.isfinite(loss) and self.engine.is_finite()):
+            what = "a number of the state became infinite or NaN" if math.isfinite(loss) else f"the loss became {loss}"
+            raise self._diverged(f"{what} by step {done}")
+        self.checkpoints.save(done, valid_loss, self.engine.save)
+
+    def _diverged(self, what: str) -> Diverged:
+        """The error that says what is left of this run and what may help."""
+        self._plot()
+        self.checkpoints.wait()
+        last = checkpoints.newest_checkpoint(self.folder, verify=False)
+        left = f"the last good checkpoint is {last.folder}" if last else "no checkpoint had been saved"
+        lr, clip = self.config.optim.lr, self.config.optim.clip
+        clipped = f"a smaller optim.clip than {clip}" if clip > 0 else "optim.clip 1.0"
+        return Diverged(f"{what}, which was not saved; {left}; try a lower optim.lr than {lr} or {clipped}")
 
     def _log(self, row: Row, mfu: float | None) -> None:
         for tracker in self.trackers:
@@ -259,23 +354,24 @@ class Run:
             tracker.text(done, "sample", text.prompt + text.text)
         self.clock += time.monotonic() - begin  # writing is not training
 
-    def _interrupted(self, done: int, row: Row | None) -> int:
+    def _interrupted(self, done: int, loss: float, row: Row | None) -> int:
         assert self.stop.received is not None
-        self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save)
+        self._save(done, loss, row.get("valid_loss") if row else None)
         self.checkpoints.wait()
         self._plot()
         package = "jaxlm" if self.engine.framework == "jax" else "torchlm"
         self.progress.say(
             f"stopped at step {done}, saved; go on with: "
-            f"python -m {package}.train --run_dir {self.folder} --train.resume auto"
+            f"python -m {package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
         )
         return 128 + self.stop.received
 
     def _plot(self) -> list[Row]:
         rows = read_metrics(self.folder / "metrics.jsonl")
-        plot_loss(rows, self.folder / "loss.png", title=self.folder.name)
-        for tracker in self.trackers:
-            tracker.image(int(rows[-1]["step"]) if rows else 0, self.folder / "loss.png")
+        path = self.folder / "loss.png"
+        if attempt(lambda: plot_loss(rows, path, title=self.folder.name), path):
+            for tracker in self.trackers:
+                tracker.image(int(rows[-1]["step"]) if rows else 0, path)
         return rows
 
     def _finish(self) -> None:

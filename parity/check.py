@@ -41,6 +41,7 @@ def check(
     steps: int = STEPS,
     files: Sequence[str] = (),
     report: "Callable[[str, list[Result]], None] | None" = None,
+    verify: bool = True,
 ) -> "Report":
     """Check that jaxlm and torchlm are the same model.
 
@@ -53,6 +54,7 @@ def check(
         steps: length of the training trajectory.
         files: text to feed the model, as `data.files` takes it.
         report: called with each type and its lines when they are there.
+        verify: whether to compare a run's files with their checksums.
 
     Returns:
         A report, which is true if nothing differs.
@@ -66,7 +68,7 @@ def check(
     from parity.twins import check_config, framework_settings, make_pair
 
     with framework_settings():
-        subject = open_subject(None if what is None else Path(what), config or Config(), list(files))
+        subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
         facts, results = _facts(subject), []
         for dtype in dtypes:
             pair = make_pair(check_config(subject.config, dtype), subject.tokens, subject.params, devices)
@@ -130,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             steps=args.steps,
             files=files,
             report=lambda dtype, found: console.print(result_table(found, dtype), ""),
+            verify=not args.no_verify,
         )
     console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
     console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)
@@ -168,6 +171,7 @@ def _parser() -> Any:
         action="store_true",
         help="Count false alarms over 300 healthy pairs, and find the smallest fault that each rung catches (an hour).",
     )
+    cli.add_no_verify(parser)
     parser.add_argument("--run_dir", type=str | None, help="Not used: a check writes no run.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)

@@ -10,6 +10,7 @@ A run folder stands for its latest checkpoint where a run is to go on, and for i
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import uuid
@@ -71,18 +72,20 @@ class Source:
         return State("hf", 0, params, zero_moments(self.config, "hf", parameter_type(self.config)))
 
 
-def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source:
+def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: bool = True) -> Source:
     """Find out what `path` is and read all but a checkpoint's arrays.
 
     Args:
         path: a run folder, one checkpoint, or a Hugging Face Llama folder.
         which: checkpoint of a run folder.
+        verify: whether to compare a run's files with their checksums.
 
     Raises:
-        UserError: it is none of them, or cannot be read.
+        UserError: it is none of them, cannot be read, or is damaged.
     """
     from lmcore import config as configs
-    from lmcore.checkpoints import find_checkpoint, list_checkpoints
+    from lmcore.checkpoints import find_checkpoint
+    from lmcore.folder import check_tokenizer
     from lmcore.tokenizer import Tokenizer
     from parity.companions import Companions
     from parity.huggingface import read_folder
@@ -98,12 +101,12 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best") -> Source
             f"{path}: found no config.yaml (a run), checkpoint.json (a checkpoint) or config.json (a Hugging Face "
             "model); expected one of them"
         )
-    checkpoint = find_checkpoint(path)
-    if which == "latest" and not _is_checkpoint(path):
-        checkpoint = list_checkpoints(checkpoint.run_dir)[-1]
+    checkpoint = find_checkpoint(path, which, verify)
     if checkpoint.framework not in PACKAGES:
         raise UserError(f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected jax or torch")
-    config = configs.load(checkpoint.run_dir / "config.yaml")
+    config = configs.load(checkpoint.run_dir / "config.yaml", verify)
+    if verify:
+        check_tokenizer(checkpoint.run_dir, checkpoint)
     file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
     tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
     side: Side = "jax" if checkpoint.framework == "jax" else "torch"
@@ -128,6 +131,7 @@ def convert(
     out: Path | str,
     force: bool = False,
     checkpoint: Literal["best", "latest"] | None = None,
+    verify: bool = True,
 ) -> Path:
     """Convert a run, a checkpoint or a Hugging Face Llama folder.
 
@@ -137,6 +141,7 @@ def convert(
         out: folder to write.
         force: replace `out` if it is a run or a model already, once the new one is whole.
         checkpoint: of a run folder; None takes the latest to go on training, and the best to make a model for use.
+        verify: whether to compare a run's files with their checksums.
 
     Returns:
         `out`.
@@ -144,15 +149,17 @@ def convert(
     Raises:
         UserError: `src` cannot be converted, or `out` cannot be written; `out` is then as it was.
     """
-    _convert(Path(src), to, Path(out), force, checkpoint)
+    _convert(Path(src), to, Path(out), force, checkpoint, verify)
     return Path(out)
 
 
-def _convert(src: Path, to: "Side", out: Path, force: bool, which: Literal["best", "latest"] | None) -> Source:
+def _convert(
+    src: Path, to: "Side", out: Path, force: bool, which: Literal["best", "latest"] | None, verify: bool
+) -> Source:
     _check_out(out, src, force)
     if which and not (src.is_dir() and _is_run(src)):
         raise UserError(f"--checkpoint: found {which!r}, but {src} is no run folder with several; leave it out")
-    source = open_source(src, which or ("best" if to == "hf" else "latest"))
+    source = open_source(src, which or ("best" if to == "hf" else "latest"), verify)
     if to == "jax" and source.config.train.precision == "float16":
         raise UserError(
             f"{src}: found train.precision float16, for which jaxlm has no gradient scaler; "
@@ -236,7 +243,8 @@ def _check_out(out: Path, src: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `out` at the end, or is gone if anything fails."""
-    from lmcore.checkpoints import lock_run, unlock_run
+    from lmcore.files import flush_folder
+    from lmcore.folder import lock_run, unlock_run
 
     out = out.resolve()  # `.` has no name of its own
     making, doomed = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("tmp", "old"))
@@ -247,7 +255,7 @@ def _replacing(out: Path) -> Iterator[Path]:
         try:
             making.mkdir(parents=True)
             yield making
-            _flush(making)
+            flush_folder(making)
             if out.exists():
                 out.rename(doomed)
             try:
@@ -259,16 +267,6 @@ def _replacing(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Have all of a folder on disk before its name says that it is."""
-    for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @command
@@ -289,10 +287,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="Which one of a run folder; null takes the latest for jax and torch, the best for hf.",
     )
     parser.add_argument("--force", action="store_true", help="Replace the folder if it is a run or model already.")
+    cli.add_no_verify(parser)
     args = cli.parse_arguments(parser, argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs no accelerator, and takes none from a training
     out = Path(args.out)
-    source = _convert(Path(args.src), args.to, out, args.force, args.checkpoint)
+    source = _convert(Path(args.src), args.to, out, args.force, args.checkpoint, not args.no_verify)
     print(
         f"{out}: {_what(source)}, as {'a Hugging Face model' if args.to == 'hf' else f'a run of {PACKAGES[args.to]}'}"
     )
@@ -303,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: tokenizer.json sets {settings}, which has no effect: text is encoded whole, alike each time")
     if args.to != "hf":
         text = "" if source.checkpoint else " --data.files TEXT"
-        print(f"go on with: python -m {PACKAGES[args.to]}.train --run_dir {out} --train.resume auto{text}")
+        command = f"python -m {PACKAGES[args.to]}.train --run_dir {shlex.quote(str(out))}"
+        print(f"go on with: {command} --train.resume auto{text}")
     return 0
 
 

@@ -45,13 +45,14 @@ class Subject:
     """Where the text comes from, for people."""
 
 
-def open_subject(what: Path | None, config: Config, files: list[str]) -> Subject:
+def open_subject(what: Path | None, config: Config, files: list[str], verify: bool = True) -> Subject:
     """Read what is to be checked.
 
     Args:
         what: a run, a checkpoint, a Hugging Face folder; None for the initial weights of `config`.
         config: read only without `what`.
         files: text to use, as `data.files` takes it.
+        verify: whether to compare a run's files with their checksums.
 
     Raises:
         UserError: something cannot be read, or the model is of a kind that cannot be checked.
@@ -61,7 +62,7 @@ def open_subject(what: Path | None, config: Config, files: list[str]) -> Subject
         tokenizer = tokenizers.train(config.tokenizer, (piece.text for piece in corpus))
         config = with_vocabulary(config, tokenizer.vocab_size)
         return Subject("initial weights", config, None, tokenizer, _tokens(tokenizer, corpus), text)
-    source = open_source(what)
+    source = open_source(what, verify=verify)
     state = source.state(optimizer=False).to("jax", source.config)
     config = source.config
     name = "Hugging Face model"

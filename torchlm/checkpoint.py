@@ -24,7 +24,7 @@ def save_state(folder: Path, params: dict[str, Tensor], optimizer: dict[str, Ten
     """Copy the tensors off the device now, to be written in the background.
 
     Returns:
-        A function that writes everything to disk, and raises what went wrong.
+        A function that writes everything to disk, opens it, and raises what went wrong.
     """
     items = {"params": params, "optimizer": optimizer}
     host = {name: {key: t.detach().to("cpu", copy=True) for key, t in item.items()} for name, item in items.items()}
@@ -35,6 +35,7 @@ def save_state(folder: Path, params: dict[str, Tensor], optimizer: dict[str, Ten
             try:
                 with _one_process():
                     dcp.save(item, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / name)), no_dist=True)
+                _check_opens(folder / name, item)
             except dcp.CheckpointException as error:  # not an Exception: handlers of those would let it pass
                 raise OSError(_reason(error)) from error
 
@@ -74,6 +75,15 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Tensor], ty
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise UserError(f"{path}: found {name} as {stored.get(name)}, expected {expected.get(name)}")
+
+
+def _check_opens(path: Path, expected: dict[str, Tensor]) -> None:
+    """Raise OSError unless DCP can open what it has written, and finds every tensor: its word is not enough."""
+    try:
+        found = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        _check_same(path, found, expected, types=True)
+    except (UserError, OSError, SafetensorError) as error:
+        raise OSError(f"{path}: was written and cannot be opened ({error})") from error
 
 
 @contextmanager

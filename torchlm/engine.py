@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 
-from lmcore.config import Config, SampleConfig
+from lmcore.config import Config, SampleConfig, TrainConfig
 from lmcore.flops import peak_flops
 from lmcore.init import initial_weight
 from lmcore.memory import check_memory
@@ -119,6 +119,11 @@ class Engine:
             self._loss_sum = SplitLoss(self._loss_sum, config.train)
         self.state: TrainState
 
+    @staticmethod
+    def check_machine(train: TrainConfig) -> None:
+        """Raise UserError unless this machine has the device and precision that `train` asks for."""
+        set_up_torch(train)
+
     @property
     def parameter_count(self) -> int:
         """Number of trained values."""
@@ -154,8 +159,16 @@ class Engine:
         """Sum of the token losses and the number of targets that count, without waiting for them."""
         return eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
 
+    def is_finite(self) -> bool:
+        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+        state = self.state
+        assert state.optimizer is not None
+        kept = [t for moments in state.optimizer.state.values() for t in moments.values()]
+        finite = [torch.isfinite(t).all() for t in [*state.params.values(), *kept]]
+        return bool(torch.stack([f.to(self.device) for f in finite]).all())
+
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now, write it in the background; the returned function waits for that."""
+        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
         return save_state(folder, self.state.params, self._optimizer_tensors())
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:

@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # this process is the command, not a test or a notebook
         restart_with_malloc_settings()
     from lmcore import trainer
+    from torchlm.engine import Engine
 
-    return trainer.run(config, make_engine)
+    return trainer.run(config, Engine)
 
 
 if __name__ == "__main__":

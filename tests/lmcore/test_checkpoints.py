@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,13 +22,12 @@ from lmcore.checkpoints import (
     best_checkpoint,
     find_checkpoint,
     list_checkpoints,
-    load_run,
-    lock_run,
-    open_run,
-    unlock_run,
+    set_aside_newer,
 )
 from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
 from lmcore.errors import UserError
+from lmcore.files import Damaged
+from lmcore.folder import load_run, lock_run, open_run, unlock_run
 
 CONFIG = Config(model=ModelConfig(vocab_size=300), train=TrainConfig(steps=100, resume="auto"))
 
@@ -113,7 +113,7 @@ def save_and_wait(saving: Checkpoints, write: Callable) -> None:
 def test_a_failed_write_leaves_no_checkpoint_and_the_earlier_ones(tmp_path: Path, failing: Callable, error: Exception):
     saving = Checkpoints(tmp_path, "jax", keep=2)
     saving.save(1, 2.0, write)
-    message = r"^checkpoint: could not be written \(.*(No space left on device|disk full)\); earlier .* intact"
+    message = r"^checkpoint: could not be written \(.*(No space left on device|disk full)\); the last one saved is "
     with pytest.raises(UserError, match=message):
         save_and_wait(saving, failing(error))
     saving.close()
@@ -242,19 +242,25 @@ def test_a_run_that_is_not_there_or_has_no_checkpoint_is_one_line(tmp_path: Path
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"framework": "jax", "step": "x", "valid_loss": null}', None]
 )
-def test_a_damaged_description_names_the_file_and_the_way_out(run_dir: Path, content: str | None):
+def test_a_damaged_description_is_named_and_passed_over(run_dir: Path, content: str | None, capsys):
     path = run_dir / "checkpoints" / "step_00000020" / "checkpoint.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
-    message = f"^{re.escape(str(path))}: cannot be read .*; delete the folder {re.escape(str(path.parent))} to go on"
-    with pytest.raises(UserError, match=message):
-        find_checkpoint(run_dir)
+    assert find_checkpoint(run_dir, "latest").step == 10
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"note: {re.escape(str(path))}: (cannot be read|is damaged) .*; passed over", line)
 
 
 def test_a_description_says_framework_step_and_loss(run_dir: Path):
     path = run_dir / "checkpoints" / "step_00000020" / "checkpoint.json"
-    assert json.loads(path.read_text()) == {"framework": "jax", "step": 20, "valid_loss": 2.0}
+    found = json.loads(path.read_text())
+    assert {name: found[name] for name in found if name not in ("files", "run", "checksum")} == {
+        "framework": "jax",
+        "step": 20,
+        "valid_loss": 2.0,
+    }
+    assert list(found["files"]) == ["state/weights"]
 
 
 def test_config_and_tokenizer_are_the_runs(run_dir: Path):
@@ -346,7 +352,7 @@ def test_the_other_frameworks_run_is_refused(run_dir: Path):
 LOCK = """
 import sys
 from pathlib import Path
-from lmcore.checkpoints import lock_run
+from lmcore.folder import lock_run
 from lmcore.errors import UserError
 try:
     lock_run(Path(sys.argv[1]))
@@ -369,3 +375,105 @@ def test_a_run_folder_is_for_one_process_at_a_time(tmp_path: Path):
     unlock_run(handle)
     assert lock_elsewhere(tmp_path).returncode == 0
     unlock_run(lock_run(tmp_path))  # the other process has ended, and its lock with it
+
+
+def damage(run_dir: Path, step: int) -> None:
+    (run_dir / "checkpoints" / f"step_{step:08d}" / "state" / "weights").write_text("whale")
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_its_run_and_refused_by_itself(run_dir: Path, capsys):
+    damage(run_dir, 10)
+    assert find_checkpoint(run_dir).step == 20, "the best is damaged"
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"note: .*step_00000010/state/weights: is damaged .*; passed over", line)
+    assert find_checkpoint(run_dir, verify=False).step == 10
+    with pytest.raises(Damaged, match=r"weights: is damaged.*take another checkpoint, or use it as it is with --no_v"):
+        find_checkpoint(run_dir / "checkpoints" / "step_00000010")
+    damage(run_dir, 20)
+    with pytest.raises(Damaged, match=r"is damaged.*; no checkpoint of .* is what was written .*--no_verify$"):
+        find_checkpoint(run_dir)
+    assert names(run_dir) == ["step_00000010", "step_00000020"], "reading renames nothing"
+
+
+def test_a_run_goes_on_from_the_newest_good_checkpoint_and_sets_the_damaged_aside(run_dir: Path, capsys):
+    damage(run_dir, 20)
+    latest = open_run(changed(run_dir), "jax")
+    assert latest is not None
+    assert latest.step == 10
+    assert names(run_dir) == ["step_00000010", "step_00000020"], "nothing is renamed before all else is in order"
+    for _ in range(2):
+        set_aside_newer(latest)
+        [line] = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(
+            r"note: .*weights: is damaged .*; set aside as step_00000020.damaged\S*, going on from step 10", line
+        )
+        shutil.copytree(run_dir / "checkpoints" / "step_00000020.damaged", run_dir / "checkpoints" / "step_00000020")
+    damage(run_dir, 10)
+    with pytest.raises(Damaged, match="no checkpoint of"):
+        open_run(changed(run_dir), "jax")
+    config = changed(run_dir)
+    unverified = replace(config, checkpoint=replace(config.checkpoint, verify=False))
+    assert open_run(unverified, "jax").step == 20
+
+
+def test_a_checkpoint_without_checksums_is_read_and_said_to_be(run_dir: Path, capsys):
+    path = run_dir / "checkpoints" / "step_00000010" / "checkpoint.json"
+    path.write_text('{"framework": "jax", "step": 10, "valid_loss": 1.0}\n')
+    assert find_checkpoint(run_dir).step == 10
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"note: {path.parent} is of an older version, without checksums: read as it is"
+
+
+def test_only_names_that_are_written_here_are_touched(run_dir: Path):
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "step_00000010", folder / "step_00000010-good")
+    (folder / "step_00000040.tar.gz").touch()
+    (folder / "x.tmp").mkdir()
+    (folder / "step_00000005.tmp").mkdir()
+    saving = Checkpoints(run_dir, "jax", keep=1)
+    saving.save(30, 0.5, write)
+    saving.wait()
+    saving.close()
+    assert names(run_dir) == ["step_00000010-good", "step_00000030", "step_00000040.tar.gz", "x.tmp"]
+    assert find_checkpoint(folder / "step_00000010-good").step == 10
+
+
+def test_a_tokenizer_that_has_changed_is_refused(run_dir: Path):
+    path = run_dir / "tokenizer.json"
+    path.write_text(path.read_text().replace('"a": 97', '"a": 98').replace('"b": 98', '"b": 97'))
+    for read in (lambda: load_run(find_checkpoint(run_dir)), lambda: open_run(changed(run_dir), "jax")):
+        with pytest.raises(Damaged, match=r"tokenizer.json: is damaged"):
+            read()
+    load_run(find_checkpoint(run_dir), verify=False)
+
+
+def test_a_config_that_was_cut_is_refused_and_one_that_was_edited_says_what_to_do(run_dir: Path):
+    path = run_dir / "config.yaml"
+    text = path.read_text()
+    for wrong in (text[: len(text) // 2], text[:-3], text.replace("lr: 0.003", "lr: 0.007")):
+        path.write_text(wrong)
+        with pytest.raises(Damaged, match=r"config.yaml: is not what was written .*; if you edited it, delete that li"):
+            load_run(find_checkpoint(run_dir))
+    edited = text.replace("lr: 0.003", "lr: 0.007").partition("\n")[2]
+    path.write_text(edited)
+    assert load_run(find_checkpoint(run_dir))[0].optim.lr == 0.007
+    path.write_text(edited[: edited.index("log:")])
+    with pytest.raises(UserError, match=r"config.yaml: found no log, sample, expected a whole config"):
+        load_run(find_checkpoint(run_dir))
+
+
+def test_metrics_that_have_changed_are_seen(run_dir: Path):
+    path = run_dir / "metrics.jsonl"
+    path.write_text('{"step": 30, "loss": 2.5}\n')
+    saving = Checkpoints(run_dir, "jax", keep=1)
+    saving.save(30, 0.5, write)
+    saving.wait()
+    saving.close()
+    checkpoint = find_checkpoint(run_dir)
+    path.write_text(path.read_text() + '{"step": 31, "loss": 2.4}\n')
+    assert checkpoint.verify_metrics(), "later rows don't matter"
+    path.write_text(path.read_text().replace("2.5", "2.7"))
+    with pytest.raises(Damaged, match="edited before step 30"):
+        checkpoint.verify_metrics()
+    path.unlink()
+    assert not checkpoint.verify_metrics()

@@ -206,6 +206,18 @@ def test_patterns_are_sorted_and_valid_files_are_used_whole(tmp_path):
     assert opened(tmp_path, **settings, max_documents=2) == (["b1", "b10"], ["v"])
 
 
+def test_wildcards_in_the_name_of_what_exists_are_only_a_name(tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    (tmp_path / "a1").mkdir()
+    for name in ("a[1]/b*.txt", "a[1]/b2.txt", "a1/b3.txt"):
+        (tmp_path / name).write_text(name)
+    valid = {"valid_files": ["a1/b3.txt"]}
+    assert opened(tmp_path, files=["a[1]/b*.txt"], **valid)[0] == ["a[1]/b*.txt"], "a file of that name"
+    assert opened(tmp_path, files=["a[1]/?2.txt"], **valid)[0] == ["a[1]/b2.txt"], "a folder of that name"
+    assert opened(tmp_path, files=["a?/b?.txt"], **valid)[0] == ["a1/b3.txt"]
+    assert opened(tmp_path, files=["**/b?.txt"], **valid)[0] == ["a1/b3.txt", "a[1]/b*.txt", "a[1]/b2.txt"]
+
+
 @given(st.integers(2, 60), st.floats(0.001, 0.999), st.integers(0, 70))
 def test_held_out_documents_are_disjoint_and_meet_the_fraction(tmp_path_factory, count, fraction, cap):
     path = tmp_path_factory.mktemp("split") / "a.txt"

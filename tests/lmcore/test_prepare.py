@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmcore import config as configs
-from lmcore import encoding, readers
+from lmcore import encoding, files, readers
 from lmcore import prepare as preparing
 from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.errors import UserError
@@ -191,7 +191,7 @@ def test_two_processes_at_once_both_succeed(much):
 
 
 def test_without_a_lock_the_second_process_yields_to_the_first(text, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     rename, renamed = preparing._rename, []
 
     def late(making, folder):
@@ -243,8 +243,9 @@ def test_the_command_prints_folder_and_counts(text, capsys, monkeypatch):
     assert main(arguments) == 0
     again = capsys.readouterr().out.splitlines()
     assert again == first[-3:]
-    assert again[0].startswith("data/train-")
-    assert again[1] == "train: 4 documents, 175 tokens, 171 bytes, 0.977 bytes per token"
+    assert len(first) == 4, "what it prepares, and each line once"
+    assert again[2].startswith("data/train-")
+    assert again[0] == "train: 4 documents, 175 tokens, 171 bytes, 0.977 bytes per token"
     assert main([*arguments, "--data.files", "absent.txt"]) == 2
     assert capsys.readouterr().err.startswith("error: data.files: found no file for 'absent.txt'")
 

@@ -135,7 +135,7 @@ def test_token_files_are_mapped(folder):
         ("train.bin", None, r"train.bin: found 0 bytes, expected 20; delete"),
         (HEADER, b"{", r"meta.json: cannot be read as a header.*; delete"),
         (HEADER, None, r"meta.json: cannot be read as a header.*; delete"),
-        (HEADER, b"[]", r"meta.json: cannot be read as a header.*; delete"),
+        (HEADER, b"[]", r"meta.json: is damaged .found list, expected fields.; delete"),
         (HEADER, b'{"format": 0}', r"meta.json: found format 0, expected 1; delete"),
         (HEADER, b'{"format": 1, "splits": {}}', r"meta.json: found no 'train'; delete"),
     ],
@@ -157,3 +157,14 @@ def test_the_import_is_cheap():
     code = "import sys, lmcore.tokens; print({'tokenizers', 'rich', 'jax', 'torch', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_id_beyond_the_vocabulary_is_one_line_where_it_is_read(folder):
+    tokens = Tokens.open(folder, "train", vocab_size=70001)
+    assert tokens.read(slice(0, 5)).max() == 70000
+    wrong = Tokens.open(folder, "train", vocab_size=70000)
+    message = r"train.bin: found token id 70000, expected less than the vocabulary's 70000; the file is damaged"
+    with pytest.raises(UserError, match=message):
+        Batches(wrong, seq_len=4, batch_size=2, seed=0).batch(0)
+    with pytest.raises(UserError, match=message):
+        list(eval_windows(wrong, seq_len=4, batch_size=1, windows=0))

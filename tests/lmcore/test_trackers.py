@@ -60,6 +60,8 @@ def test_a_resumed_run_reads_as_one_unbroken_run(tmp_path: Path):
         tracker.log(row(step, math.nan if step == 10 else 2.5))
         tracker.text(step, "sample", f"at {step}")
     tracker.close()
+    for name in ("notes-000099.txt", "sample-99.txt"):
+        (tmp_path / "samples" / name).write_text("the user's own")
     with path.open("a") as file:
         file.write('{"step": 50, "tok')  # killed while writing
     assert [each["step"] for each in read_metrics(path)] == [10, 20, 30, 40]
@@ -67,7 +69,8 @@ def test_a_resumed_run_reads_as_one_unbroken_run(tmp_path: Path):
     tracker.log(row(30))
     tracker.close()
     assert [strict(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
-    assert sorted(sample.name for sample in tmp_path.glob("samples/*")) == ["sample-000010.txt", "sample-000020.txt"]
+    samples = ["notes-000099.txt", "sample-000010.txt", "sample-000020.txt", "sample-99.txt"]
+    assert sorted(sample.name for sample in tmp_path.glob("samples/*")) == samples
     assert {entry.name for entry in tmp_path.iterdir()} == {"metrics.jsonl", "samples"}  # no part file is left
 
 
@@ -88,7 +91,19 @@ def test_a_last_row_without_newline_is_kept_on_its_own_line(tmp_path: Path):
     assert read_metrics(path) == [row(10), row(20)]
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1]", '{"loss": 2.0}', ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "lo',
+        "[1]",
+        '{"loss": 2.0}',
+        "",
+        '{"step": "1"}',
+        '{"step": 1.5}',
+        '{"step": 1, "loss": []}',
+        "[" * 9999,
+    ],
+)
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{json.dumps(row(1))}\n{line}\n{json.dumps(row(2))}\n")

@@ -19,9 +19,10 @@ import parity.states
 from jaxlm import train as jax_train
 from jaxlm.engine import Engine as JaxEngine
 from lmcore import config as configs
-from lmcore.checkpoints import best_checkpoint, find_checkpoint, list_checkpoints, lock_run, unlock_run
+from lmcore.checkpoints import best_checkpoint, find_checkpoint, list_checkpoints
 from lmcore.config import Config
 from lmcore.errors import UserError
+from lmcore.folder import lock_run, unlock_run
 from lmcore.trackers import read_metrics
 from parity.convert import convert, main
 from parity.moments import Moments

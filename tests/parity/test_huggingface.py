@@ -15,11 +15,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from jaxlm import train as jax_train
-from lmcore import checkpoints
 from lmcore import config as configs
 from lmcore import tokenizer as tokenizers
 from lmcore.config import Config, ModelConfig, RopeScaling, SampleConfig, TokenizerConfig, TrainConfig
 from lmcore.errors import UserError
+from lmcore.folder import open_run
 from lmcore.prompting import complete
 from lmcore.rope import frequencies
 from lmcore.stories import stories
@@ -267,7 +267,7 @@ def test_an_imported_model_writes_and_is_evaluated(bpe: Tokenizer, tmp_path: Pat
     config = configs.load(tmp_path / "run" / "config.yaml")
     assert config.tokenizer.file == str(tmp_path / "run" / "tokenizer.json")
     assert configs.load(tmp_path / "run" / "config.yaml").model.vocab_size == 300
-    assert checkpoints.open_run(replace(config, train=replace(config.train, resume="auto")), "torch") is not None
+    assert open_run(replace(config, train=replace(config.train, resume="auto")), "torch") is not None
     kept = (tmp_path / "run" / "tokenizer.json").read_bytes()
     Tokenizer.load(tmp_path / "run" / "tokenizer.json").save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == kept, "so that prepared text is found again"

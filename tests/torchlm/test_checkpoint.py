@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lmcore.errors import UserError
+from torchlm import checkpoint
 from torchlm.checkpoint import restore_state, save_state
 
 PARAMS = {"layers.0.weight": torch.randn(3, 5), "norm.weight": torch.randn(5)}
@@ -103,3 +104,20 @@ def test_no_file_of_a_checkpoint_is_unpickled(saved: Path, tmp_path: Path):
     assert not sign.exists()
     pickle.loads(payload)
     assert sign.exists(), "the payload would have shown itself"
+
+
+@pytest.mark.parametrize("name", ["plain", "run[1]", "**", "a*b", "back\\slash", "x::y #%20"])
+def test_a_folder_of_any_name_can_be_read(tmp_path: Path, name: str):
+    save_state(tmp_path / name / "state", PARAMS, OPTIMIZER)()
+    read = empty(PARAMS)
+    restore_state(tmp_path / name / "state", params=read)
+    assert all(torch.equal(read[name], t) for name, t in PARAMS.items())
+
+
+def test_what_cannot_be_opened_is_not_called_a_save(tmp_path: Path, monkeypatch):
+    def in_vain(item: dict[str, torch.Tensor], **_: object) -> None:
+        """Write nothing and say nothing."""
+
+    monkeypatch.setattr(checkpoint.dcp, "save", in_vain)
+    with pytest.raises(OSError, match="was written and cannot be opened"):
+        save_state(tmp_path / "state", PARAMS, OPTIMIZER)()

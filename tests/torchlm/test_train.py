@@ -91,8 +91,13 @@ def test_a_run_is_evaluated_and_writes(tmp_path: Path, data: Path, capsys: pytes
 def test_a_run_is_used_on_another_device_and_in_another_precision(tmp_path: Path, data: Path, capsys):
     assert run(tmp_path / "run", data) == 0
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("device: cpu", "device: mps"))
+    stamp, _, text = config.read_text().partition("\n")
+    text = text.replace("device: cpu", "device: mps")
+    config.write_text(f"{stamp}\n{text}")
     capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "run")]) == 2
+    assert "config.yaml: is not what was written" in capsys.readouterr().err
+    config.write_text(text)  # as that line says
     for more in ([], ["--device", "cpu", "--precision", "float64"]):
         assert evaluate.main([str(tmp_path / "run"), *more]) == 0
         assert generate.main([str(tmp_path / "run"), "--prompt", "😀", *more]) == 0

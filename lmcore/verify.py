@@ -1,0 +1,113 @@
+"""`python -m lmcore.verify PATH ...`: compare runs, checkpoints and prepared text with the checksums kept with them.
+
+One line a set of files. Exit code 0 where everything is what was written, 1 where something is damaged, 2 where a path
+is nothing that could be verified.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore import checkpoints, cli
+from lmcore import config as configs
+from lmcore.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
+from lmcore.errors import UserError, command
+from lmcore.files import Damaged, check_stamp
+from lmcore.folder import check_tokenizer
+from lmcore.prepare import check_prepared
+from lmcore.tokens import HEADER, read_header
+from lmcore.trackers import read_metrics
+
+__all__ = ["Result", "main", "verify"]
+
+CHECKPOINT, CONFIG, METRICS, TOKENIZER = "checkpoint.json", "config.yaml", "metrics.jsonl", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one set of files."""
+
+    path: Path
+    state: str
+    """`good`, `damaged`, or `no checksums` for files of an older version."""
+    what: str
+    """What is wrong."""
+
+
+def verify(path: Path) -> Iterator[Result]:
+    """Compare all files of a run, a checkpoint, a prepared folder or a folder of those with their checksums.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if (path / CHECKPOINT).exists() or checkpoints.NAME.fullmatch(path.name):
+        yield _judge(path, lambda: read_checkpoint(path).verify())
+    elif (path / CONFIG).exists() or (path / "checkpoints").is_dir():
+        yield from _run(path)
+    elif (path / HEADER).exists():
+        yield _judge(path, lambda: check_prepared(path))
+    elif folders := sorted(header.parent for header in path.glob(f"*/{HEADER}")):
+        for folder in folders:
+            yield from verify(folder)
+    else:
+        expected = "a run, a checkpoint, a folder of prepared text, or a folder of those"
+        raise UserError(f"{path}: {'found none of it' if path.exists() else 'no such folder'}, expected {expected}")
+
+
+def _judge(path: Path, check: Callable[[], bool]) -> Result:
+    """What a check says that raises where something is damaged, and is false where there is nothing to compare with."""
+    try:
+        return Result(path, "good" if check() else "no checksums", "")
+    except UserError as error:
+        return Result(path, "damaged", str(error))
+
+
+def _run(folder: Path) -> Iterator[Result]:
+    found = []
+    for path in checkpoint_folders(folder):
+        with contextlib.suppress(Damaged):  # said below
+            found.append(read_checkpoint(path))
+    latest = found[-1] if found else None
+    yield _judge(folder / CONFIG, lambda: _config(folder / CONFIG))
+    if (folder / HEADER).exists():
+        yield _judge(folder / HEADER, lambda: "files" in read_header(folder))
+    if (folder / TOKENIZER).exists():
+        yield _judge(folder / TOKENIZER, lambda: check_tokenizer(folder, latest))
+    if (folder / METRICS).exists():
+        yield _judge(folder / METRICS, lambda: _metrics(folder / METRICS, latest))
+    for path in checkpoint_folders(folder):
+        yield from verify(path)
+
+
+def _config(path: Path) -> bool:
+    configs.load(path)
+    return check_stamp(path, path.read_text(encoding="utf-8"))
+
+
+def _metrics(path: Path, latest: Checkpoint | None) -> bool:
+    read_metrics(path)
+    return latest is not None and latest.verify_metrics()
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify what the command line names."""
+    parser = cli.command_parser(
+        "python -m lmcore.verify",
+        "Compare runs, checkpoints and prepared text (or all of it below data.dir) with the checksums kept with them. "
+        "Exit code 0: all is what was written; 1: something is damaged; 2: there is no such thing.",
+        "PATH ...",
+    )
+    parser.add_argument("paths", nargs="+", help="Run, checkpoint, folder of prepared text, or data.dir.")
+    args = cli.parse_arguments(parser, argv)
+    damaged = False
+    for result in (result for path in args.paths for result in verify(Path(path))):
+        damaged |= result.state == "damaged"
+        print(f"{result.state:12}  {result.what or result.path}")
+    return int(damaged)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What is written is read back to the bit from a folder of any name; what Orbax wrote in vain is not called a save."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxlm import checkpoint
+from jaxlm.checkpoint import restore_state, save_state
+from lmcore.errors import UserError
+
+PARAMS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+OPTIMIZER = {"step": np.int32(3), "state": (np.ones(2, np.float32), {})}
+
+
+@pytest.mark.parametrize("name", ["plain", "run[1]", "[!a]", "**", "a*b", "c?", "back\\slash", "x::y #%20"])
+def test_a_folder_of_any_name_can_be_read(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    for sibling in ("axb", "cd", "r"):  # what a wildcard would find
+        (tmp_path / sibling).mkdir()
+    save_state(tmp_path / name / "state", PARAMS, OPTIMIZER)()
+    read = restore_state(tmp_path / name / "state", params={"w": np.empty((2, 3), np.float32)})
+    assert np.array_equal(read["params"]["w"], PARAMS["w"])
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["state"]
+    assert all(not list((tmp_path / sibling).iterdir()) for sibling in ("axb", "cd", "r"))
+
+
+def test_what_cannot_be_opened_is_not_called_a_save(tmp_path: Path, monkeypatch):
+    @contextmanager
+    def unchanged(folder: Path):
+        yield folder.absolute()
+
+    monkeypatch.setattr(checkpoint, "_without_wildcards", unchanged)
+    (tmp_path / "run[1]").mkdir()
+    with pytest.raises(OSError, match="was written and cannot be opened"):
+        save_state(tmp_path / "run[1]" / "state", PARAMS, OPTIMIZER)()
+
+
+def test_arrays_that_are_missing_are_not_called_a_save(tmp_path: Path, monkeypatch):
+    described = checkpoint._described
+    monkeypatch.setattr(checkpoint, "_described", lambda tree: described(tree)[tree is PARAMS :])
+    with pytest.raises(OSError, match="was written with other arrays than there are"):
+        save_state(tmp_path / "state", PARAMS, OPTIMIZER)()
+
+
+def test_a_folder_for_temporary_files_with_wildcards_is_one_line(tmp_path: Path, monkeypatch):
+    (tmp_path / "t[m]p").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t[m]p"))
+    save_state(tmp_path / "state", PARAMS, OPTIMIZER)()
+    with pytest.raises(UserError, match="in it and in TMPDIR"):
+        save_state(tmp_path / "run[1]" / "state", PARAMS, OPTIMIZER)

@@ -1,0 +1,142 @@
+"""A file is replaced as a whole, a checksum sees one flipped bit, and a lock that isn't to be had stops nobody."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lmcore import files
+from lmcore.errors import UserError
+from lmcore.files import (
+    Damaged,
+    check_files,
+    check_seal,
+    check_stamp,
+    checksums,
+    file_digest,
+    flush_folder,
+    lock,
+    replace_file,
+    seal,
+    stamp,
+)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """The same but for one bit."""
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_checksums_are_sha256_of_every_file_below(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"text")
+    (tmp_path / "[c]").write_bytes(b"")
+    assert checksums(tmp_path) == {n: hashlib.sha256(t).hexdigest() for n, t in (("[c]", b""), ("a/b", b"text"))}
+    assert file_digest(tmp_path / "a" / "b") == hashlib.sha256(b"text").hexdigest()
+    with pytest.raises(UserError, match="none: cannot be read"):
+        file_digest(tmp_path / "none")
+
+
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(content := b"some text")
+    sums = checksums(tmp_path)
+    check_files(tmp_path, sums)
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        with pytest.raises(Damaged, match=r"/file: is damaged"):
+            check_files(tmp_path, sums)
+    path.write_bytes(content[:-1])
+    with pytest.raises(Damaged, match=r"/file: is damaged"):
+        check_files(tmp_path, sums)
+    path.unlink()
+    with pytest.raises(Damaged, match=r"/file: is missing"):
+        check_files(tmp_path, sums)
+
+
+def test_a_sealed_file_says_itself_whether_it_has_changed(tmp_path: Path):
+    sealed = seal({"step": 3, "loss": float("nan"), "files": {"é": "x"}})
+    content = json.dumps(sealed).encode()
+    assert check_seal(tmp_path, json.loads(content), mark="files")
+    assert not check_seal(tmp_path, {"step": 3}, mark="files"), "of an older version"
+    accepted = 0
+    for bit in range(8 * len(content)):
+        try:
+            fields = json.loads(flipped(content, bit))
+        except ValueError:
+            continue
+        if fields == sealed or (fields.keys() == sealed.keys() and repr(fields) == repr(sealed)):
+            continue
+        with pytest.raises(Damaged, match="is damaged"):
+            accepted += check_seal(tmp_path, fields, mark="files")
+    assert accepted == 0
+
+
+def test_a_stamped_text_is_refused_when_cut_or_changed_and_taken_without_its_stamp(tmp_path: Path):
+    stamped = stamp("lr: 1\nsteps: 2\n")
+    assert check_stamp(tmp_path, stamped)
+    for wrong in (
+        stamped.replace("steps: 2", "steps: 3"),
+        stamped[:-1],
+        stamped[:100],
+        stamped.replace("lr: 1", "lr: 2"),
+    ):
+        with pytest.raises(Damaged, match="if you edited it, delete that line"):
+            check_stamp(tmp_path, wrong)
+    assert not check_stamp(tmp_path, "lr: 2\n")
+
+
+def test_what_is_written_has_the_folders_mode(tmp_path: Path):
+    folder = tmp_path / "folder"
+    before = os.umask(0o027)
+    try:
+        folder.mkdir()
+        replace_file(folder / "ours", "text")
+        (folder / "theirs").touch(0o600)
+        flush_folder(folder)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {
+        "ours": "0o640",
+        "theirs": "0o640",
+    }
+
+
+def test_replacing_leaves_the_old_file_where_it_fails(tmp_path: Path, monkeypatch):
+    replace_file(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        replace_file(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatch, capsys, number: int):
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    held = lock(tmp_path / ".lock", lambda: pytest.fail("nobody has it"))
+    assert not held.alone
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {tmp_path}: this file system has no locks ({os.strerror(number)})")
+    held.release()
+
+
+def test_only_a_held_lock_is_busy(tmp_path: Path, monkeypatch):
+    held = lock(tmp_path / ".lock", lambda: pytest.fail("nobody has it"))
+    assert held.alone
+
+    def busy() -> None:
+        raise UserError("in use")
+
+    with pytest.raises(UserError, match="in use"):
+        lock(tmp_path / ".lock", busy)
+    held.release()
+    lock(tmp_path / ".lock", busy).release()
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        lock(tmp_path / ".lock", busy)
