@@ -182,6 +182,9 @@ def _run_torch(
 ) -> Side:
     import torch
 
+    from torchlm.device import choose_math_kernels
+
+    choose_math_kernels()
     module = _typed_copy(module, dtype)
     state, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     weights = convert_rows({n: _typed(v, dtype) for n, v in flat.items()}, rows, "jax", "torch")

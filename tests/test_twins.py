@@ -97,6 +97,7 @@ DIFFERENCES = {
         "replicated": "torchlm trains on one device",
         "batch_sharding": "torchlm trains on one device",
         "choose_device": "jax chooses by itself",
+        "choose_math_kernels": "jax has its own vector math, without MKL",
         "check_precision": "jax has bfloat16 everywhere and no float16",
         "PRECISIONS": "jax has bfloat16 everywhere and no float16",
         "device_name": "jax names its devices",

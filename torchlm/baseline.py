@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from lmcore.baseline import Measured, Request, as_stream
 from lmcore.errors import UserError, command
 from lmcore.tokens import Tokens, eval_windows
-from torchlm.device import choose_device, to_device
+from torchlm.device import choose_device, choose_math_kernels, to_device
 
 __all__ = ["encode", "load", "main", "measure"]
 
@@ -91,6 +91,7 @@ def measure(request: Request) -> Measured:
         UserError: the model cannot be had, or has no token that ends a document.
     """
     device = choose_device(request.device)
+    choose_math_kernels()
     model, tokenizer = load(request.model)
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
     if not isinstance(eos_id, int):

@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+import parity
+from lmcore.baseline import Request
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
+from torchlm import baseline, device
 from torchlm.device import check_precision, choose_device, make_scaler, set_up_torch
 
 
@@ -53,6 +57,20 @@ def test_a_precision_that_a_device_lacks_is_refused_in_one_line(kind: str, refus
 def test_only_float16_has_a_scaler():
     assert make_scaler(torch.device("cpu"), "bfloat16") is None
     assert make_scaler(torch.device("cpu"), "float16").get_scale() == 2.0**16
+
+
+def test_every_set_up_lets_mkl_choose_its_kernels_first(monkeypatch: pytest.MonkeyPatch):
+    def chosen() -> None:
+        raise RuntimeError("chosen")
+
+    monkeypatch.setattr(device, "choose_math_kernels", chosen)
+    monkeypatch.setattr(baseline, "choose_math_kernels", chosen)
+    with pytest.raises(RuntimeError, match="chosen"):
+        set_up_torch(TrainConfig(device="cpu"))
+    with pytest.raises(RuntimeError, match="chosen"):
+        baseline.measure(Request(model="none", pieces=[], context=1, batch_size=1, device="cpu"))
+    with pytest.raises(RuntimeError, match="chosen"):
+        parity.compare(lambda _, x: x, torch.nn.Identity(), np.ones((2, 3)), params={}, names={})
 
 
 def test_deterministic_mode_goes_on_and_off():
