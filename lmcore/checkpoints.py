@@ -22,6 +22,7 @@ from typing import Any, Literal
 from lmcore import files
 from lmcore.errors import UserError, note
 from lmcore.files import Damaged
+from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 
 __all__ = [
     "Checkpoint",
@@ -128,11 +129,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / DESCRIPTION
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path, MAX_JSON_BYTES))
         files.check_seal(path, found, mark="files")
         facts = str(found["framework"]), int(found["step"]), found["valid_loss"]
         return Checkpoint(folder, *facts, found.get("files"), found.get("run", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 

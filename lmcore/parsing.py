@@ -14,7 +14,7 @@ import yaml
 
 from lmcore.errors import UserError
 
-__all__ = ["parse_json", "parse_scalar", "parse_yaml", "read_json", "read_text", "read_yaml"]
+__all__ = ["MAX_JSON_BYTES", "parse_json", "parse_scalar", "parse_yaml", "read_json", "read_text", "read_yaml"]
 
 MAX_DEPTH = 64
 """Levels of lists and mappings inside each other."""

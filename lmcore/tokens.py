@@ -5,7 +5,6 @@ end-of-text) and `meta.json`, the header with checksums of all, which is written
 (seed, step), so a run resumes from one integer and both twins see the same tokens.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Int32, Integer
 
 from lmcore.errors import UserError
 from lmcore.files import Damaged, check_seal
+from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 
 __all__ = ["FORMAT", "HEADER", "SPLITS", "Batches", "Tokens", "eval_windows", "read_header", "token_dtype"]
 
@@ -40,7 +40,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     ours = (folder / "config.yaml").exists()
     way_out = "restore it from the prepared text in data.dir" if ours else f"delete {folder} to have it made again"
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = parse_json(read_text(path, MAX_JSON_BYTES))
         check_seal(path, header, mark="files")
         found = header["format"]
     except Damaged as error:

@@ -44,7 +44,7 @@ class JaxTwin:
         self._step = jax.jit(self._traced_step)
         self._start = jax.jit(_traced_start, static_argnums=(0, 4))
         self._extend = jax.jit(_traced_extend, static_argnums=0)
-        self._first: tuple[TrainState, Any] | None = None
+        self._first: tuple[Any, Any] | None = None
         """A new state on the host, and how it lies on the devices."""
         self._activations: dict[tuple[int, ...], tuple[Callable[..., Any], list[str]]] = {}
         self._choose: dict[SampleConfig, Callable[..., jax.Array]] = {}
@@ -56,14 +56,14 @@ class JaxTwin:
     def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
         if self._first is None:
             self.engine.init()
-            self._first = (
-                jax.tree.map(np.asarray, self.engine.state),
-                jax.tree.map(lambda a: a.sharding, self.engine.state),
-            )
-        first, shardings = self._first
-        opt_state = first.opt_state if moments is None else fill_optax(first.opt_state, moments, self.config)
-        given: Any = np.int32(step), {name: params[name] for name in first.params}, opt_state
-        self.engine.state = jax.tree.map(_placed, TrainState(*given), first, shardings)
+            new = self.engine.state
+            arrays = new.step, new.params, new.opt_state
+            self._first = jax.tree.map(np.asarray, arrays), jax.tree.map(lambda array: array.sharding, arrays)
+        (count, like, opt_state), shardings = self._first
+        if moments is not None:
+            count, opt_state = np.array(step, np.int32), fill_optax(opt_state, moments, self.config)
+        given = count, {name: params[name] for name in like}, opt_state
+        self.engine.state = TrainState(*jax.tree.map(_placed, given, self._first[0], shardings))
 
     def params(self) -> Arrays:
         return _host(self.engine.state.params)
