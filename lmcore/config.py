@@ -502,8 +502,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved config as YAML, under a line with its checksum."""
-    kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for one time
-    replace_file(path, stamp(yaml.safe_dump(asdict(kept), sort_keys=False, allow_unicode=True)))
+    replace_file(path, stamp(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)))
 
 
 def load(path: Path, verify: bool = True) -> Config:
@@ -518,11 +517,11 @@ def load(path: Path, verify: bool = True) -> Config:
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
-    if not stamped and isinstance(values, dict):
-        missing = ", ".join(name for name in GROUPS if name not in values)
-        if missing:
-            raise UserError(f"{path}: found no {missing}, expected a whole config; its end is cut off: restore it")
     try:
-        return from_dict(Config, values)
+        config = from_dict(Config, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    missing = [] if stamped else [name for name in GROUPS if name not in values]
+    if missing:
+        raise UserError(f"{path}: found no {', '.join(missing)}, expected a whole config: its end is cut off")
+    return config
