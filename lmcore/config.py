@@ -567,8 +567,7 @@ def to_yaml(config: Config) -> str:
 
 def save(config: Config, path: Path) -> None:
     """Write the config as YAML under a line with its checksum, what was derived not given."""
-    kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for one time
-    replace_file(path, stamp(to_yaml(kept)))
+    replace_file(path, stamp(to_yaml(config)))
 
 
 def load(path: Path, verify: bool = True) -> Config:
@@ -583,11 +582,11 @@ def load(path: Path, verify: bool = True) -> Config:
         values = parse_yaml(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
-    if not stamped and isinstance(values, dict):
-        missing = ", ".join(name for name in GROUPS if name not in values)
-        if missing:
-            raise UserError(f"{path}: found no {missing}, expected a whole config; its end is cut off: restore it")
     try:
-        return from_dict(Config, values)
+        config = from_dict(Config, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    missing = [] if stamped else [name for name in GROUPS if name not in values]
+    if missing:
+        raise UserError(f"{path}: found no {', '.join(missing)}, expected a whole config: its end is cut off")
+    return config

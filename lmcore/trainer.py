@@ -227,7 +227,8 @@ class Run:
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder = Path(config.run_dir)
         self.start = self._begin(latest)
-        configs.save(config, self.folder / "config.yaml")
+        kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for this time only
+        configs.save(kept, self.folder / "config.yaml")
         for name in ("meta.json", "tokenizer.json"):  # in this order: a kill between leaves a tokenizer that is known
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
