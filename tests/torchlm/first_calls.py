@@ -70,16 +70,22 @@ def find_mkl() -> Mkl | None:
     return Mkl(*found)
 
 
+def answer_as_intel(mkl: Mkl | None) -> bool:
+    """Let MKL hold the processor for an Intel with AVX-512, where that does no harm; whether it does."""
+    if mkl is None or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    torch.ones(8, 8) @ torch.ones(8, 8)  # matmuls look at the processor too, and would overwrite what follows
+    mkl.listed.value = INTEL
+    return True
+
+
 def first_call(name: str, dtype: torch.dtype, mkl: Mkl | None, options: set[str]) -> dict[str, object]:
     """Call one function twice in a process that has computed nothing, and compare."""
     function, exact = CALLS[name]
     floats = np.float64 if dtype == torch.float64 else np.float32
     values = np.random.default_rng(0).uniform(0.1, 4, SHAPE).astype(floats)
     x, factor = torch.from_numpy(values), torch.from_numpy(np.ones((256, 256)))
-    factor[:8, :8] @ factor[:8, :8]  # MKL's products look at the processor too, and would overwrite what follows
-    intel = mkl is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if mkl and intel:
-        mkl.listed.value = INTEL
+    intel = answer_as_intel(mkl)
     if "set_up" in options:
         set_up_torch(TrainConfig(device="cpu"))
     row = mkl.row.value if mkl else None
