@@ -28,7 +28,7 @@ __all__ = ["check", "main"]
 
 DTYPES: tuple[Precision, ...] = ("float64", "float32")
 """Types that are checked unless others are asked for: the gate for logic, and the one that people train in."""
-STEPS = 50
+STEPS = 20
 
 
 def check(

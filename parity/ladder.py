@@ -33,7 +33,7 @@ __all__ = ["RUNGS", "Options", "Rung", "climb", "training_batches"]
 class Options:
     """How far the ladder goes."""
 
-    steps: int = 50
+    steps: int = 20
     """Length of the training trajectory."""
     draws: int = 3
     """Runs of each twin that measure its own drift."""
