@@ -69,11 +69,12 @@ td.where { color: var(--muted); font-size: 12.5px; overflow-wrap: anywhere; max-
 .badge { display: inline-block; padding: 1px 9px; border-radius: 99px; font-size: 12px; font-weight: 650; }
 .badge.pass { color: var(--good); background: var(--good-soft); } .badge.FAIL { color: #fff; background: #c0292f; }
 .badge.reported, .badge.skipped { color: var(--note); background: color-mix(in srgb, var(--note) 14%, transparent); }
-.steps { display: grid; grid-template-columns: max-content repeat(9, 1fr); gap: 6px; align-items: center;
+.steps { display: grid; grid-template-columns: max-content repeat(12, minmax(0, 1fr)); gap: 6px; align-items: center;
   font-size: 13px; }
 .steps b { font-weight: 600; padding-right: 10px; }
 .steps small { color: var(--muted); text-align: center; font-size: 11.5px;
   line-height: 1.25; padding-bottom: 2px; align-self: end; }
+@media (max-width: 760px) { .steps small span { display: none; } }
 .steps i { font-style: normal; font-weight: 700; text-align: center; border-radius: 8px; padding: 5px 0; }
 .steps .pass { color: var(--good); background: var(--good-soft); } .steps .FAIL { color: #fff; background: #c0292f; }
 .steps .reported, .steps .skipped { color: var(--note); background: color-mix(in srgb, var(--note) 14%, transparent); }
@@ -140,7 +141,7 @@ MARKS = {"pass": "✓", "FAIL": "✕", "reported": "reported", "skipped": "–"}
 
 def _overview(report: Report, dtypes: list[str]) -> str:
     """One mark for each rung and type: the worst that happened there."""
-    cells = ["<span></span>"] + [f"<small>{rung}<br>{SHORT[rung]}</small>" for rung in TITLES]
+    cells = ["<span></span>"] + [f"<small>{rung}<br><span>{SHORT[rung]}</span></small>" for rung in TITLES]
     for dtype in dtypes:
         cells.append(f"<b>{dtype}</b>")
         for rung in TITLES:
@@ -154,7 +155,7 @@ def _ladder(dtype: str, results: list[Result]) -> str:
     headings = [("compared", ""), ("max abs", "number"), ("max rel", "number"), ("worst place", "")]
     headings += [("tolerance", ""), ("verdict", ""), ("s", "number")]
     head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in headings)
-    rows, rung = [], 0
+    rows, rung = [], -1
     for r in results:
         if r.rung != rung:
             rung = r.rung
@@ -182,7 +183,8 @@ def _pictures(report: Report) -> Iterator[str]:
         yield "<h2>Training</h2>"
         yield (
             '<p class="lead">The same batches, the same schedule. The noise is how far one framework strays from '
-            "itself when every initial weight is moved to the next number of its type.</p>"
+            "itself when every initial weight is moved to the next number of its type; the limit is for the "
+            "mean of the logarithm over the run.</p>"
         )
         for r in trajectories:
             yield _card(r.dtype, loss_curves(r))
