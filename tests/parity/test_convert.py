@@ -393,8 +393,8 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path):
         run = made_run(tmp_path / framework, framework)
         out, place = tmp_path / "out", at(run, 7)
         described = (place / "checkpoint.json").read_text()
+        (place / "checkpoint.json").write_text(described.replace("7", "8"))
         with pytest.raises(UserError, match=r"checkpoint.json: is damaged"):
-            (place / "checkpoint.json").write_text(described.replace("7", "8"))
             convert(run, OTHER[framework], out)
         older = json.dumps({"framework": framework, "step": 7, "valid_loss": 2.5})  # no checksums
         (place / "checkpoint.json").write_text(older.replace("7", "8"))
