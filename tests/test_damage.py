@@ -45,7 +45,7 @@ class Twin:
     """A finished run of one twin, with its text, in a folder that can be copied, and what its commands say."""
 
     def __init__(self, package: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        self.folder, self.monkeypatch = folder, monkeypatch
+        self.name, self.folder, self.monkeypatch = package, folder, monkeypatch
         self.commands = {name: importlib.import_module(f"{package}.{name}").main for name in ("evaluate", "train")}
         self.restored: list[str] = []
         """Digests of the states that an engine has taken up."""
@@ -125,7 +125,7 @@ def judge(twin: Twin, tmp_path: Path, damages: int, steps: int, capsys: Any) -> 
             content = (copy / file).read_bytes()
             (copy / file).write_bytes(damaged(content, rng) if content else b"x")
         for name, words in commands(steps).items():
-            if name == "evaluate" and steps == STEPS and index % 3 == 1:
+            if name == "evaluate" and twin.name == "jaxlm" and index % 3 == 1:
                 continue  # jax compiles each
             found, errors = twin.figures(name, words, capsys)
             if index < 0:
@@ -151,10 +151,12 @@ def test_no_damage_is_accepted_in_silence(twin: Twin, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_no_damage_of_hundreds_is_accepted_in_silence(twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    outcomes, accepted = judge(twin, tmp_path, 240, STEPS + 1, capsys)
+    further = twin.name == "torchlm"  # jax compiles it anew each time
+    outcomes, accepted = judge(twin, tmp_path, 240, STEPS + further, capsys)
     assert accepted == []
-    assert outcomes["refused"] + outcomes["said"] > 200
-    print(outcomes)
+    assert outcomes["refused"] + outcomes["said"] > 100, outcomes
+    with capsys.disabled():
+        print(f"\n{twin.name}: {dict(outcomes)}")
 
 
 @pytest.mark.parametrize("file", ["valid.bin", "metrics.jsonl"])

@@ -2,6 +2,7 @@
 and an output folder that is whole or not there."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -393,9 +394,13 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path):
         out, place = tmp_path / "out", at(run, 7)
         described = (place / "checkpoint.json").read_text()
         (place / "checkpoint.json").write_text(described.replace("7", "8"))
+        with pytest.raises(UserError, match=r"checkpoint.json: is damaged"):
+            convert(run, OTHER[framework], out)
+        older = json.dumps({"framework": framework, "step": 7, "valid_loss": 2.5})  # no checksums
+        (place / "checkpoint.json").write_text(older.replace("7", "8"))
         with pytest.raises(UserError, match="found the state of step 7, expected that of step 8"):
             convert(run, OTHER[framework], out)
-        (place / "checkpoint.json").write_text(described.replace(framework, "mlx"))
+        (place / "checkpoint.json").write_text(older.replace(framework, "mlx"))
         with pytest.raises(UserError, match="found framework 'mlx', expected jax or torch"):
             convert(run, OTHER[framework], out)
         (place / "checkpoint.json").write_text(described)
@@ -408,6 +413,9 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path):
         for path in (place / "state").rglob("*"):
             if path.is_file():
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UserError, match="is damaged"):
+            convert(run, OTHER[framework], out)
+        (place / "checkpoint.json").write_text(older)
         with pytest.raises(UserError, match="cannot be read"):
             convert(run, OTHER[framework], out)
         (run / "config.yaml").unlink()
