@@ -209,9 +209,9 @@ def test_patterns_are_sorted_and_valid_files_are_used_whole(tmp_path):
 def test_wildcards_in_the_name_of_what_exists_are_only_a_name(tmp_path):
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a1").mkdir()
-    for name in ("a[1]/b*.txt", "a[1]/b2.txt", "a1/b3.txt"):
+    for name in ("a[1]/b*.txt", "a[1]/b2.txt", "a1/b3.txt", "valid.txt"):
         (tmp_path / name).write_text(name)
-    valid = {"valid_files": ["a1/b3.txt"]}
+    valid = {"valid_files": ["valid.txt"]}
     assert opened(tmp_path, files=["a[1]/b*.txt"], **valid)[0] == ["a[1]/b*.txt"], "a file of that name"
     assert opened(tmp_path, files=["a[1]/?2.txt"], **valid)[0] == ["a[1]/b2.txt"], "a folder of that name"
     assert opened(tmp_path, files=["a?/b?.txt"], **valid)[0] == ["a1/b3.txt"]

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxlm import train as jax_train
 from lmcore import config as configs
 from lmcore import tokenizer as tokenizers
+from lmcore.checkpoints import find_checkpoint
 from lmcore.config import Config, ModelConfig, RopeScaling, SampleConfig, TokenizerConfig, TrainConfig
 from lmcore.errors import UserError
 from lmcore.folder import open_run
@@ -243,7 +244,7 @@ def test_what_transformers_saves_becomes_a_run_with_its_logits(
     run = convert(folder, "torch", tmp_path / "run")
     config = configs.load(run / "config.yaml")
     engine = Engine(replace(config, train=replace(config.train, device="cpu")))
-    engine.restore(checkpoints.find_checkpoint(run).state)
+    engine.restore(find_checkpoint(run).state)
     with torch.inference_mode():
         logits = engine.model(TOKENS)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -513,7 +514,7 @@ def test_damaged_files_are_told_by_name(model_folder: Path):
     (model_folder / "tokenizer.json").unlink()
     for text in ("{", "[1]"):
         (model_folder / "config.json").write_text(text)
-        with pytest.raises(UserError, match=r"config.json .*; model.safetensors is missing"):
+        with pytest.raises(UserError, match=r"config.json.*; model.safetensors is missing"):
             read_folder(model_folder)
 
 

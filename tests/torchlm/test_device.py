@@ -68,7 +68,7 @@ def test_every_set_up_lets_mkl_choose_its_kernels_first(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="chosen"):
         set_up_torch(TrainConfig(device="cpu"))
     with pytest.raises(RuntimeError, match="chosen"):
-        baseline.measure(Request(model="none", pieces=[], context=1, batch_size=1, device="cpu"))
+        baseline.measure(Request(model="none", documents=[], context=1, batch_size=1, device="cpu"))
     with pytest.raises(RuntimeError, match="chosen"):
         parity.compare(lambda _, x: x, torch.nn.Identity(), np.ones((2, 3)), params={}, names={})
 
