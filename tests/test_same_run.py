@@ -71,6 +71,7 @@ def test_both_start_from_the_same_bits(run):
     assert not np.array_equal(other["embed_tokens.weight"], torch["embed_tokens.weight"])
 
 
+@pytest.mark.slow
 def test_a_hundred_steps_stay_within_the_noise_of_float32(run):
     config, batches = run
     jax, jax_norms = trained(begun(JaxEngine, config), config, batches)

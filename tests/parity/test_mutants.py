@@ -8,6 +8,8 @@ import pytest
 from parity.mutants import MUTANTS, Mutant, self_test
 
 FAST = ("first call off", "residual init unscaled", "RoPE interleaved", "clip per tensor", "lr 1e-4 off later")
+QUICK = (0, 2, 3, 5, 6, 7)
+"""Rungs on which they are caught."""
 HARMLESS = Mutant("nothing", "torch", 3, contextlib.nullcontext)
 KINDS = {
     "RoPE interleaved",
@@ -36,9 +38,9 @@ def test_there_are_faults_of_every_kind_for_every_rung_and_both_twins():
 
 
 def test_faults_are_caught_on_their_rungs_and_nothing_is_no_fault():
-    chosen = [mutant for mutant in MUTANTS if mutant.name in FAST]
+    chosen = [replace(mutant, rungs=QUICK) for mutant in MUTANTS if mutant.name in FAST]
     early = replace(next(m for m in chosen if m.rung == 6), rung=5)
-    *caught, late, nothing = self_test([*chosen, early, HARMLESS])
+    *caught, late, nothing = self_test([*chosen, early, replace(HARMLESS, rungs=QUICK)])
     assert [(c.mutant.name, c.rung) for c in caught] == [(m.name, m.rung) for m in chosen]
     assert all(c.ok for c in caught)
     assert (late.rung, late.ok) == (6, False), "caught later than declared"
