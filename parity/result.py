@@ -18,6 +18,10 @@ MOST_DIVERGENCE, LEAST_AGREEMENT = 1e-3, 0.99
 token."""
 
 
+ROUNDING_16 = 2.0**-8
+"""Relative rounding of bfloat16."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What one comparison on one rung found."""
@@ -103,10 +107,15 @@ def identical(name: str, left: np.ndarray, right: np.ndarray) -> Difference:
 def distributions(
     rung: int, what: str, dtype: str, left: np.ndarray, right: np.ndarray, differences: Sequence[Difference]
 ) -> Result:
-    """A line that compares logits of 16-bit models as the next-token distributions that they stand for."""
+    """A line that compares logits of 16-bit models as the next-token distributions that they stand for.
+
+    Two tokens whose logits are within the rounding of 16 bits of one another are equally likely: either may be first.
+    """
     one, other = (_log_softmax(x.astype(np.float64)) for x in (left, right))
     divergence = float(np.sum(np.exp(one) * (one - other), axis=-1).mean())
-    agreement = float(np.mean(one.argmax(axis=-1) == other.argmax(axis=-1)))
+    second = np.take_along_axis(one, other.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    rounding = 2 * ROUNDING_16 * np.abs(left.astype(np.float64)).max()
+    agreement = float(np.mean(one.max(axis=-1) - second <= rounding))
     ok = divergence <= MOST_DIVERGENCE and agreement >= LEAST_AGREEMENT
     largest = worst(differences)
     return Result(
