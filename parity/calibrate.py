@@ -7,7 +7,6 @@ until its rung no longer notices. Both are counted, and printed as the tables of
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -111,9 +110,8 @@ def _seeded(made: Pair, seed: int) -> Pair:
 def false_alarms(seeds: int = SEEDS, processes: int = 2) -> Iterator[Outcome]:
     """Check healthy twins, a few processes at a time; yields an outcome for each pair."""
     cases = [(name, dtype, seeds) for name, dtype in product(HEALTHY, PRECISIONS)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, max_tasks_per_child=4) as pool:
-        for outcomes in pool.map(_healthy, cases):
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        for outcomes in pool.imap(_healthy, cases):
             yield from outcomes
 
 

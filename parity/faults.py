@@ -411,6 +411,16 @@ def rounds_to_float32(read_state: Any) -> Any:
     return faulty
 
 
+def one_stop(init: Any) -> Any:
+    """Only end-of-text ends a text."""
+
+    def faulty(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.stop_ids = frozenset({self.eot_id})
+
+    return faulty
+
+
 # Faults of ways of computing.
 
 

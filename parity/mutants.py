@@ -188,6 +188,7 @@ MUTANTS = (
     Mutant("min_p 10 % smaller", "torch", 8, _choosing("torch", lambda o: {"min_p": o.min_p * 0.9})),
     Mutant("temperature 1 % higher", "jax", 8, _choosing("jax", lambda o: {"temperature": o.temperature * 1.01})),
     Mutant("newer half forgotten", "both", 8, faults.patch("parity.runs.write_tokens", faults.forgets_newer)),
+    Mutant("one stop token of three", "both", 8, faults.patch("lmcore.tokenizer.Tokenizer.__init__", faults.one_stop)),
     Mutant("cache misses last column", "torch", 8, faults.patch("torchlm.model.cache_mask", faults.blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, faults.patch("torchlm.model.Decoder.rope", faults.late_positions)),
     Mutant("padding seen in decoding", "jax", 8, faults.patch("jaxlm.model.cache_mask", faults.sees_padding)),

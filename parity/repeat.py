@@ -50,20 +50,19 @@ def repeat(pair: Pair, batch: np.ndarray, lr: float) -> Iterator[Result]:
     def ask(time: int, twin: Twin) -> Arrays:
         return answers(twin, pair.start, tokens, batch, lr)
 
-    first = dict(zip(NAMES, pair.each(("answers", 1), partial(ask, 1)), strict=True))
-    again = dict(zip(NAMES, pair.each(("answers", 2), partial(ask, 2)), strict=True))
-    for twin in (pair.jax, pair.torch):
-        yield _compare(pair, twin, "asked again", first[twin.framework], again[twin.framework])
-    if not pair.fresh_process:
-        return
     with tempfile.TemporaryDirectory() as folder:
-        inputs = {"tokens": tokens, "batch": batch, "lr": np.array(lr)} | _prefixed(pair.start)
-        save_file(inputs, Path(folder) / "inputs.safetensors")
-        started = [_start(Path(folder), twin) for twin in (pair.jax, pair.torch)]
-        for twin, process in zip((pair.jax, pair.torch), started, strict=True):
+        started = []
+        if pair.fresh_process:  # they start while this one computes
+            inputs = {"tokens": tokens, "batch": batch, "lr": np.array(lr)} | _prefixed(pair.start)
+            save_file(inputs, Path(folder) / "inputs.safetensors")
+            started = [_start(Path(folder), twin) for twin in (pair.jax, pair.torch)]
+        first = dict(zip(NAMES, pair.each(("answers", 1), partial(ask, 1)), strict=True))
+        again = dict(zip(NAMES, pair.each(("answers", 2), partial(ask, 2)), strict=True))
+        for twin in (pair.jax, pair.torch):
+            yield _compare(pair, twin, "asked again", first[twin.framework], again[twin.framework])
+        for twin, process in zip((pair.jax, pair.torch), started, strict=False):
             if process.wait() != 0:
                 raise RuntimeError(f"a fresh process of {NAMES[twin.framework]} ended with code {process.returncode}")
-        for twin in (pair.jax, pair.torch):
             got = load_file(Path(folder) / f"{twin.framework}.safetensors")
             yield _compare(pair, twin, "in a fresh process", first[twin.framework], got)
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+import tokenizers
 
 from lmcore.config import ModelConfig, SampleConfig
 from lmcore.errors import UserError
-from lmcore.prompting import draw_uniforms, write_tokens
+from lmcore.prompting import complete, draw_uniforms, write_tokens
 from lmcore.rope import rope_tables
+from lmcore.tokenizer import Tokenizer
 from parity import mapping
 from parity.difference import difference, tolerance
 from parity.freerun import free_running, whole_schedule
@@ -77,6 +79,7 @@ def decoding(pair: Pair, options: "Options") -> Iterator[Result]:
         yield _texts(pair, what, SampleConfig(temperature=temperature, max_tokens=32), rows, error)
     for twin in (pair.jax, pair.torch):
         yield _sliding(pair, twin, rows, error)
+    yield _stopping(pair, rows)
 
 
 def _texts(pair: Pair, what: str, options: SampleConfig, rows: np.ndarray, error: float) -> Result:
@@ -179,6 +182,30 @@ def _sliding(pair: Pair, twin: Twin, rows: np.ndarray, error: float) -> Result:
     what = f"{name}, {len(written)} greedy tokens in a context of {context}"
     limit = None if pair.dtype == "bfloat16" else 0.0
     return judge(8, what, pair.dtype, found, limit, f"{len(recorder.windows)} windows")
+
+
+def _stopping(pair: Pair, rows: np.ndarray) -> Result:
+    """Sampled texts end before their first stop token, whichever it is.
+
+    The tokenizer's words are the ids. Stop tokens are end-of-text and one that each twin writes after each prompt.
+    """
+    size, options = pair.config.model.vocab_size, SampleConfig(temperature=1.0, max_tokens=32)
+    words, prompts = {str(token): token for token in range(size)}, [str(rows[0, 0]), str(rows[1, 0])]
+    found = []
+    for twin in (pair.jax, pair.torch):
+        generator = pair.loaded(twin).engine.generator(options)
+        ids = [[words[prompt]] for prompt in prompts]
+        whole = np.concatenate(list(write_tokens(generator, ids, options, context=pair.context, pad=0)), axis=1)
+        stops = {int(whole[0, 7]), int(whole[1, 14])}
+        inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="0"))
+        tokenizer = Tokenizer(inner, str(size - 1), [str(token) for token in stops])
+        texts = complete(generator, tokenizer, prompts, options, context=pair.context)
+        for row, (text, tokens) in enumerate(zip(texts, whole, strict=True)):
+            end = int(np.flatnonzero(np.isin(tokens, [*stops, size - 1]))[0])
+            found.append(difference(f"{twin.framework}'s tokens before a stop, row {row}", len(text.tokens), end))
+            least = min(len(text.tokens), end)
+            found.append(difference(f"{twin.framework}'s text, row {row}", text.tokens[:least], tokens[:least]))
+    return judge(8, f"{len(prompts)} texts in each twin, up to a stop token", pair.dtype, found, 0.0)
 
 
 def third_implementation(pair: Pair, options: "Options") -> Iterator[Result]:
