@@ -29,6 +29,7 @@ from lmcore.config import Config
 from lmcore.errors import UserError, shown
 from lmcore.machine import usable_cores
 from lmcore.parsing import read_json, read_yaml
+from lmcore.shipped import config_path
 
 __all__ = ["BASE", "Outcome", "Plan", "Trial", "check_trials", "main", "merge", "outcome", "read_plan", "trials"]
 
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None, package: str) -> int:
         "same command again continues where it was stopped. Fields given here change the base.",
         "FILE [--out FOLDER] [--jobs N] [--FIELD VALUE ...]",
     )
-    parser.add_argument("file", help="YAML file with base, seeds and changes; see configs/ablations.yaml.")
+    parser.add_argument("file", help="YAML file with base, seeds and changes; the shipped `ablations` shows how.")
     parser.add_argument("--out", type=str | None, help="Folder of runs and report; null takes runs/FILE-PACKAGE.")
     parser.add_argument("--jobs", type=int, default=1, help="Runs at a time, each with its share of the cores.")
     for name, group in configs.GROUPS.items():
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None, package: str) -> int:
     args = cli.parse_arguments(parser, words)
     if args.jobs < 1:
         raise UserError(f"--jobs: found {args.jobs}, expected at least 1")
-    plan = read_plan(Path(args.file))
+    plan = read_plan(config_path(args.file, "FILE"))
     out = Path(args.out or f"runs/{Path(args.file).stem}-{package}")
     trials(plan, out)  # the file's own mistakes are told as such, before the command line changes its fields
     for place, fields in plan.base.items():

@@ -26,8 +26,9 @@ from lmcore import config as configs
 from lmcore.config import Config
 from lmcore.errors import UserError, is_unicode, shown
 from lmcore.parsing import parse_json, parse_scalar, parse_yaml, read_yaml
+from lmcore.shipped import config_path
 
-__all__ = ["add_no_verify", "command_parser", "named_as_options", "parse", "parse_arguments"]
+__all__ = ["add_config", "add_no_verify", "command_parser", "named_as_options", "parse", "parse_arguments"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -52,6 +53,12 @@ def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
     )
 
 
+def add_config(parser: ArgumentParser) -> None:
+    """Add `--config`, which may be given several times."""
+    names = "YAML file, or the bare name of a shipped config; options override it."
+    parser.add_argument("--config", action="config", help=names)
+
+
 def add_no_verify(parser: ArgumentParser) -> None:
     """Add the option by which a command takes damaged files as they are."""
     parser.add_argument("--no_verify", action="store_true", help="Do not compare files with their checksums.")
@@ -68,7 +75,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     words = sys.argv[1:] if argv is None else list(argv)
     words = ["--checkpoint.verify=false" if word == "--no_verify" else word for word in words]
     parser = command_parser(prog, description, "[--config FILE] [--FIELD VALUE ...] [--no_verify]")
-    parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
+    add_config(parser)
     parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null makes a new one under runs/.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)
@@ -118,16 +125,15 @@ def _config(parsed: Namespace) -> Config:
     return configs.from_dict(Config, {name: values[name] for name in ("run_dir", *configs.GROUPS) if name in values})
 
 
-def _defaults(parser: ArgumentParser, path: str, known: dict[str, Any]) -> dict[str, Any]:
+def _defaults(parser: ArgumentParser, named: str, known: dict[str, Any]) -> dict[str, Any]:
     """Dotted name -> value of what a YAML file sets, nested groups filled up with what was set before."""
-    if not Path(path).exists():
-        raise UserError(f"--config: found no file {path!r}, expected the path of a YAML file")
+    path = config_path(named, "--config")
     try:
-        found = read_yaml(Path(path))
+        found = read_yaml(path)
     except UserError as error:
         raise UserError(f"--config: {error}") from error
     groups = {name: found[name] for name in configs.GROUPS if name in found} if isinstance(found, dict) else {}
-    for place, value in [(path, found), *((f"{path}: {name}", value) for name, value in groups.items())]:
+    for place, value in [(str(path), found), *((f"{path}: {name}", value) for name, value in groups.items())]:
         if not isinstance(value, dict):
             raise UserError(f"--config: {place} holds {shown(value)}, expected fields, each with its value")
     for name in _names(found):

@@ -146,7 +146,7 @@ def _parser(shape: Shape | None) -> Any:
         "Time jaxlm and torchlm beside each other, taking turns: training, generation, preparing text, starting.",
         "[--shape NAME | --config FILE] [--mode MODE ...] [--dtype TYPE ...] [--peers hf] [--compare OLD.json]",
     )
-    parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
+    cli.add_config(parser)
     parser.add_argument("--shape", type=str, default="15m", help=f"Model and batch: {', '.join(SHAPES)}.")
     parser.add_argument("--mode", type=list[str], default=["train", "generate"], help=f"Any of {', '.join(MODES)}.")
     parser.add_argument("--dtype", type=list[str], default=["float32", "bfloat16"], help="Types of matrix products.")

@@ -156,7 +156,7 @@ def _parser() -> Any:
         type=str | None,
         help="A run, a checkpoint or a Hugging Face folder; null for initial weights of the config.",
     )
-    parser.add_argument("--config", action="config", help="YAML file; fields on the command line override it.")
+    cli.add_config(parser)
     parser.add_argument("--dtype", type=list[str], default=list(DTYPES), help="Any of float64, float32, bfloat16.")
     parser.add_argument("--rungs", type=list[str] | None, help="Rungs to climb, such as 1 2 5-7; null climbs all.")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, mps or auto for both; or JAX/TORCH.")

@@ -117,4 +117,4 @@ def test_mistakes_are_one_line_and_nothing_runs(tmp_path: Path, capsys: pytest.C
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert jaxlm.ablate.main([str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml: no such file" in capsys.readouterr().err
+    assert "FILE: found no file" in capsys.readouterr().err

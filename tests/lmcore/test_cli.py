@@ -256,7 +256,7 @@ MISTAKES = [
     ("--sample.top_p 2", "sample.top_p: found 2.0, expected more than 0 and at most 1"),
     ("--train.steps 9 --optim.warmup_steps 9", "optim.warmup_steps: found 9, expected at least 0, less than"),
     ("--config none.yaml", "--config: found no file 'none.yaml', expected the path of a YAML file"),
-    ("--config .", "--config: .: cannot be read as YAML"),
+    ("--config .", "--config: found the folder '.', expected a YAML file"),
 ]
 
 
