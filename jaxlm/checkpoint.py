@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
         hook(unraisable)
 
 
-# Orbax raises what goes wrong, which is enough. It also logs each error with a traceback, and what is under way when an
-# array fails is heard of later: from asyncio, or where it finds the event loop closed.
-logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
-logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|TensorStore|OCDBT", record.getMessage()))
-warnings.filterwarnings("ignore", r"coroutine 'Store\._get_array_metadatas' was never awaited")
-sys.unraisablehook = partial(_report_unless_late, sys.unraisablehook)
+@cache
+def _hear_errors_once() -> None:
+    """Keep Orbax from printing the errors that it raises, from the first save or restore on.
+
+    It also logs each with a traceback, and what is under way when an array fails is heard of later, when the save is
+    long over: from asyncio, or where it finds the event loop closed.
+    """
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|TensorStore|OCDBT", record.getMessage()))
+    warnings.filterwarnings("ignore", r"coroutine 'Store\._get_array_metadatas' was never awaited")
+    sys.unraisablehook = partial(_report_unless_late, sys.unraisablehook)
 
 
 def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
@@ -41,6 +46,7 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
     Returns:
         A function that waits until everything is on disk and can be opened, and raises what went wrong.
     """
+    _hear_errors_once()
     items = {"params": params, "optimizer": optimizer}
     expected = {name: _described(tree) for name, tree in items.items()}
     with ExitStack() as stack:
@@ -64,6 +70,7 @@ def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged, or an array has another shape.
     """
+    _hear_errors_once()
     items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     try:
         with _without_wildcards(folder) as path, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:

@@ -88,6 +88,7 @@ class Engine:
     """A jaxlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
 
     framework = "jax"
+    package = "jaxlm"
 
     def __init__(self, config: Config):
         set_up_jax(config.train)

@@ -13,7 +13,7 @@ __all__ = ["main"]
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the jaxlm engine."""
-    evaluation.main(argv, "jaxlm", make_engine)
+    evaluation.main(argv, "jaxlm", make_engine, baseline_module="torchlm.baseline")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ earlier tokens and, before them, the last of the window before; nothing further 
 both models; where the baseline's context is shorter, both get the shorter. T counts tokens: longer tokens put more text
 into a window, which is part of what a tokenizer is worth.
 
-The baseline is a model of `transformers`, which has them in torch only. It runs as `python -m torchlm.baseline`, a
-process of its own, so that jaxlm, too, may ask for it where torch is installed.
+The baseline is a model of `transformers`, which has them in torch only. It runs in a process of its own, so that
+the twin in JAX, too, may ask for it where torch is installed.
 """
 
 import importlib.util
@@ -89,8 +89,18 @@ def whole_documents(pieces: Iterable[Piece]) -> list[tuple[str, bool]]:
     return [*documents, ("".join(parts), False)] if parts else documents
 
 
-def measure_baseline(model: str, pieces: list[Piece], context: int, batch_size: int, device: str) -> Measured:
+def measure_baseline(
+    module: str, model: str, pieces: list[Piece], context: int, batch_size: int, device: str
+) -> Measured:
     """Measure a model of transformers in a process of its own.
+
+    Args:
+        module: runs as that process.
+        model: name on the hub, or a local folder.
+        pieces: the text.
+        context: targets in a window, T, at most.
+        batch_size: windows at a time, at most.
+        device: as `train.device`.
 
     Raises:
         UserError: torch or transformers isn't installed, or the model cannot be had.
@@ -102,7 +112,7 @@ def measure_baseline(model: str, pieces: list[Piece], context: int, batch_size: 
     texts = whole_documents(pieces)
     request = Request(model=model, documents=texts, context=context, batch_size=batch_size, device=device)
     done = subprocess.run(
-        [sys.executable, "-m", "torchlm.baseline"], input=json.dumps(asdict(request)), text=True, capture_output=True
+        [sys.executable, "-m", module], input=json.dumps(asdict(request)), text=True, capture_output=True
     )
     if done.returncode != 0:
         told = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> None:
+def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, baseline_module: str) -> None:
     """Evaluate the model that the command line names and print a table.
+
+    Args:
+        argv: words of the command line; None takes the process's.
+        package: name of the twin.
+        make_engine: of a config.
+        baseline_module: which measures a model of transformers, in a process of its own; see `lmcore.baseline`.
 
     Raises:
         UserError: there is no such run, or its text cannot be had.
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     if args.baseline is not None:
         if not _named(data):
             _held_out(checkpoint, config, tokenizer)
-        _compare(checkpoint, config, tokenizer, _corpus(config, data), args.baseline, make_engine)
+        _compare(checkpoint, config, tokenizer, _corpus(config, data), (baseline_module, args.baseline), make_engine)
         return
     tokens, source = _tokens(checkpoint, config, data, tokenizer)
     config = _fitted(config, len(tokens))
@@ -158,10 +164,10 @@ def _compare(
     config: Config,
     tokenizer: "Tokenizer",
     corpus: "Corpus",
-    baseline: str,
+    baseline: tuple[str, str],
     make_engine: Callable,
 ) -> None:
-    """Print what the run and a model of transformers make of the same text."""
+    """Print what the run and a model of transformers make of the same text; `baseline` is a module and its model."""
     from lmcore.baseline import Measured, as_stream, measure_baseline
     from lmcore.encoding import encode
     from lmcore.trainer import evaluate
@@ -171,7 +177,7 @@ def _compare(
     if size == 0:
         raise UserError(f"data: found no text in {corpus.describe()}, expected at least one document")
     train = config.train
-    other = measure_baseline(baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
+    other = measure_baseline(*baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
     parts = (ids for ids, _, _ in encode(tokenizer, pieces))
     stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size, tokenizer.document_prefix)
     config = _fitted(replace(config, train=replace(train, seq_len=other.context)), len(stream))
@@ -192,7 +198,7 @@ def _compare(
     print(f"text        {corpus.describe()}: {ends:,} documents, {size:,} bytes")
     print(f"windows     {other.context} tokens for both, without overlap; documents ended by end-of-text")
     columns = [("", "parameters", "tokens", "bytes per token", "nats per token", "bits per byte")]
-    for name, found in ((checkpoint.run_dir.name, own), (Path(baseline).name, other)):
+    for name, found in ((checkpoint.run_dir.name, own), (Path(baseline[1]).name, other)):
         figures = f"{size / found.targets:.3f}", f"{found.nats / found.targets:.4f}", f"{found.bits_per_byte(size):.4f}"
         columns.append((name, f"{found.parameters:,}", f"{found.targets:,}", *figures))
     widths = [max(map(len, column)) for column in columns]

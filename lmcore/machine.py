@@ -6,6 +6,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from lmcore.errors import note
+
 __all__ = [
     "bfloat16_products",
     "cpu_name",
@@ -63,8 +65,26 @@ def malloc_settings() -> dict[str, str]:
     return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {}
 
 
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "WORLD_SIZE")
+"""Environment variables by which a launcher tells a process which of many it is."""
+
+
+def _observed() -> bool:
+    """Whether a debugger, profiler or coverage tool follows this process, which would lose it in a new program."""
+    monitoring = getattr(sys, "monitoring", None)  # Python 3.12
+    tools = monitoring is not None and any(monitoring.get_tool(number) is not None for number in range(3))
+    return tools or sys.gettrace() is not None or sys.getprofile() is not None
+
+
 def restart_with_malloc_settings() -> None:
-    """Run this program anew with `malloc_settings`, which glibc reads only at a start; the process keeps its number."""
-    if added := malloc_settings():
-        os.environ.update(added)
-        os.execv(sys.executable, sys.orig_argv)
+    """Run this program anew with `malloc_settings`, which glibc reads only at a start; the process keeps its number.
+
+    One line says so. Not where TWINLM_RESTART is 0, under a debugger or profiler, or as one process of a launcher's.
+    """
+    added = malloc_settings()
+    if not added or os.environ.get("TWINLM_RESTART") == "0" or _observed() or any(map(os.environ.get, LAUNCHERS)):
+        return
+    settings = " ".join(f"{name}={value}" for name, value in added.items())
+    note(f"started anew with {settings}, for faster steps; TWINLM_RESTART=0 prevents this")
+    os.environ.update(added)
+    os.execv(sys.executable, sys.orig_argv)

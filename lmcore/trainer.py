@@ -45,6 +45,8 @@ class Engine(Protocol):
     """The mathematics of a run, in one framework."""
 
     framework: str
+    package: str
+    """Name of the twin, whose commands messages name."""
 
     @property
     def parameter_count(self) -> int:
@@ -360,10 +362,9 @@ class Run:
         self._save(done, loss, row.get("valid_loss") if row else None)
         self.checkpoints.wait()
         self._plot()
-        package = "jaxlm" if self.engine.framework == "jax" else "torchlm"
         self.progress.say(
             f"stopped at step {done}, saved; go on with: "
-            f"python -m {package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
+            f"python -m {self.engine.package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
         )
         return 128 + self.stop.received
 

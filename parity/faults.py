@@ -1,5 +1,6 @@
 """The faults that the self-test plants: each takes what it replaces, and returns it as ports get it wrong."""
 
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -15,8 +16,7 @@ def patch(target: str, make: Callable[[Any], Any]) -> Callable[[], AbstractConte
     """Replace what the dotted name holds by what `make` makes of it."""
 
     def plant() -> AbstractContextManager[Any]:
-        getter, name = mock._get_target(target)  # type: ignore[attr-defined]
-        return mock.patch(target, make(getattr(getter(), name)))
+        return mock.patch(target, make(pkgutil.resolve_name(target)))
 
     return plant
 

@@ -89,6 +89,17 @@ def test_no_source_imports_across_a_wall(package: str):
     assert across == {}
 
 
+def test_the_shared_core_names_neither_twin():
+    named = {}
+    for path in sorted((ROOT / "lmcore").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone]
+        if found := [text for text in texts if isinstance(text, str) and ("jaxlm" in text or "torchlm" in text)]:
+            named[path.name] = found
+    assert named == {}
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_every_module_works_where_the_other_framework_is_not_installed(package: str):
     names = modules(package)

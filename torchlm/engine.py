@@ -102,6 +102,7 @@ class Engine:
     """A torchlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
 
     framework = "torch"
+    package = "torchlm"
 
     def __init__(self, config: Config):
         self.config = config

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 __all__ = ["LINEARS", "BiasedLinear", "Linear", "laid_out", "matmul", "product"]
 
-ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name)
+    for name in ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
+)
+"""Whether torch has oneDNN, and under the private names by which it is called here; `F.linear` serves without."""
 CPU_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether oneDNN makes bfloat16 products here, for which a processor needs AVX-512. Torch's own take fifty times as
 long, so without, bfloat16 factors are multiplied in float32, which is exact, and the sums rounded."""

@@ -187,4 +187,4 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, gpt2: Path, monkeypatc
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else there(name))
     with pytest.raises(UserError, match=r'found no transformers; run: pip install "twinlm\[baseline\]"'):
-        baseline.measure_baseline("gpt2", [], 8, 1, "cpu")
+        baseline.measure_baseline("torchlm.baseline", "gpt2", [], 8, 1, "cpu")
