@@ -1,7 +1,7 @@
 """Global-norm clip, then an optimizer with decay on matrices only; the learning rate is given at each update."""
 
 import math
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs
             steps = [optax.scale_by_lion(config.beta1, config.beta2), decay]
         case "sgd":
             steps = [decay, optax.trace(config.momentum)]
+        case _:
+            assert_never(config.name)
     return optax.with_extra_args_support(optax.chain(*steps))
 
 

@@ -3,11 +3,9 @@
 from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
 from lmcore.machine import memory_bytes
+from lmcore.optim import OPTIMIZERS
 
 __all__ = ["check_batch", "check_memory", "parameter_parts"]
-
-STATE = {"adamw": 2, "adafactor": 0, "muon": 1, "lion": 1, "sgd": 1}
-"""Optimizer -> values that it keeps for each weight, at the least."""
 
 
 def parameter_parts(model: ModelConfig) -> dict[str, int]:
@@ -32,7 +30,8 @@ def check_memory(config: Config, *, training: bool) -> None:
     """
     model = config.model
     size = 8 if config.train.precision == "float64" else 4
-    copies = 1 + (STATE[config.optim.name] if training else 0)
+    whole = [kind for kind in OPTIMIZERS[config.optim.name].matrix if kind not in ("rows", "columns")]
+    copies = 1 + (len(whole) if training else 0)
     parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8

@@ -17,6 +17,7 @@ from lmcore import cli
 from lmcore import config as configs
 from lmcore.config import Config, Precision, from_dict
 from lmcore.errors import UserError, command
+from lmcore.optim import OPTIMIZERS
 
 if TYPE_CHECKING:
     from parity.report import Report
@@ -99,9 +100,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
 
 def _memory(optim: configs.OptimConfig) -> str:
     """The settings of its averages that an optimizer reads."""
-    betas, momentum = f"betas {optim.beta1:g} and {optim.beta2:g}", f"momentum {optim.momentum:g}"
-    named = {"sgd": momentum, "muon": f"{momentum}, {betas}", "adafactor": "factored"}
-    return named.get(optim.name, betas)
+    return ", ".join(f"{field} {getattr(optim, field):g}" for field in OPTIMIZERS[optim.name].reads) or "factored"
 
 
 @command

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.config import OptimConfig
+from lmcore.optim import OPTIMIZERS
 from lmcore.schedule import learning_rate
 from parity.difference import Difference, compare_all, tolerance
 from parity.moments import Moments
@@ -91,8 +92,8 @@ def within_rounding(
 
 
 def corrects_bias(optim: OptimConfig) -> bool:
-    """Whether AdamW has a part in it, whose first steps' bias is corrected by 1 − β^t."""
-    return optim.name in ("adamw", "muon")
+    """Whether the bias of the first steps is corrected by 1 − β^t, in all parameters or in some."""
+    return OPTIMIZERS[optim.name].corrects_bias
 
 
 def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:

@@ -1,7 +1,6 @@
 """What each optimizer remembers of a run, under one set of names: those of optax and torch map onto it.
 
-Kinds: `mean` of gradients and of their `square`s; `momentum`; and, of a matrix under Adafactor, the means of squares
-over all but its first axis (`rows`, R × 1) and over all but its last (`columns`, 1 × C), as the array lies.
+The kinds are those of `lmcore.optim`; of a matrix, `rows` and `columns` are meant as the array lies.
 """
 
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.config import Config, OptimConfig
-from lmcore.optim import takes_muon
+from lmcore.optim import kinds_of
 from parity.mapping import IDENTITY, Row, Side, convert_rows, table
 
 __all__ = ["KINDS", "TORCH", "Moments", "fill_optax", "read_optax", "torch_key", "zero_moments"]
@@ -55,7 +54,7 @@ class Moments:
         """
         kept: dict[str, dict[str, np.ndarray]] = {}
         for kind, arrays in self.kept.items():
-            rows = [row for row in table(config.model) if kind in remembered(config.optim, row)]
+            rows = [row for row in table(config.model) if kind in kinds_of(config.optim.name, row.jax, len(row.shape))]
             found = convert_rows(arrays, [_part(row, kind, source) for row in rows], source, target)
             for row in rows:
                 turned = row.transform is not IDENTITY and (source == "jax") != (target == "jax")
@@ -64,27 +63,11 @@ class Moments:
         return Moments(self.count, kept)
 
 
-def remembered(optim: OptimConfig, row: Row) -> tuple[str, ...]:
-    """Kinds that an optimizer keeps of one parameter."""
-    ndim = len(row.shape)
-    match optim.name:
-        case "adafactor":
-            return ("rows", "columns") if ndim == 2 else ("square",)
-        case "muon" if takes_muon(row.jax, ndim):
-            return ("momentum",)
-        case "sgd":
-            return ("momentum",)
-        case "lion":
-            return ("mean",)
-        case _:
-            return ("mean", "square")
-
-
 def zero_moments(config: Config, side: Side, kind_of_number: np.dtype) -> Moments:
     """Before the first update."""
     kept: dict[str, dict[str, np.ndarray]] = {}
     for row in table(config.model):
-        for kind in remembered(config.optim, row):
+        for kind in kinds_of(config.optim.name, row.jax, len(row.shape)):
             shape = _part(row, kind, side).shape_in(side)
             kept.setdefault(kind, {})[row.name(side)] = np.zeros(shape, kind_of_number)
     return Moments(0, kept)

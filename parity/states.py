@@ -15,6 +15,7 @@ import numpy as np
 from lmcore.checkpoints import Checkpoint
 from lmcore.config import Config
 from lmcore.errors import UserError
+from lmcore.optim import OPTIMIZERS
 from parity.mapping import Side, convert_names, numpy_to_torch, table
 from parity.moments import Moments, fill_optax, read_optax, torch_key, zero_moments
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["State", "parameter_type", "read_state", "write_state"]
-
-COUNTING = ("adamw", "adafactor", "muon")
-"""Optimizers of torch that count their updates."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def _torch_tensors(step: int, moments: Moments, config: Config) -> "dict[str, Te
     import torch
 
     tensors = {"step": torch.tensor(step)}
-    if config.optim.name in COUNTING:
+    if OPTIMIZERS[config.optim.name].counts:
         tensors["count"] = torch.tensor(float(moments.count))
     for kind, arrays in moments.kept.items():
         key = torch_key(config.optim, kind)

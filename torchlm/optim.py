@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcore.config import OptimConfig
-from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, takes_muon
+from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, OPTIMIZERS, kinds_of, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 
@@ -64,9 +64,10 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
             optimizer = _Lion(groups, betas)
         case "sgd":
             optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+        case _:
+            assert_never(config.name)
     for name, p in parameters.items():
-        by_adamw = config.name == "muon" and not takes_muon(name, p.ndim)
-        optimizer.state[p].update(_first_state("adamw" if by_adamw else config.name, p))
+        optimizer.state[p].update(_first_state(config.name, name, p))
     return optimizer
 
 
@@ -91,20 +92,21 @@ def _groups(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> list[di
     return [group for group in groups if group["params"]]
 
 
-def _first_state(name: str, p: nn.Parameter) -> dict[str, Tensor]:
-    """What an optimizer remembers of a parameter, in torch's names, before the first update."""
-    count = torch.zeros((), dtype=torch.float32)
-    match name:
-        case "adamw":
-            return {"step": count.to(p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        case "adafactor" if p.ndim == 1:
-            return {"step": count, "variance": torch.zeros_like(p)}
-        case "adafactor":
-            return {"step": count, "row_var": torch.zeros_like(p[:, :1]), "col_var": torch.zeros_like(p[:1])}
-        case "lion":
-            return {"exp_avg": torch.zeros_like(p)}
-        case _:
-            return {"momentum_buffer": torch.zeros_like(p)}
+def _first_state(optimizer: str, name: str, p: nn.Parameter) -> dict[str, Tensor]:
+    """What an optimizer keeps of a parameter, in torch's names, before the first update."""
+    factored = optimizer == "adafactor"
+    names = {
+        "mean": "exp_avg",
+        "square": "variance" if factored else "exp_avg_sq",
+        "momentum": "momentum_buffer",
+        "rows": "row_var",
+        "columns": "col_var",
+    }
+    like = {"rows": p[:, :1], "columns": p[:1]} if p.ndim == 2 else {}
+    kinds = kinds_of(optimizer, name, p.ndim)
+    counts = OPTIMIZERS[optimizer].counts and kinds != ("momentum",)  # torch's Muon does not, AdamW beside it does
+    count = {"step": torch.zeros((), dtype=torch.float32, device=None if factored else p.device)} if counts else {}
+    return count | {names[kind]: torch.zeros_like(like.get(kind, p)) for kind in kinds}
 
 
 class _Lion(torch.optim.Optimizer):
