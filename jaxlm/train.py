@@ -5,11 +5,15 @@ The framework is loaded only after the command line has been read, so that `--he
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lmcore.cli import parse
 from lmcore.config import Config
 from lmcore.errors import command
 from lmcore.machine import restart_with_malloc_settings
+
+if TYPE_CHECKING:
+    from jaxlm.engine import Engine
 
 __all__ = ["main", "make_engine"]
 

@@ -56,7 +56,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 class Tokens:
     """One split of a prepared folder, mapped from disk: memory is taken only for what is read."""
 
-    ids: Integer[np.ndarray, "tokens"]
+    ids: Integer[np.ndarray, " tokens"]
     """Token ids, uint16 or uint32."""
     documents: int
     """Documents, each ended by end-of-text; a single document cut in two counts in both splits."""
