@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxlm.layers import STACK
 from lmcore.config import OptimConfig
-from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, takes_muon
+from lmcore.optim import least_root, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask", "over_layers"]
 
@@ -107,7 +107,7 @@ def _muon(momentum: float) -> optax.GradientTransformation:
         iteration = optax.contrib.scale_by_muon(
             beta=0.0,  # the momentum comes from before
             nesterov=False,
-            eps=MUON_EPS,
+            eps=_least_root(updates),
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree),
         )
         made, _ = iteration.update(updates, iteration.init(updates))
@@ -116,13 +116,24 @@ def _muon(momentum: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale(1 - momentum), optax.trace(momentum, nesterov=True), optax.stateless(orthogonalize))
 
 
+def _least_root(tree: Any) -> float:
+    return least_root(jax.tree.leaves(tree)[0].dtype)
+
+
 def _factored_rms() -> optax.GradientTransformation:
     """optax's own, which factors every matrix, as torch does, and has 1 − t^−0.8 in the widest type at hand."""
-    return optax.scale_by_factored_rms(
-        min_dim_size_to_factor=1,
-        epsilon=ADAFACTOR_EPS**2,
-        decay_rate_fn=lambda step, rate: 1 - jnp.asarray(step + 1, float) ** -rate,
-    )
+
+    def made(tree: Any) -> optax.GradientTransformation:
+        return optax.scale_by_factored_rms(
+            min_dim_size_to_factor=1,
+            epsilon=_least_root(tree) ** 2,
+            decay_rate_fn=lambda step, rate: 1 - jnp.asarray(step + 1, float) ** -rate,
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return made(updates).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda params: made(params).init(params), update)
 
 
 def _slowing() -> optax.GradientTransformationExtraArgs:

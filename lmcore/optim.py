@@ -3,15 +3,20 @@
 from dataclasses import dataclass
 from typing import get_args, get_type_hints
 
+import numpy as np
+
 from lmcore.config import OptimConfig
 
-__all__ = ["ADAFACTOR_EPS", "MUON_EPS", "OPTIMIZERS", "Optimizer", "kinds_of", "takes_muon"]
+__all__ = ["OPTIMIZERS", "Optimizer", "kinds_of", "least_root", "takes_muon"]
 
-MUON_EPS = 1e-15
-"""Least norm that a matrix is divided by before it is orthogonalized. optax adds it, torch takes the larger of the two,
-so it is far below any norm that occurs, and still large enough for squares that underflow in float32."""
-ADAFACTOR_EPS = 1e-15
-"""Least root of an estimated mean of squares, for the same reason: optax adds its square, torch takes the larger."""
+
+def least_root(dtype: np.dtype) -> float:
+    """Least norm that Muon divides a matrix by before it is orthogonalized, and least root of Adafactor's mean squares.
+
+    optax adds it, or its square, where torch takes the larger of the two: so it is further below any norm that occurs
+    than the type can tell, and still large enough for squares that underflow: 1e-15 in float32, 1.5e-150 in float64.
+    """
+    return 1e4 * float(np.sqrt(np.finfo(dtype).tiny))
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Optimizer:
     reads: tuple[str, ...] = ()
     """Fields of `optim` that set it, beside those that all read."""
     rest: str | None = None
-    """The optimizer of all but the blocks' matrices; None where there is one for all."""
+    """The optimizer of all but the blocks' matrices, which are orthogonalized; None where there is one for all."""
 
 
 OPTIMIZERS = {

@@ -7,7 +7,7 @@ weights are checked.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from lmcore.errors import UserError, command
 from lmcore.optim import OPTIMIZERS
 
 if TYPE_CHECKING:
+    from parity.apart import Climbed
     from parity.report import Report
     from parity.result import Result
     from parity.subject import Subject
@@ -43,6 +44,7 @@ def check(
     files: Sequence[str] = (),
     report: "Callable[[str, list[Result]], None] | None" = None,
     verify: bool = True,
+    apart: bool = False,
 ) -> "Report":
     """Check that jaxlm and torchlm are the same model.
 
@@ -56,6 +58,8 @@ def check(
         files: text to feed the model, as `data.files` takes it.
         report: called with each type and its lines when they are there.
         verify: whether to compare a run's files with their checksums.
+        apart: check precisions side by side in processes of their own, where cores and memory allow it; a script that
+            asks for this needs `if __name__ == "__main__"`.
 
     Returns:
         A report, which is true if nothing differs.
@@ -63,25 +67,26 @@ def check(
     Raises:
         UserError: `what` cannot be read, or a device cannot do what is asked.
     """
-    from parity.ladder import Options, climb
+    from parity.apart import climb_apart, climb_one, processes_for
+    from parity.ladder import Options
     from parity.report import Report, environment
     from parity.subject import open_subject
-    from parity.twins import check_config, framework_settings, make_pair
 
-    with framework_settings():
-        subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
-        facts, results = _facts(subject), []
-        for dtype in dtypes:
-            pair = make_pair(check_config(subject.config, dtype), subject.tokens, subject.params, devices)
-            facts["devices"] = f"JAX {pair.jax.engine.device_name}, torch {pair.torch.engine.device_name}"
-            found = list(climb(pair, rungs, Options(steps=steps)))
+    subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
+    facts, results = _facts(subject), []
+    options, at_once = Options(steps=steps), processes_for(subject, dtypes, devices) if apart else 1
+    for first in range(0, len(dtypes), at_once):
+        group = dtypes[first : first + at_once]
+        if len(group) == 1:
+            climbed: Iterable[Climbed] = [climb_one(subject, group[0], rungs, devices, options)]
+        else:
+            climbed = climb_apart(subject, group, rungs, devices, options)
+        for dtype, (facts["devices"], found) in zip(group, climbed, strict=True):
             results += found
             if report is not None:
                 report(dtype, found)
-        flags = {
-            name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS") if name in os.environ
-        }
-        facts |= environment() | flags
+    flags = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS") if name in os.environ}
+    facts |= environment() | flags
     return Report(subject=subject.what, results=tuple(results), facts=facts)
 
 
@@ -132,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files=files,
             report=lambda dtype, found: console.print(result_table(found, dtype), ""),
             verify=not args.no_verify,
+            apart=True,
         )
     console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
     console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)

@@ -7,12 +7,12 @@ or has another shape, is infinitely far apart.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["TOLERANCES", "Difference", "Kind", "compare_all", "difference", "tolerance", "worst"]
+__all__ = ["TOLERANCES", "Difference", "Kind", "compare_all", "difference", "tolerance", "update_differences", "worst"]
 
 Kind = Literal["logits", "gradients", "update"]
 
@@ -106,6 +106,45 @@ def compare_all(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Diffe
 def worst(differences: Iterable[Difference]) -> Difference:
     """The largest by relative difference; the first of equals."""
     return max(differences, key=lambda d: d.max_rel)
+
+
+def update_differences(
+    before: Mapping[str, np.ndarray],
+    one: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    gap: Mapping[str, np.ndarray],
+    steps: int,
+    left_out: Mapping[str, np.ndarray],
+) -> list[Difference]:
+    """Compare what an update changed, relative to the largest change of each parameter.
+
+    Args:
+        before: parameters before the update.
+        one: JAX's after it.
+        other: torch's after it.
+        gap: known differences, to be added to JAX's.
+        steps: updates since both were in the same state. Each rounds the parameter once in either twin, which may add
+            one ulp to the difference.
+        left_out: where the update is undecided, by parameter; those values are not compared.
+    """
+    found = []
+    for name, start in before.items():
+        left, right = one[name] + gap.get(name, 0.0), other[name].astype(np.float64)
+        if name in left_out:
+            right = np.where(left_out[name], left, right)
+        raw = difference(name, left, right)
+        if not math.isfinite(raw.max_abs):
+            found.append(raw)
+            continue
+        rounding = steps * np.finfo(start.dtype).eps * np.abs(left)
+        excess = np.maximum(np.abs(left - right) - rounding, 0.0)
+        where = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        largest = float(np.abs(one[name].astype(np.float64) - start).max())
+        beyond = float(excess[where])
+        relative = 0.0 if beyond == 0 else beyond / largest if largest > 0 else math.inf
+        index = tuple(int(i) for i in where)
+        found.append(replace(raw, max_rel=relative, where=index, left=float(left[where]), right=float(right[where])))
+    return found
 
 
 def _wide(values: Any) -> np.ndarray:

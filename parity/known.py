@@ -13,19 +13,27 @@ from typing import Any
 import numpy as np
 
 from lmcore.config import OptimConfig
-from lmcore.optim import OPTIMIZERS
+from lmcore.optim import OPTIMIZERS, takes_muon
 from lmcore.schedule import learning_rate
-from parity.difference import Difference, compare_all, tolerance
+from parity.difference import Difference, Kind, compare_all, tolerance, update_differences
 from parity.moments import Moments
 from parity.twins import Arrays, Pair, Step, moved_by_one_ulp
 
-__all__ = ["are_beyond", "bias_correction_gap", "by_kernel", "corrects_bias", "undecided_signs", "within_rounding"]
+__all__ = [
+    "are_beyond",
+    "bias_correction_gap",
+    "by_kernel",
+    "corrects_bias",
+    "orthogonal_within_rounding",
+    "undecided_signs",
+    "within_rounding",
+]
 
 DRAWS = 3
 """Moves by one ulp that show, in each twin, how rounding changes a gradient."""
 RESPONSES = 4.0
-"""A gradient may differ by so many of the largest such response: rounding happens in every operation, not only in the
-weights. Over the calibration's runs the ratio was at most 1.5."""
+"""A gradient, or an update by Muon, may differ by so many of the largest such response: rounding happens in every
+operation, not only there. Over the calibration's runs the ratio was at most 1.7."""
 
 
 def by_kernel(pair: Pair, found: Difference, grads: Arrays) -> Difference:
@@ -41,9 +49,9 @@ def by_kernel(pair: Pair, found: Difference, grads: Arrays) -> Difference:
     return replace(found, max_rel=float(found.max_abs / scale))
 
 
-def are_beyond(dtype: str, found: Sequence[Difference]) -> bool:
-    """Whether a finite difference of gradients is beyond the tolerance."""
-    allowed = tolerance("gradients", dtype)
+def are_beyond(what: Kind, dtype: str, found: Sequence[Difference]) -> bool:
+    """Whether a finite difference is beyond the tolerance of `what`, such as gradients."""
+    allowed = tolerance(what, dtype)
     return allowed is not None and any(allowed < d.max_rel < math.inf for d in found)
 
 
@@ -83,12 +91,69 @@ def within_rounding(
             twin.load(moved_by_one_ulp(params, draw), moments, step)
             for d in (by_kernel(pair, d, unmoved) for d in compare_all(unmoved, twin.step(batch, lr).grads)):
                 responses[d.name] = max(responses[d.name], d.max_rel)
+    return _explained(found, responses, allowed, "in the weights")
+
+
+def _explained(
+    found: Sequence[Difference], responses: dict[str, float], allowed: float, where: str
+) -> list[Difference]:
+    """Differences beyond the tolerance but within `RESPONSES` of these responses, as large as the tolerance."""
     return [
-        replace(d, max_rel=allowed, note=f"{d.max_rel:.1e}, where one ulp in the weights makes {responses[d.name]:.1e}")
+        replace(d, max_rel=allowed, note=f"{d.max_rel:.1e}, where one ulp {where} makes {responses[d.name]:.1e}")
         if allowed < d.max_rel <= RESPONSES * responses[d.name]
         else d
         for d in found
     ]
+
+
+def orthogonal_within_rounding(
+    pair: Pair,
+    found: Sequence[Difference],
+    batch: np.ndarray,
+    lr: float,
+    grads: Arrays,
+    params: Arrays,
+    moments: Moments | None,
+    step: int,
+    steps: int,
+) -> list[Difference]:
+    """Measure updates by Muon that differ beyond the tolerance by what one ulp in what is orthogonalized does to them.
+
+    Five Newton–Schulz iterations bring all singular values near one: they multiply a small one by 3.4445 each time,
+    485 in all, and what rounding has put in its direction with it. The more nearly a gradient is of low rank, as early
+    in training, the larger that is beside the update. How large, each twin says itself: its update with the gradients
+    and the momentum moved by one ulp.
+
+    Args:
+        pair: both twins, which are left in another state.
+        found: differences of all updates.
+        batch: of the step.
+        lr: its learning rate.
+        grads: its gradients.
+        params: the parameters before it.
+        moments: what the optimizer kept before it.
+        step: updates made before it.
+        steps: updates since both twins were in the same state, each of which may differ so.
+
+    Returns:
+        As `within_rounding`; only matrices that Muon trains are measured so.
+    """
+    allowed = tolerance("update", pair.dtype)
+    assert allowed is not None
+    responses = dict.fromkeys((d.name for d in found), 0.0)
+    for twin in (pair.jax, pair.torch):
+        twin.load(params, moments, step)
+        unmoved = twin.step(batch, lr, grads).params
+        for draw in range(DRAWS):
+            kept = moments and replace(
+                moments, kept={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.kept.items()}
+            )
+            twin.load(params, kept, step)
+            moved = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
+            for d in update_differences(params, unmoved, moved, {}, 1, {}):
+                if takes_muon(d.name, params[d.name].ndim):
+                    responses[d.name] = max(responses[d.name], steps * d.max_rel)
+    return _explained(found, responses, allowed, "in what is orthogonalized")
 
 
 def corrects_bias(optim: OptimConfig) -> bool:

@@ -182,7 +182,7 @@ def gradients(pair: Pair, options: Options) -> Iterator[Result]:
     jax, torch = _first_steps(pair)[0]
     yield judge(5, "training loss", pair.dtype, [difference("loss", jax.loss, torch.loss)], "logits")
     found = [by_kernel(pair, d, jax.grads) for d in compare_all(jax.grads, torch.grads)]
-    if are_beyond(pair.dtype, found):
+    if are_beyond("gradients", pair.dtype, found):
         found = within_rounding(pair, found, training_batches(pair, 1)[0], pair.start)
     note = f"noise floor {_gradient_noise(pair, torch):.1e}" if pair.dtype == "bfloat16" else ""
     yield judge(5, f"gradients of {len(found)} parameters", pair.dtype, found, "gradients", note)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from lmcore.checkpoints import Checkpoint
+from lmcore.optim import OPTIMIZERS
 from lmcore.schedule import learning_rate
-from parity.difference import Difference, compare_all
-from parity.instep import update_differences
-from parity.known import bias_correction_gap, undecided_signs
+from parity.difference import Difference, compare_all, update_differences
+from parity.known import are_beyond, bias_correction_gap, orthogonal_within_rounding, undecided_signs
 from parity.moments import Moments
 from parity.result import Result, identical, judge
 from parity.states import read_state, write_state
@@ -83,6 +83,9 @@ def _across(
     gap: Arrays = {n: lr * change for n, change in bias_correction_gap(pair, jax, BEFORE + 1).items()}
     left_out = undecided_signs(pair.config.optim, one.grads, one.grad_norm, Moments(BEFORE, before.moments))
     found = update_differences(before.params, jax.params, torch.params, gap, 1, left_out)
+    if OPTIMIZERS[pair.config.optim.name].rest and are_beyond("update", pair.dtype, found):
+        state = before.params, Moments(BEFORE, before.moments), BEFORE
+        found = orthogonal_within_rounding(pair, found, batches[BEFORE], lr, one.grads, *state, 1)
     for kind, arrays in one.moments.items():
         found += compare_all(*({f"{kind} of {n}": a for n, a in m.items()} for m in (arrays, got.moments[kind])))
     yield judge(10, f"{what}update", pair.dtype, found, "update")

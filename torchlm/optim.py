@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterable
 from typing import Any, assert_never
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcore.config import OptimConfig
-from lmcore.optim import ADAFACTOR_EPS, MUON_EPS, OPTIMIZERS, kinds_of, takes_muon
+from lmcore.optim import OPTIMIZERS, kinds_of, least_root, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 
@@ -44,20 +45,19 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
     Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
     """
     groups, betas = _groups(config, parameters), (config.beta1, config.beta2)
+    least = least_root(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
     optimizer: torch.optim.Optimizer
     # A fused update reads and writes each value once, and on CUDA skips what a gradient scaler rejects without waiting.
     match config.name:
         case "adamw":
             optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
         case "adafactor":
-            optimizer = torch.optim.Adafactor(groups, eps=(ADAFACTOR_EPS, 1e-3))
+            optimizer = torch.optim.Adafactor(groups, eps=(least, 1e-3))
         case "muon":
             taken = muon_mask(parameters)
             matrices, rest = ({n: p for n, p in parameters.items() if taken[n] is by_muon} for by_muon in (True, False))
             optimizer = _Together(
-                _Muon(
-                    _groups(config, matrices), momentum=config.momentum, eps=MUON_EPS, adjust_lr_fn="match_rms_adamw"
-                ),
+                _Muon(_groups(config, matrices), momentum=config.momentum, eps=least, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(_groups(config, rest), betas=betas, eps=config.eps, fused=True),
             )
         case "lion":

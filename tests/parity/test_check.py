@@ -17,7 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxlm.train
 import torchlm.engine
 import torchlm.model
-from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
+from lmcore.errors import UserError
+from parity.apart import climb_apart, climb_one, processes_for
 from parity.check import check, main
 from parity.convert import convert
 from parity.difference import compare_all
@@ -25,6 +27,7 @@ from parity.freerun import prediction_bound
 from parity.known import are_beyond, within_rounding
 from parity.ladder import Options, climb, training_batches
 from parity.mutants import odd_config, shaken
+from parity.subject import open_subject
 from parity.twins import Pair, check_config, framework_settings, make_pair, moved_by_one_ulp
 
 TEXT = "The quick brown fox jumps over the lazy dog. She said: five dozen liquor jugs!\n" * 40
@@ -312,9 +315,43 @@ def test_a_gradient_that_cancels_is_measured_by_one_ulp_and_a_wrong_one_is_not_e
     noise = 3e-4  # relative: above the tolerance, and far above what one ulp makes here
     wrong = {name: grad * (1 + noise) for name, grad in step.grads.items()}
     found = compare_all(step.grads, wrong)
-    assert are_beyond("float32", found)
+    assert are_beyond("gradients", "float32", found)
     assert within_rounding(pair, found, batch, pair.start) == found, "not explained by rounding"
-    assert not are_beyond("float32", compare_all(step.grads, step.grads))
+    assert not are_beyond("gradients", "float32", compare_all(step.grads, step.grads))
+
+
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+def test_updates_by_muon_are_held_to_rounding_and_a_wrong_one_is_not_excused(dtype):
+    """Newton–Schulz makes rounding large in float32; in float64 the least norm, which optax adds, would show."""
+    config = replace(shallow(), optim=replace(shallow().optim, name="muon", lr=3e-3))
+    pair = make_pair(check_config(config, dtype), tokens(config.model.vocab_size))
+    lines = [line for line in climb(pair, [7], Options(steps=6, draws=1)) if not line.curves]
+    assert [line.what for line in lines if not line.ok] == []
+    real = torchlm.engine.apply_updates
+
+    def faulty(optimizer, lr, scaler=None):
+        real(optimizer, lr * 1.001, scaler)
+
+    with mock.patch.object(torchlm.engine, "apply_updates", faulty):
+        lines = {line.what.partition(": ")[2]: line for line in climb(pair, [7], Options(steps=6, draws=1))}
+    assert lines["updates"].verdict == "FAIL"
+
+
+def test_precisions_side_by_side_find_what_they_find_in_turn():
+    config = replace(shallow(), data=DataConfig(stories=20), tokenizer=TokenizerConfig(kind="bytes"))
+    subject = open_subject(None, replace(config, model=replace(config.model, vocab_size=0)), [])
+    asked = [2], ("cpu", "cpu"), Options()
+    apart = list(climb_apart(subject, ("float64", "float32"), *asked))
+    for dtype, (devices, found) in zip(("float64", "float32"), apart, strict=True):
+        alone = climb_one(subject, dtype, *asked)
+        assert devices == alone[0]
+        assert [(r.what, r.dtype, r.verdict) for r in found] == [(r.what, r.dtype, r.verdict) for r in alone[1]]
+    wide = replace(subject.config.model, ffn_dim=10**12)
+    huge = replace(subject, config=replace(subject.config, model=wide))
+    with pytest.raises(UserError, match="model: found one that takes at least"):
+        list(climb_apart(huge, ("float64", "float32"), *asked))
+    assert processes_for(huge, ("float64", "float32"), ("cpu", "cpu")) == 1
+    assert processes_for(subject, ("float64", "float32"), ("cuda", "cuda")) == 1
 
 
 def test_listening_changes_nothing():
