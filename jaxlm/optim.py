@@ -5,6 +5,7 @@ from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -117,7 +118,9 @@ def _muon(momentum: float) -> optax.GradientTransformation:
 
 
 def _least_root(tree: Any) -> float:
-    return least_root(jax.tree.leaves(tree)[0].dtype)
+    """For the type of a tree's arrays; a tree whose arrays are all left to another optimizer has none."""
+    leaves = jax.tree.leaves(tree)
+    return least_root(leaves[0].dtype if leaves else np.dtype(np.float32))
 
 
 def _factored_rms() -> optax.GradientTransformation:
