@@ -105,7 +105,7 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     if config.file is not None:
         identity["content"] = file_digest(Path(config.file))
         if prefix := Tokenizer.load(config.file, config.eot_token).document_prefix:
-            identity["document_prefix"] = prefix
+            identity["document_prefix"] = list(prefix)  # as JSON reads it back, to be equal to a header's
         return identity
     identity["special_tokens"] = config.special_tokens
     if config.kind == "bpe":
