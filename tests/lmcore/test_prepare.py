@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(much):
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(text):
-    with pytest.raises(UserError, match=r"data.dir: '.*train.txt/data' cannot be written to"):
+    with pytest.raises(UserError, match=r"data.dir: .*train.txt is a file, expected a folder; name another"):
         prepare(config(text, dir=str(text / "train.txt" / "data")), quiet)
 
 
