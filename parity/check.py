@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option, path in (("--json", args.json), ("--report", args.report)):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
+        if path is not None and Path(path).is_dir():
+            raise UserError(f"{option}: {path!r} is a folder, expected a file to write; name one in it")
     if args.self_test:
         return _self_test()
     if args.calibrate:
