@@ -92,7 +92,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
     facts = {
         "model": f"{shape}, vocabulary {model.vocab_size:,} ({tied}), context {model.max_seq_len}",
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
-        "text": f"{subject.text}, {len(subject.tokens):,} tokens",
+        "text": subject.text,
     }
     return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
 

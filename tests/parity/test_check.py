@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -17,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxlm.train
 import torchlm.engine
 import torchlm.model
-from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
 from parity.check import check, main
 from parity.convert import convert
 from parity.difference import compare_all
@@ -25,6 +26,7 @@ from parity.freerun import prediction_bound
 from parity.known import are_beyond, within_rounding
 from parity.ladder import Options, climb, training_batches
 from parity.mutants import odd_config, shaken
+from parity.subject import open_subject
 from parity.twins import Pair, check_config, framework_settings, make_pair, moved_by_one_ulp
 
 TEXT = "The quick brown fox jumps over the lazy dog. She said: five dozen liquor jugs!\n" * 40
@@ -151,6 +153,20 @@ def test_runs_of_both_twins_and_hugging_face_folders_are_checked(runs: dict[str,
         report.subject
     )
     assert len(report.results) == 2 + 2 + 1 + 5 + 1
+
+
+def test_the_text_is_named_with_as_much_of_it_as_is_fed(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def named(given: list[str], **data: Any) -> str:
+        config = Config(data=DataConfig(**data), tokenizer=TokenizerConfig(kind="bytes"))
+        subject = open_subject(None, config, given)
+        assert subject.text.split(" tokens of ")[0].removeprefix("the first ") == f"{len(subject.tokens):,}"
+        return subject.text
+
+    assert named([], stories=3).endswith(" tokens of 3 embedded stories")
+    assert named([], stories=9999) == "the first 200,000 tokens of 1,500 embedded stories"
+    assert named([str(text)], stories=3).endswith(f" tokens of {text}")
+    monkeypatch.setattr("parity.subject.STORIES", 4)
+    assert named([], stories=3, files=["no such file.txt"]).endswith(" tokens of 4 embedded stories")
 
 
 def test_a_check_leaves_the_settings_of_the_process(text: Path):
