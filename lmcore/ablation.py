@@ -27,6 +27,7 @@ from lmcore import cli
 from lmcore import config as configs
 from lmcore.config import Config
 from lmcore.errors import UserError, shown
+from lmcore.files import check_folder
 from lmcore.machine import usable_cores
 from lmcore.parsing import read_json, read_yaml
 from lmcore.shipped import config_path
@@ -281,6 +282,7 @@ def _run(plan: Plan, out: Path, package: str, jobs: int, command: str) -> int:
     from lmcore.ablation_report import write_report
     from lmcore.folder import lock_run, unlock_run
 
+    check_folder("--out", out)
     found = trials(plan, out)
     check_trials(found)
     (out / "runs").mkdir(parents=True, exist_ok=True)

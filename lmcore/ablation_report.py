@@ -146,22 +146,28 @@ def plot_curves(entries: Sequence[Line], path: Path, title: str) -> None:
         looks: dict[str, Any] = {"color": colours[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
         if line.entry == BASE:
             looks = {"color": "black", "linewidth": 2.0, "zorder": 3}
-        best = f"{min(line.best):.3f}" if line.best else "no loss"
-        state = f"{best}, then diverged" if line.diverged else f"{best} so far"
-        state = f"{mean(line.final.values()):.3f}" if line.final else state
         for o in line.outcomes:
             points = _points(o)
             few: dict[str, Any] = {"marker": "o", "markersize": 5} if len(points) <= FEW else {}
             [curve] = axes.plot(*points.T, **looks, **few)
             if o.state == "diverged" and len(points):
                 axes.plot(*points[-1], "x", color=looks["color"], markersize=8, markeredgewidth=2)
-        handles.append((curve, line, f"{line.entry}  {state}"))
+        handles.append((curve, line, f"{line.entry}  {_state(line)}"))
     top = _frame(axes, entries)
     named = [(curve, text + _above(axes, curve, line, top)) for curve, line, text in handles]
     legend = figure.legend(*zip(*named), loc="outside right upper", frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollar signs
     save(figure, path)
+
+
+def _state(line: Line) -> str:
+    """What the legend says of an entry: its final loss, or what came of it instead."""
+    if line.final:
+        return f"{mean(line.final.values()):.3f}"
+    if not line.best:
+        return "diverged before its first evaluation" if line.diverged else "not evaluated yet"
+    return f"{min(line.best):.3f}" + (", then diverged" if line.diverged else " so far")
 
 
 def _points(o: Outcome) -> np.ndarray:
@@ -199,7 +205,8 @@ def write_report(out: Path, plan: Plan, outcomes: Sequence[Outcome], failed: Ite
     entries = lines(plan, outcomes, failed)
     base = next(line for line in entries if line.entry == BASE)
     rows = [line.cells(base.final) for line in entries]
-    title = f"Ablation {plan.path.stem}"
+    name = plan.path.stem
+    title = f"{name[0].upper()}{name[1:]}" if name.lower().startswith("ablation") else f"Ablation {name}"
     plot_curves(entries, out / "curves.png", title)
     facts = _facts(plan, base, command)
     (out / "report.md").write_text(_markdown(title, facts, rows), encoding="utf-8")

@@ -23,6 +23,7 @@ __all__ = [
     "Damaged",
     "Lock",
     "check_files",
+    "check_folder",
     "check_seal",
     "check_stamp",
     "checksums",
@@ -61,6 +62,21 @@ def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def check_folder(field: str, folder: Path) -> None:
+    """Check that a folder is there or can be made, as far as no file stands in its place or above it.
+
+    Args:
+        field: the field or option that names the folder.
+        folder: where something is to be written.
+
+    Raises:
+        UserError: a file stands there.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{field}: {nearest} is a file, expected a folder; name another folder")
 
 
 def check_files(folder: Path, expected: Mapping[str, str]) -> None:

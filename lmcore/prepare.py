@@ -23,7 +23,7 @@ from lmcore.config import Config, TokenizerConfig
 from lmcore.corpus import Corpus, open_corpora
 from lmcore.encoding import encode
 from lmcore.errors import UserError, command, note
-from lmcore.files import Damaged, check_files, checksums, file_digest, flush_folder, lock, seal, sync
+from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, lock, seal, sync
 from lmcore.tokenizer import Tokenizer
 from lmcore.tokens import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dtype
 
@@ -64,9 +64,10 @@ def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path
         run_dir: a run that is to go on: other text than it was begun on is refused, before any is tokenized.
 
     Raises:
-        UserError: the text or the tokenizer cannot be had or is not the run's, a prepared folder is damaged, or the
-            disk refuses.
+        UserError: the text or the tokenizer cannot be had or is not the run's, a prepared folder is damaged,
+            `data.dir` is a file, or the disk refuses.
     """
+    check_folder("data.dir", Path(config.data.dir).expanduser())
     train, valid = open_corpora(config.data)
     identity = {
         "format": FORMAT,
@@ -105,7 +106,7 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     if config.file is not None:
         identity["content"] = file_digest(Path(config.file))
         if prefix := Tokenizer.load(config.file, config.eot_token).document_prefix:
-            identity["document_prefix"] = prefix
+            identity["document_prefix"] = list(prefix)  # as JSON reads it back, to be equal to a header's
         return identity
     identity["special_tokens"] = config.special_tokens
     if config.kind == "bpe":

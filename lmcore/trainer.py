@@ -27,7 +27,7 @@ from lmcore import folder as run_folder
 from lmcore.checkpoints import Checkpoint, Checkpoints
 from lmcore.config import Config, SampleConfig, TrainConfig
 from lmcore.errors import UserError, note
-from lmcore.files import Damaged, replace_file
+from lmcore.files import Damaged, check_folder, replace_file
 from lmcore.flops import flops_per_token
 from lmcore.memory import check_batch, check_memory
 from lmcore.plots import attempt, plot_loss
@@ -202,9 +202,8 @@ def _lock(folder: Path, stack: ExitStack) -> None:
 
 
 def _check_can_be_made(folder: Path) -> None:
+    check_folder("run_dir", folder)
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir():
-        raise _cannot_be_made(folder, f"{parent} is no folder")
     if not os.access(parent, os.W_OK):
         raise _cannot_be_made(folder, f"{parent} cannot be written to")
 

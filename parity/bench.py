@@ -21,6 +21,7 @@ from lmcore import cli
 from lmcore import config as configs
 from lmcore.config import Config, Precision, from_dict
 from lmcore.errors import UserError, command
+from lmcore.files import check_folder
 
 if TYPE_CHECKING:
     from parity.bench_report import Measure, Report
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(change_table(*olds))
         return 0
     plan, out = _plan(args), Path(args.out)
+    check_folder("--out", out)
     out.mkdir(parents=True, exist_ok=True)  # now, not after minutes
     report = _empty_report(words, plan)
     try:

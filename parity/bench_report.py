@@ -156,6 +156,8 @@ def load(path: Path) -> Report:
         UserError: the file is missing or is not one.
     """
     expected = f"expected a JSON file that python -m parity.bench wrote (schema {SCHEMA})"
+    if not path.is_file():
+        raise UserError(f"--compare: found no file {str(path)!r}, {expected}; name one, such as in runs/bench")
     try:
         values = read_json(path)
     except UserError as error:

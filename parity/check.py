@@ -98,7 +98,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
     facts = {
         "model": f"{shape}, vocabulary {model.vocab_size:,} ({tied}), context {model.max_seq_len}",
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
-        "text": f"{subject.text}, {len(subject.tokens):,} tokens",
+        "text": subject.text,
     }
     return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
 
@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option, path in (("--json", args.json), ("--report", args.report)):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
+        if path is not None and Path(path).is_dir():
+            raise UserError(f"{option}: {path!r} is a folder, expected a file to write; name one in it")
     if args.self_test:
         return _self_test()
     if args.calibrate:

@@ -18,6 +18,7 @@ import numpy as np
 from lmcore import cli
 from lmcore.config import Config, ModelConfig, TrainConfig
 from lmcore.errors import UserError, command
+from lmcore.files import check_folder
 
 __all__ = ["AXES", "Point", "exponent", "main", "plot"]
 
@@ -148,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"{option}: found {word!r}, expected {', '.join(known)}")
     if args.most < 2:
         raise UserError(f"--most: found {args.most}, expected at least 2: a slope needs two points")
+    out = Path(args.out)
+    check_folder("--out", out)
+    out.mkdir(parents=True, exist_ok=True)  # now, not after minutes
     points = []
     for axis in args.axes:
         for value in AXES[axis][: args.most]:
@@ -155,8 +159,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 points.append(measure(axis, value, side))
                 print(f"{axis} {value}, {side}: {points[-1].seconds:.3g} s", file=sys.stderr)
     _print(points)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "growth.json").write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
     plot(points, out / "growth.png")
     print(f"written: {out / 'growth.json'} and .png")

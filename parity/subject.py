@@ -23,7 +23,7 @@ from parity.twins import Arrays
 __all__ = ["Subject", "open_subject"]
 
 STORIES = 1500
-"""Of the embedded stories, as many as a check reads: enough for a vocabulary of 2,048."""
+"""Most of the embedded stories that a check reads: enough for a vocabulary of 2,048."""
 TOKENS = 200_000
 """Most tokens that a check reads."""
 
@@ -42,7 +42,7 @@ class Subject:
     tokens: np.ndarray
     """Token ids of the text."""
     text: str
-    """Where the text comes from, for people."""
+    """How much text there is and where it comes from, for people."""
 
 
 def open_subject(what: Path | None, config: Config, files: list[str], verify: bool = True) -> Subject:
@@ -58,10 +58,10 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         UserError: something cannot be read, or the model is of a kind that cannot be checked.
     """
     if what is None:
-        corpus, text = _text(config.data, files)
+        corpus = _corpus(config.data, files)
         tokenizer = tokenizers.train(config.tokenizer, (piece.text for piece in corpus))
-        config = with_vocabulary(config, tokenizer.vocab_size)
-        return Subject("initial weights", config, None, tokenizer, _tokens(tokenizer, corpus), text)
+        config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus)
+        return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
     source = open_source(what, verify=verify)
     state = source.state(optimizer=False).to("jax", source.config)
     config = source.config
@@ -73,25 +73,28 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         if files:
             raise UserError(f"--data.files: {what} has no tokenizer.json to read text with; leave it out")
         draws = np.random.default_rng(0).integers(config.model.vocab_size, size=TOKENS, dtype=np.int32)
-        return replace(subject, tokens=draws, text="random ids")
-    corpus, text = _text(config.data, files)
+        return replace(subject, tokens=draws, text=f"{TOKENS:,} random ids")
+    corpus = _corpus(config.data, files)
     config = with_vocabulary(config, source.tokenizer.vocab_size)  # which a saved run leaves to its tokenizer
-    return replace(subject, config=config, tokens=_tokens(source.tokenizer, corpus), text=text)
+    tokens = _tokens(source.tokenizer, corpus)
+    return replace(subject, config=config, tokens=tokens, text=_describe(tokens, corpus))
 
 
-def _text(data: DataConfig, files: list[str]) -> tuple[Corpus, str]:
-    """Text to feed the model, and what to call it."""
+def _corpus(data: DataConfig, files: list[str]) -> Corpus:
+    """Text to feed the model."""
     if files:
-        corpus = open_text(replace(data, files=files))
-        return corpus, corpus.describe()
+        return open_text(replace(data, files=files))
     if data.files:
         try:
-            corpus = open_text(data)
-            return corpus, corpus.describe()
+            return open_text(data)
         except UserError:  # another machine's files: any text will do
             pass
-    corpus = open_text(DataConfig(stories=STORIES))
-    return corpus, corpus.describe()
+    embedded = not data.files and data.dataset is None
+    return open_text(DataConfig(stories=min(data.stories, STORIES) if embedded else STORIES))
+
+
+def _describe(tokens: np.ndarray, corpus: Corpus) -> str:
+    return f"{'the first ' * (len(tokens) == TOKENS)}{len(tokens):,} tokens of {corpus.describe()}"
 
 
 def _tokens(tokenizer: Tokenizer, corpus: Corpus) -> np.ndarray:

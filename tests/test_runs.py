@@ -172,8 +172,8 @@ def test_what_can_be_refused_is_refused_before_text_is_prepared(package: str, tm
         ("run", {**text, **resume}, "the text has changed since run was started"),
         ("run", {**text, **resume, "model__dim": 16}, "model.dim was 8 and is 16"),
         ("run", {**resume, "train__seed": 3}, "train.seed was 0 and is 3"),
-        ("file", {}, "run_dir: file cannot be made"),
-        ("file/below", {}, "run_dir: file/below cannot be made"),
+        ("file", {}, "run_dir: file is a file, expected a folder; name another folder"),
+        ("file/below", {}, "/file is a file, expected a folder; name another folder"),
         ("new", {"train__device": "mps"}, "train.device: found 'mps'"),
         ("new", {"log__tensorboard": "true"}, "tensorboardX is not installed"),
     ):

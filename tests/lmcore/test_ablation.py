@@ -261,6 +261,38 @@ def test_a_curve_above_the_frame_is_marked_at_its_edge_and_in_the_legend(
     assert len(triangles) == marked
 
 
+@pytest.mark.parametrize(
+    ("losses", "ending", "said"),
+    [
+        ((), {}, "not evaluated yet"),
+        ((3.0,), {}, "3.000 so far"),
+        ((), {"loss": math.nan}, "diverged before its first evaluation"),
+        ((3.0,), {"loss": math.nan}, "3.000, then diverged"),
+    ],
+)
+def test_the_legend_says_what_came_of_a_run_that_did_not_finish(
+    losses: tuple[float, ...], ending: dict[str, float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0, 2.5), 1000, 700)
+    a_run(untied, rows(*losses) + [{"step": 25, "tokens": 1600, **ending}] * bool(ending), 1000, None)
+    figures: list[Any] = []
+    monkeypatch.setattr(ablation_report, "save", lambda figure, path: figures.append(figure))
+    ablation_report.plot_curves(lines(plan, [outcome(t) for t in found]), tmp_path / "c.png", "title")
+    assert f"untied head  {said}" in [text.get_text() for text in figures[0].legends[0].get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("study", "Ablation study"), ("ablations", "Ablations"), ("ablation_2", "Ablation_2")]
+)
+def test_the_title_says_ablation_once(name: str, title: str, tmp_path: Path):
+    plan = read_plan(written(tmp_path).rename(tmp_path / f"{name}.yaml"))
+    write_report(tmp_path, plan, [outcome(trial) for trial in trials(plan, tmp_path / "out")], [], "command")
+    assert (tmp_path / "report.md").read_text().startswith(f"# {title}\n")
+    assert f"<title>{title}</title>" in (tmp_path / "report.html").read_text()
+
+
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path):
     plan = read_plan(written(tmp_path))
     found = [outcome(trial) for trial in trials(plan, tmp_path / "out")]

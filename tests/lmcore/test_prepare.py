@@ -115,6 +115,16 @@ def test_the_same_text_and_settings_are_found_again_and_others_are_not(text):
     assert names(text) == {folder.name for folder in folders}
 
 
+@pytest.mark.parametrize("kind", ["llama", "roberta", None])
+def test_a_run_goes_on_with_its_own_text_and_no_other(text, foreign_tokenizers, kind):
+    """Whatever the tokenizer, such as one that puts a token before each document."""
+    own = {"kind": "file", "file": str(foreign_tokenizers[kind]), "eot_token": "</s>"} if kind else {"kind": "bytes"}
+    run = prepare(config(text, own), quiet).folder
+    assert prepare(config(text, own), quiet, run_dir=run).folder == run
+    with pytest.raises(UserError, match="text has changed since"):
+        prepare(config(text, own, max_documents=2), quiet, run_dir=run)
+
+
 def test_every_setting_of_data_and_tokenizer_is_read_or_only_says_where():
     """A field added to these groups must be weighed here: does it change the tokens?"""
     data = {"files", "valid_files", "separator", "max_documents", "valid_fraction", "dir", "text_field", "stories"}
@@ -215,7 +225,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(much):
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(text):
-    with pytest.raises(UserError, match=r"data.dir: '.*train.txt/data' cannot be written to"):
+    with pytest.raises(UserError, match=r"data.dir: .*train.txt is a file, expected a folder; name another"):
         prepare(config(text, dir=str(text / "train.txt" / "data")), quiet)
 
 

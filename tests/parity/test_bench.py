@@ -213,7 +213,8 @@ def test_a_change_counts_where_the_samples_lie_apart(tmp_path: Path, capsys: pyt
         (["--rounds", "0"], "--rounds: found 0, expected at least 1"),
         (["--turn_steps", "-1"], "--turn_steps: found -1, expected at least 0"),
         (["--prompts", "1", "many"], "--prompts: found 'many', expected numbers such as 1 32"),
-        (["--compare", "no.json"], "--compare: no.json: cannot be read"),
+        (["--compare", "no.json"], "--compare: found no file 'no.json', expected a JSON file that"),
+        (["--out", __file__], f"--out: {__file__} is a file, expected a folder; name another folder"),
         (["--model.dim", "289"], "model.dim: found 289, expected a multiple of n_heads = 6"),
     ],
 )

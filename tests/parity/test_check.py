@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -133,6 +134,7 @@ def test_the_command_names_the_first_divergent_layer(text: Path, tmp_path: Path,
         (["--device", "tpu"], "--device: found 'tpu'"),
         (["--steps", "1"], "--steps: found 1"),
         (["--json", "no/such/folder/r.json"], "--json"),
+        (["--report", "."], "--report: '.' is a folder, expected a file to write; name one in it"),
         (["no/such/run"], "no/such/run: found nothing"),
         (["runs/x", "--model.dim", "64"], "model.dim: runs/x brings its own config"),
         (["--no-such-option", "1"], "no such field"),
@@ -153,6 +155,20 @@ def test_runs_of_both_twins_and_hugging_face_folders_are_checked(runs: dict[str,
         report.subject
     )
     assert len(report.results) == 2 + 2 + 1 + 5 + 1
+
+
+def test_the_text_is_named_with_as_much_of_it_as_is_fed(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def named(given: list[str], **data: Any) -> str:
+        config = Config(data=DataConfig(**data), tokenizer=TokenizerConfig(kind="bytes"))
+        subject = open_subject(None, config, given)
+        assert subject.text.split(" tokens of ")[0].removeprefix("the first ") == f"{len(subject.tokens):,}"
+        return subject.text
+
+    assert named([], stories=3).endswith(" tokens of 3 embedded stories")
+    assert named([], stories=9999) == "the first 200,000 tokens of 1,500 embedded stories"
+    assert named([str(text)], stories=3).endswith(f" tokens of {text}")
+    monkeypatch.setattr("parity.subject.STORIES", 4)
+    assert named([], stories=3, files=["no such file.txt"]).endswith(" tokens of 4 embedded stories")
 
 
 def test_a_check_leaves_the_settings_of_the_process(text: Path):

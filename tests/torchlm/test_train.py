@@ -152,7 +152,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tmp_
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, data: Path, capsys):
     (tmp_path / "file").touch()
     assert run(tmp_path / "file", data) == 2
-    assert f"error: run_dir: {tmp_path / 'file'} cannot be made" in capsys.readouterr().err
+    assert f"error: run_dir: {tmp_path / 'file'} is a file, expected a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
