@@ -36,6 +36,7 @@ def told(platforms: str, device: str) -> str:
 def test_a_backend_that_is_not_there_is_one_line(platforms: str, device: str):
     line = told(platforms, device)
     assert line.startswith(f"train.device: {device!r} is not to be had here (")
+    assert "()" not in line
     assert line.endswith(f"; JAX_PLATFORMS is {platforms!r}: unset it, or set it to what jax has here\n")
 
 
