@@ -77,7 +77,7 @@ def _observed() -> bool:
 
 
 def restart_with_malloc_settings() -> None:
-    """Run this program anew with `malloc_settings`, which glibc reads only at a start; the process keeps its number.
+    """Restart this program with `malloc_settings`, which glibc reads only at a start; the process keeps its number.
 
     One line says so. Not where TWINLM_RESTART is 0, under a debugger or profiler, or as one process of a launcher's.
     """
@@ -85,6 +85,6 @@ def restart_with_malloc_settings() -> None:
     if not added or os.environ.get("TWINLM_RESTART") == "0" or _observed() or any(map(os.environ.get, LAUNCHERS)):
         return
     settings = " ".join(f"{name}={value}" for name, value in added.items())
-    note(f"started anew with {settings}, for faster steps; TWINLM_RESTART=0 prevents this")
+    note(f"restarted with {settings}, for faster steps; TWINLM_RESTART=0 prevents this")
     os.environ.update(added)
     os.execv(sys.executable, sys.orig_argv)

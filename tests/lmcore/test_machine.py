@@ -32,7 +32,7 @@ def test_a_program_starts_anew_once(tmp_path: Path, given: str | None) -> None:
     assert len(begun) == (2 if given is None else 1)
     assert len({line.split()[1] for line in [*begun, last]}) == 1, "the same process"
     assert last.endswith(f"['--option', 'two words'] {given or SET}")
-    assert done.stderr.count("note: started anew with") == (given is None)
+    assert done.stderr.count("note: restarted with") == (given is None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -52,4 +52,4 @@ def test_a_program_goes_on_where_a_new_one_would_surprise(tmp_path: Path, settin
     argv = [sys.executable, *options, "program.py"]
     done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.count("begins") == 1
-    assert "started anew" not in done.stderr
+    assert "restarted with" not in done.stderr
