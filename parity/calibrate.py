@@ -6,7 +6,7 @@ until its rung no longer notices. Both are counted, and printed as the tables of
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -52,7 +52,7 @@ class Outcome:
     """What became of one healthy pair."""
 
     name: str
-    dtype: str
+    dtype: Precision
     seed: int
     failures: tuple[str, ...]
     """Lines that failed: false alarms."""
@@ -107,12 +107,12 @@ def _seeded(made: Pair, seed: int) -> Pair:
     return pair
 
 
-def false_alarms(seeds: int = SEEDS, processes: int = 2) -> Iterator[Outcome]:
-    """Check healthy twins, a few processes at a time; yields an outcome for each pair."""
+def false_alarms(seeds: int = SEEDS, processes: int = 2) -> Iterator[tuple[str, Precision, list[Outcome]]]:
+    """Check healthy twins, a few processes at a time; yields the outcomes of each combination as it ends."""
     cases = [(name, dtype, seeds) for name, dtype in product(HEALTHY, PRECISIONS)]
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for outcomes in pool.imap(_healthy, cases):
-            yield from outcomes
+        for outcomes in pool.imap_unordered(_healthy, cases):
+            yield outcomes[0].name, outcomes[0].dtype, outcomes
 
 
 Plant = Callable[[], AbstractContextManager[Any]]
@@ -202,10 +202,18 @@ KNOBS: dict[str, tuple[int, Callable[[float], Plant]]] = {
 """What is multiplied by 1 + δ in torch -> the rung that must notice."""
 SMALLEST = 13
 """δ goes down to 10 to the minus this."""
+Smallest = dict[str, tuple[int, float | None]]
+"""Knob -> its rung and the smallest δ that the rung catches; None if not even 0.1."""
 
 
-def smallest_faults(dtype: Precision) -> Iterator[tuple[str, int, float | None]]:
-    """For each knob, its rung and the smallest power of ten that the rung catches; None if not even 0.1."""
+def smallest_faults(dtypes: Sequence[Precision], processes: int = 2) -> dict[Precision, Smallest]:
+    """For each precision and knob, its rung and the smallest power of ten that the rung catches, a process for each."""
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        return dict(zip(dtypes, pool.map(_smallest, dtypes, chunksize=1), strict=True))
+
+
+def _smallest(dtype: Precision) -> Smallest:
+    found: Smallest = {}
     with framework_settings():
         config = check_config(odd_config(), dtype)
         made = make_pair(config, _tokens(config))
@@ -219,7 +227,8 @@ def smallest_faults(dtype: Precision) -> Iterator[tuple[str, int, float | None]]
                 if not _notices(healthy, rung, plant(10.0**-exponent)):
                     break
                 caught = 10.0**-exponent
-            yield name, rung, caught
+            found[name] = rung, caught
+    return found
 
 
 def _notices(healthy: Pair, rung: int, plant: Plant) -> bool:

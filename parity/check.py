@@ -257,18 +257,19 @@ def _calibrate() -> int:
 
     failed: dict[tuple[str, str], int] = {}
     pairs: dict[tuple[str, str], int] = {}
-    for outcome in false_alarms():
-        key = outcome.name, outcome.dtype
-        pairs[key] = pairs.get(key, 0) + 1
-        failed[key] = failed.get(key, 0) + bool(outcome.failures)
-        for line in outcome.failures:
-            print(f"{outcome.name}, {outcome.dtype}, seed {outcome.seed}: {line}", file=sys.stderr, flush=True)
+    for name, dtype, outcomes in false_alarms():
+        pairs[name, dtype] = len(outcomes)
+        failed[name, dtype] = sum(bool(outcome.failures) for outcome in outcomes)
+        print(f"{name}, {dtype}: {failed[name, dtype]} of {len(outcomes)} failed", file=sys.stderr, flush=True)
+        for outcome in outcomes:
+            for line in outcome.failures:
+                print(f"  seed {outcome.seed}: {line}", file=sys.stderr, flush=True)
     print("| healthy pairs that failed, of all | " + " | ".join(PRECISIONS) + " |\n|---|" + "---|" * len(PRECISIONS))
     for name in HEALTHY:
         print(f"| {name} | " + " | ".join(f"{failed[name, d]} of {pairs[name, d]}" for d in PRECISIONS) + " |")
     totals = [(sum(failed[n, d] for n in HEALTHY), sum(pairs[n, d] for n in HEALTHY)) for d in PRECISIONS]
     print("| all | " + " | ".join(f"{count} of {whole}" for count, whole in totals) + " |\n", flush=True)
-    found = {dtype: {name: (rung, size) for name, rung, size in smallest_faults(dtype)} for dtype in DTYPES}
+    found = smallest_faults(DTYPES)
     print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in found) + " |")
     print("|---|---|" + "---|" * len(found))
     for name, (rung, _) in found[DTYPES[0]].items():

@@ -24,6 +24,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test proves what it co
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: small tensors, and test processes side by side
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and fork don't mix
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["TWINLM_RESTART"] = "0"  # a program that a test starts keeps its standard error to what is tested
 
 import jax  # noqa: E402
 
