@@ -1,4 +1,4 @@
-"""How fast tokens become batches: the shuffle of `lmcore.tokens` beside others, `python benchmarks/shuffle.py`.
+"""How fast tokens become batches: the shuffle of `lmcore.data.batches` beside others, `python benchmarks/shuffle.py`.
 
 By the time to order an epoch, to draw a batch at a random step, and by memory. Medians of repeats that take turns.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lmcore.tokens import Batches, Tokens
+from lmcore.data.batches import Batches, Tokens
 
 
 def medians(repeats: int, **functions: Callable[[], object]) -> dict[str, tuple[float, float]]:
@@ -35,7 +35,7 @@ def permutation(seed: int, epoch: int, windows: int) -> np.ndarray:
 
 
 def sorted_draws(seed: int, epoch: int, windows: int) -> np.ndarray:
-    """The shuffle of `lmcore.tokens`."""
+    """The shuffle of `lmcore.data.batches`."""
     return np.argsort(np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(windows), kind="stable")
 
 

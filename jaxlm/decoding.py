@@ -92,7 +92,7 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Writes tokens with the parameters it was last given; `lmcore.prompting` feeds it.
+    """Writes tokens with the parameters it was last given; `lmcore.generate.prompting` feeds it.
 
     Texts are split over the mesh's devices where they divide evenly; others are written by the first alone. On a CPU a
     bfloat16 model writes in float32: XLA widens its weights and its cache there for every token.

@@ -1,4 +1,4 @@
-"""The train step, and the `Engine` through which the one training loop in `lmcore.trainer` drives it.
+"""The train step, and the `Engine` through which the one training loop in `lmcore.run.trainer` drives it.
 
 Shape letters as in `jaxlm.model`; A accumulation steps, T1 = T + 1 tokens for T targets.
 """
@@ -22,8 +22,8 @@ from jaxlm.loss import IGNORED, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
 from lmcore.config import Config, SampleConfig, TrainConfig
-from lmcore.flops import peak_flops
-from lmcore.memory import check_memory
+from lmcore.model.flops import peak_flops
+from lmcore.model.memory import check_memory
 
 __all__ = ["Engine", "TrainState", "eval_step", "train_step"]
 
@@ -85,7 +85,7 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
 
 
 class Engine:
-    """A jaxlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
+    """A jaxlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.trainer.Engine`."""
 
     framework = "jax"
     package = "jaxlm"

@@ -1,11 +1,11 @@
-"""`python -m jaxlm.evaluate RUN`: see `lmcore.evaluation`."""
+"""`python -m jaxlm.evaluate RUN`: see `lmcore.run.evaluate`."""
 
 import sys
 from collections.abc import Sequence
 
 from jaxlm.train import make_engine
-from lmcore import evaluation
 from lmcore.errors import command
+from lmcore.run import evaluate as evaluation
 
 __all__ = ["main"]
 

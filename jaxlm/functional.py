@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxlm.layers import STACK, scanned, unstack_layers
 from jaxlm.model import Decoder
 from lmcore.config import Config
-from lmcore.init import initial_weight
+from lmcore.model.init import initial_weight
 
 __all__ = ["Model", "Params"]
 

@@ -1,11 +1,11 @@
-"""`python -m jaxlm.generate RUN`: see `lmcore.generation`."""
+"""`python -m jaxlm.generate RUN`: see `lmcore.generate.command`."""
 
 import sys
 from collections.abc import Sequence
 
 from jaxlm.train import make_engine
-from lmcore import generation
 from lmcore.errors import command
+from lmcore.generate import command as generation
 
 __all__ = ["main"]
 

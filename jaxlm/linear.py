@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmcore.machine import bfloat16_products
+from lmcore.hardware import bfloat16_products
 
 __all__ = ["LINEARS", "BiasedLinear", "Linear", "matmul", "product"]
 

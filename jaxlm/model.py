@@ -25,7 +25,7 @@ from jaxlm.mlps import GEGLU, GELU, ReLU
 from jaxlm.norms import LayerNorm, NoNorm
 from jaxlm.positions import POSITIONS, unturned
 from lmcore.config import ModelConfig
-from lmcore.rope import rope_tables
+from lmcore.model.rope import rope_tables
 
 __all__ = [
     "Attention",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxlm.layers import STACK
 from lmcore.config import OptimConfig
-from lmcore.optim import least_root, takes_muon
+from lmcore.optim.table import least_root, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask", "over_layers"]
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
-from lmcore.machine import even_parts, usable_cores
+from lmcore.hardware import even_parts, usable_cores
 
 __all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
 

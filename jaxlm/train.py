@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmcore.cli import parse
 from lmcore.config import Config
+from lmcore.config.cli import parse
 from lmcore.errors import command
-from lmcore.machine import restart_with_malloc_settings
+from lmcore.hardware import restart_with_malloc_settings
 
 if TYPE_CHECKING:
     from jaxlm.engine import Engine
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # this process is the command, not a test or a notebook
         restart_with_malloc_settings()
     from jaxlm.engine import Engine
-    from lmcore import trainer
+    from lmcore.run import trainer
 
     return trainer.run(config, Engine)
 

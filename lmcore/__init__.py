@@ -14,4 +14,4 @@ __all__ = ["Config", "__version__"]
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__ = lazy(__name__, {"Config": "lmcore.config"})
+__getattr__, __dir__ = lazy(__name__, {"Config": "lmcore.config.schema"})

@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcore import checkpoints, cli
 from lmcore import config as configs
-from lmcore.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
+from lmcore.config import cli
+from lmcore.data.batches import HEADER, read_header
+from lmcore.data.prepare import check_prepared
 from lmcore.errors import UserError, command
 from lmcore.files import Damaged, check_stamp
-from lmcore.folder import check_tokenizer
-from lmcore.prepare import check_prepared
-from lmcore.tokens import HEADER, read_header
-from lmcore.trackers import read_metrics
+from lmcore.run import checkpoints
+from lmcore.run.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
+from lmcore.run.folder import check_tokenizer
+from lmcore.run.trackers import read_metrics
 
 __all__ = ["Result", "main", "verify"]
 

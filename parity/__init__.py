@@ -9,10 +9,10 @@ from lmcore import __version__
 from lmcore.lazy import lazy
 
 if TYPE_CHECKING:
-    from parity.convert import convert
-    from parity.ports import compare
+    from parity.compare import compare
+    from parity.convert.conversion import convert
     from parity.taps import tap
 
 __all__ = ["__version__", "compare", "convert", "tap"]
 
-__getattr__, __dir__ = lazy(__name__, {"compare": "parity.ports", "convert": "parity.convert", "tap": "parity.taps"})
+__getattr__, __dir__ = lazy(__name__, {"compare": "parity.compare", "convert": "parity.convert", "tap": "parity.taps"})

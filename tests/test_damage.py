@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmcore import trainer
+from lmcore.run import trainer
 
 STEPS = 4
 OPTIONS = {

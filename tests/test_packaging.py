@@ -13,7 +13,7 @@ import jaxlm
 import lmcore
 import parity
 import torchlm
-from lmcore import shipped
+from lmcore.config import shipped
 from lmcore.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmcore import plots
-from lmcore.checkpoints import list_checkpoints
-from lmcore.prepare import HEADER
+from lmcore.data.prepare import HEADER
+from lmcore.report import plots
+from lmcore.run.checkpoints import list_checkpoints
 
 OPTIONS = {
     "model.dim": 8,
@@ -144,7 +144,7 @@ def test_a_plot_never_fails_a_run(package: str, capsys, monkeypatch):
 
 def test_a_matplotlib_backend_that_does_not_exist_fails_no_run(tmp_path: Path):
     options = [f"--{name}={value}" for name, value in (OPTIONS | {"run_dir": "run"}).items()]
-    environment = os.environ | {"MPLBACKEND": "nonsense", "PYTHONPATH": str(Path(plots.__file__).parent.parent)}
+    environment = os.environ | {"MPLBACKEND": "nonsense", "PYTHONPATH": str(Path(plots.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", "torchlm.train", *options],
         cwd=tmp_path,

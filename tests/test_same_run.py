@@ -11,11 +11,11 @@ import pytest
 
 from jaxlm.engine import Engine as JaxEngine
 from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TokenizerConfig, TrainConfig
-from lmcore.prepare import prepare
-from lmcore.prompting import write_tokens
-from lmcore.schedule import learning_rate
-from lmcore.tokens import Batches
-from lmcore.trainer import Engine, with_vocabulary
+from lmcore.data.batches import Batches
+from lmcore.data.prepare import prepare
+from lmcore.generate.prompting import write_tokens
+from lmcore.optim.schedule import learning_rate
+from lmcore.run.trainer import Engine, with_vocabulary
 from torchlm.engine import Engine as TorchEngine
 
 STEPS = 100

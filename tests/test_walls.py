@@ -108,8 +108,50 @@ def test_every_module_works_where_the_other_framework_is_not_installed(package: 
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(("package", "module"), [("numpy", "lmcore.plots"), ("jax", "jaxlm.model")])
+@pytest.mark.parametrize(("package", "module"), [("numpy", "lmcore.report.plots"), ("jax", "jaxlm.model")])
 def test_the_blocker_blocks(package: str, module: str):
     result = import_without({package}, [module])
     assert result.returncode == 1
     assert f"blocked: {package}" in result.stderr
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """Module -> the modules of its package that it imports, lazily or not."""
+    names = {package, *modules(package)}
+    found: dict[str, set[str]] = {}
+    for name in names:
+        path = ROOT.joinpath(*name.split("."))
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        asked = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                asked |= whole & names or {node.module}
+        found[name] = (asked & names) - {name}
+    return found
+
+
+def circles(imported: dict[str, set[str]]) -> set[str]:
+    """Modules that are in an import circle: what is left when all that import nothing further are taken away."""
+    left = {name: set(others) for name, others in imported.items()}
+    while ends := {name for name, others in left.items() if not others & left.keys()}:
+        for name in ends:
+            del left[name]
+    used = set().union(*left.values())
+    while loose := left.keys() - used:
+        left = {name: others for name, others in left.items() if name not in loose}
+        used = set().union(*left.values())
+    return set(left)
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set(), "f": {"e"}}) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("package", [*FORBIDDEN, "parity"])
+def test_no_package_has_an_import_circle(package: str):
+    imported = graph(package)
+    assert sum(map(len, imported.values())) > len(imported) / 2, "the imports were not read"
+    assert circles(imported) == set()

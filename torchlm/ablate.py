@@ -1,9 +1,9 @@
-"""`python -m torchlm.ablate FILE`: see `lmcore.ablation`."""
+"""`python -m torchlm.ablate FILE`: see `lmcore.ablation.runner`."""
 
 import sys
 from collections.abc import Sequence
 
-from lmcore import ablation
+from lmcore.ablation import runner as ablation
 from lmcore.errors import command
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-"""Measures a causal language model of `transformers` for `evaluate --baseline`: see `lmcore.baseline`.
+"""Measures a causal language model of `transformers` for `evaluate --baseline`: see `lmcore.run.baseline`.
 
 `python -m torchlm.baseline` reads a request as JSON from standard input and writes what it measured to standard output.
 """
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lmcore.baseline import Measured, Request, as_stream
+from lmcore.data.batches import Tokens, eval_windows
 from lmcore.errors import UserError, command
-from lmcore.tokens import Tokens, eval_windows
+from lmcore.run.baseline import Measured, Request, as_stream
 from torchlm.device import choose_device, choose_math_kernels, to_device
 
 __all__ = ["encode", "load", "main", "measure"]
@@ -85,7 +85,7 @@ def encode(tokenizer: Any, eos_id: int, texts: Sequence[tuple[str, bool]]) -> To
 
 @torch.inference_mode()
 def measure(request: Request) -> Measured:
-    """Sum the losses of a model over a text, in windows as `lmcore.baseline` says.
+    """Sum the losses of a model over a text, in windows as `lmcore.run.baseline` says.
 
     Raises:
         UserError: the model cannot be had, or has no token that ends a document.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmcore.config import Precision, TrainConfig
 from lmcore.errors import UserError
-from lmcore.machine import usable_cores
+from lmcore.hardware import usable_cores
 
 __all__ = [
     "VECTOR_MATH",

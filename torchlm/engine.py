@@ -1,4 +1,4 @@
-"""The train step, and the `Engine` through which the one training loop in `lmcore.trainer` drives it.
+"""The train step, and the `Engine` through which the one training loop in `lmcore.run.trainer` drives it.
 
 Shape letters as in `torchlm.model`; A accumulation steps, T1 = T + 1 tokens for T targets.
 """
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 
 from lmcore.config import Config, SampleConfig, TrainConfig
-from lmcore.flops import peak_flops
-from lmcore.init import initial_weight
-from lmcore.memory import check_memory
+from lmcore.model.flops import peak_flops
+from lmcore.model.init import initial_weight
+from lmcore.model.memory import check_memory
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
@@ -99,7 +99,7 @@ def eval_step(
 
 
 class Engine:
-    """A torchlm model in training: parameters, optimizer state, and the compiled steps. See `lmcore.trainer.Engine`."""
+    """A torchlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.trainer.Engine`."""
 
     framework = "torch"
     package = "torchlm"

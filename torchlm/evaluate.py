@@ -1,10 +1,10 @@
-"""`python -m torchlm.evaluate RUN`: see `lmcore.evaluation`."""
+"""`python -m torchlm.evaluate RUN`: see `lmcore.run.evaluate`."""
 
 import sys
 from collections.abc import Sequence
 
-from lmcore import evaluation
 from lmcore.errors import command
+from lmcore.run import evaluate as evaluation
 from torchlm.train import make_engine
 
 __all__ = ["main"]

@@ -1,10 +1,10 @@
-"""`python -m torchlm.generate RUN`: see `lmcore.generation`."""
+"""`python -m torchlm.generate RUN`: see `lmcore.generate.command`."""
 
 import sys
 from collections.abc import Sequence
 
-from lmcore import generation
 from lmcore.errors import command
+from lmcore.generate import command as generation
 from torchlm.train import make_engine
 
 __all__ = ["main"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
-from lmcore.rope import rope_tables
+from lmcore.model.rope import rope_tables
 from torchlm.attention import attention, by_head, cache_mask, causal_attention
 from torchlm.dropout import Key, dropout, split
 from torchlm.gradients import rms_normed

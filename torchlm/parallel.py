@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmcore.config import TrainConfig
-from lmcore.machine import even_parts, usable_cores
+from lmcore.hardware import even_parts, usable_cores
 from torchlm.dropout import Key
 from torchlm.model import Decoder
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
-from lmcore.rope import sinusoidal_table
+from lmcore.model.rope import sinusoidal_table
 
 __all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions", "unturned"]
 

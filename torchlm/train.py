@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmcore.cli import parse
 from lmcore.config import Config
+from lmcore.config.cli import parse
 from lmcore.errors import command
-from lmcore.machine import restart_with_malloc_settings
+from lmcore.hardware import restart_with_malloc_settings
 
 if TYPE_CHECKING:
     from torchlm.engine import Engine
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv, prog="python -m torchlm.train", description="Train the decoder in PyTorch.")
     if argv is None:  # this process is the command, not a test or a notebook
         restart_with_malloc_settings()
-    from lmcore import trainer
+    from lmcore.run import trainer
     from torchlm.engine import Engine
 
     return trainer.run(config, Engine)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxlm.decoding import choose_tokens
 from jaxlm.engine import Engine
 from lmcore.config import Config, ModelConfig, SampleConfig, TrainConfig
-from lmcore.prompting import draw_uniforms, write_tokens
+from lmcore.generate.prompting import draw_uniforms, write_tokens
 
 GREEDY = SampleConfig(temperature=0.0, max_tokens=24)
 

@@ -15,7 +15,7 @@ from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, cross_entropy, loss_sum
 from jaxlm.optim import clip_by_global_norm, decay_mask
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
-from lmcore.trainer import Engine as EngineProtocol
+from lmcore.run.trainer import Engine as EngineProtocol
 
 MODEL = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=7)
 TRAIN = TrainConfig(batch_size=8, steps=10)

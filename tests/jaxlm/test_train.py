@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from jaxlm import evaluate, generate, train
-from lmcore.checkpoints import find_checkpoint, list_checkpoints
-from lmcore.cli import parse
 from lmcore.config import load
-from lmcore.prepare import prepare
-from lmcore.trackers import read_metrics
+from lmcore.config.cli import parse
+from lmcore.data.prepare import prepare
+from lmcore.run.checkpoints import find_checkpoint, list_checkpoints
+from lmcore.run.trackers import read_metrics
 
 TINY = [
     "--model.dim=16",

@@ -12,10 +12,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore import cli
-from lmcore.config import Config, as_given, flatten, load, to_yaml
+from lmcore.config import Config, as_given, cli, flatten, load, to_yaml
 from lmcore.errors import UserError
-from lmcore.memory import check_memory
+from lmcore.model.memory import check_memory
 from lmcore.parsing import parse_json, parse_yaml, read_json
 
 VALID = to_yaml(Config())

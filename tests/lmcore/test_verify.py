@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lmcore import verify
-from lmcore.checkpoints import Checkpoints
 from lmcore.config import Config, DataConfig, TokenizerConfig, save
-from lmcore.prepare import prepare
+from lmcore.data.prepare import prepare
+from lmcore.run.checkpoints import Checkpoints
 
 
 @pytest.fixture

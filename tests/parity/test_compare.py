@@ -17,8 +17,8 @@ from torch import nn
 
 from lmcore.errors import UserError
 from parity import compare, tap
+from parity.check.result import distributions, identical, judge
 from parity.difference import TOLERANCES, compare_all, difference, tolerance, worst
-from parity.result import distributions, identical, judge
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "port_check.py"

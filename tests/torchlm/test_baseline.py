@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import jaxlm.evaluate
 import torchlm.evaluate
-from lmcore import baseline
-from lmcore.baseline import Request, whole_documents
+from lmcore.data.readers import Piece
 from lmcore.errors import UserError
-from lmcore.readers import Piece
-from parity.convert import convert
+from lmcore.run import baseline
+from lmcore.run.baseline import Request, whole_documents
+from parity.convert.conversion import convert
 from torchlm import train
 from torchlm.baseline import encode, load, measure
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmcore.config import ModelConfig, SampleConfig
-from lmcore.prompting import write_tokens
+from lmcore.generate.prompting import write_tokens
 from torchlm.decoding import Generator, choose_tokens, for_decoding, inverse_cdf
 from torchlm.model import Decoder
 

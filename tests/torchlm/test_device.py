@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import parity
-from lmcore.baseline import Request
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
+from lmcore.run.baseline import Request
 from torchlm import baseline, device
 from torchlm.device import check_precision, choose_device, make_scaler, set_up_torch
 

@@ -1,0 +1,405 @@
+"""Where text comes from: local files, a hub data set, or the embedded stories.
+
+A corpus is a sequence of documents that can be read again and again, in pieces of bounded size, and an identity that
+says whether it is still the same text. `open_corpora` gives one to train on and one to validate on.
+"""
+
+import glob
+import math
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lmcore.config import DataConfig
+from lmcore.data.readers import Piece, check_format, document, read_documents
+from lmcore.data.stories import EDITION, stories
+from lmcore.errors import UserError
+from lmcore.files import file_digest
+
+__all__ = ["Corpus", "Piece", "open_corpora", "open_text"]
+
+LOCAL_INSTEAD = "to train on local text, give --data.files 'folder/*.txt'"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""What a data set on the hub may be called: NAME or OWNER/NAME."""
+NAME = 64
+"""Characters of a corpus's name, which begins the name of a folder."""
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub's first answer."""
+
+
+class Corpus(ABC):
+    """Documents, in a fixed order, that can be read any number of times."""
+
+    name: str
+    """A short name, fit for a folder."""
+    size: int | None = None
+    """About how many bytes of text there are, where that is known without reading."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Piece]:
+        """Read the documents, piece by piece."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON-able values that are the same only if the text is the same."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What this is, for people."""
+
+
+def open_text(data: DataConfig) -> Corpus:
+    """Open all of the text that `data` names, nothing held out.
+
+    Raises:
+        UserError: a file is missing or of an unknown kind, or the data set cannot be had.
+    """
+    if data.files:
+        return Files("data.files", data.files, data)
+    if data.dataset is not None:
+        return Hub(data, data.split)
+    return Stories(data.stories)
+
+
+def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
+    """Open the training and the validation text that `data` names.
+
+    Where no validation text is named, every k-th document is held out (k = 1 / valid_fraction, rounded as needed to
+    meet the fraction), but at least one: the last of a few documents, or the last valid_fraction of the characters of
+    a single document. `max_documents` counts training documents; none is read after them. Each of the two reads the
+    source for itself, so that a streamed data set is fetched twice unless `valid_split` names another split.
+
+    Raises:
+        UserError: a file is missing or of an unknown kind, or the data set cannot be had.
+    """
+    train = open_text(data)
+    valid: Corpus | None = None
+    if data.files and data.valid_files:
+        valid = Files("data.valid_files", data.valid_files, data)
+        assert isinstance(train, Files)
+        for place, path in valid.places.items():
+            if place in train.places:
+                found = f"{path}, which is {train.places[place]} of data.files"
+                raise UserError(f"data.valid_files: found {found}, expected text that is not trained on")
+    elif not data.files and data.dataset is not None and data.valid_split is not None:
+        valid = Hub(data, data.valid_split)
+    if valid is not None:
+        return (Capped(train, data.max_documents) if data.max_documents else train), valid
+    split = Split(train, Fraction(str(data.valid_fraction)), data.max_documents)
+    return Part(split, held_out=False), Part(split, held_out=True)
+
+
+class Stories(Corpus):
+    """The embedded generator's stories."""
+
+    name = "stories"
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __iter__(self) -> Iterator[Piece]:
+        for text in stories(self._count):
+            yield from document(text, "an embedded story")
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "stories", "count": self._count, "code": list(EDITION)}
+
+    def describe(self) -> str:
+        return f"{self._count:,} embedded stories"
+
+
+class Files(Corpus):
+    """Local files, in the order given; those of one pattern sorted by name."""
+
+    def __init__(self, setting: str, patterns: list[str], data: DataConfig):
+        self._paths = [path for pattern in patterns for path in _matches(setting, pattern)]
+        self._formats = [check_format(path) for path in self._paths]
+        self.places: dict[tuple[int, int], Path] = {}
+        """Device and inode, which links share, of every file."""
+        for path in self._paths:
+            place = path.stat().st_dev, path.stat().st_ino
+            if place in self.places:
+                raise UserError(f"{setting}: found {_twice(path, self.places[place])}, expected each file once")
+            self.places[place] = path
+        self._separator = data.separator
+        self._text_field = data.text_field
+        self.name = self._paths[0].name.split(".")[0][:NAME]
+        if all(path.suffix.lower() == ".txt" for path in self._paths):
+            self.size = sum(path.stat().st_size for path in self._paths)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for path in self._paths:
+            yield from read_documents(path, separator=self._separator, text_field=self._text_field)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        kinds = {kind for kind, _ in self._formats}
+        return {
+            "source": "files",
+            "files": [[*form, file_digest(path)] for form, path in zip(self._formats, self._paths)],
+            "separator": self._separator if ".txt" in kinds else None,
+            "text_field": self._text_field if kinds != {".txt"} else None,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    def describe(self) -> str:
+        return str(self._paths[0]) if len(self._paths) == 1 else f"{len(self._paths)} files from {self._paths[0]} on"
+
+
+class Hub(Corpus):
+    """A split of a data set that `datasets` loads: from the hub, its cache, or a local folder."""
+
+    def __init__(self, data: DataConfig, split: str):
+        assert data.dataset is not None
+        self._dataset = data.dataset
+        self._subset = data.subset
+        self._split = split
+        self._text_field = data.text_field
+        self._streaming = data.streaming
+        self.name = data.dataset.rstrip("/").split("/")[-1][:NAME]
+        path = Path(data.dataset).expanduser()
+        if path.is_file():
+            raise UserError(f"data.dataset: found the file {data.dataset!r}, expected a folder; give --data.files")
+        if not data.dataset or not (HUB_NAME.fullmatch(data.dataset) or path.is_dir()):
+            expected = "expected one, or the name of a data set on the hub"
+            raise UserError(f"data.dataset: found no folder {data.dataset!r}, {expected}; {LOCAL_INSTEAD}")
+
+    @cached_property
+    def _builder(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            message = f'data.dataset: found {self._dataset!r}, which needs `datasets`; pip install "twinlm[hub]"'
+            raise UserError(f"{message}; {LOCAL_INSTEAD}") from error
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        if not Path(self._dataset).is_dir():
+            self._fail_fast()
+        try:
+            return datasets.load_dataset_builder(self._dataset, self._subset)
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def _fail_fast(self) -> None:
+        """Where the hub gives no answer, use only what is cached: `datasets` would try again for minutes."""
+        import datasets
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            HfApi().dataset_info(self._dataset, timeout=HUB_TIMEOUT)
+        except HfHubHTTPError:
+            pass  # it answers; if it refuses, `datasets` says why
+        except Exception:  # the error's class depends on which HTTP client is installed
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+    def _explain(self, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
+        import datasets
+
+        message = str(error)
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            return UserError(f"data.dataset: found {self._dataset!r}, expected a data set of the hub ({message})")
+        if isinstance(error, ValueError) and "BuilderConfig" in message:
+            return UserError(f"data.subset: found {self._subset!r}, expected one of the data set's own ({message})")
+        if isinstance(error, ValueError) and "Config name is missing" in message:
+            return UserError(f"data.subset: found none, and {self._dataset!r} has several ({message})")
+        if isinstance(error, ValueError) and "split" in message.lower():
+            return UserError(f"data.split: found {self._split!r}, expected one of the data set's own ({message})")
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "aiohttp")):
+            return UserError(
+                f"data.dataset: {self._dataset!r} is no folder here and cannot be fetched, the Hugging Face hub is out "
+                f"of reach ({message}); check the network, or, {LOCAL_INSTEAD}"
+            )
+        return UserError(
+            f"data.dataset: {self._dataset!r} cannot be read ({type(error).__name__}: {message}); {LOCAL_INSTEAD}"
+        )
+
+    def __iter__(self) -> Iterator[Piece]:
+        rows = self._rows()
+        number = 0
+        while True:
+            try:
+                value = next(rows, None)
+            except Exception as error:
+                raise self._explain(error) from error
+            if value is None:
+                return
+            yield from document(value, f"{self._dataset}, row {number}")
+            number += 1
+
+    def _rows(self) -> Iterator[str]:
+        if self._streaming:
+            dataset = self._builder.as_streaming_dataset(split=self._split)
+        else:
+            self._builder.download_and_prepare()
+            dataset = self._builder.as_dataset(split=self._split)
+        names = dataset.column_names  # None where a stream does not know them before it is read
+        if names and self._text_field in names:
+            dataset = dataset.select_columns([self._text_field])
+        for rows in dataset.iter(batch_size=1000):
+            texts = rows.get(self._text_field)
+            if texts is None or not all(isinstance(text, str | None) for text in texts):
+                found = ", ".join(names or rows)
+                raise UserError(f"data.text_field: found {self._text_field!r}, expected a field of text among: {found}")
+            yield from (text or "" for text in texts)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "source": "hub",
+            "dataset": self._dataset,
+            "subset": self._subset,
+            "split": self._split,
+            "text_field": self._text_field,
+            "revision": self._builder.hash,
+        }
+
+    def describe(self) -> str:
+        subset = f"/{self._subset}" if self._subset else ""
+        return f"{self._dataset}{subset}, split {self._split}{' (streamed)' if self._streaming else ''}"
+
+
+class Capped(Corpus):
+    """The first documents of another corpus."""
+
+    def __init__(self, source: Corpus, count: int):
+        self._source = source
+        self._count = count
+        self.name = source.name
+
+    def __iter__(self) -> Iterator[Piece]:
+        left = self._count
+        for piece in self._source:
+            yield piece
+            left -= piece.ends
+            if left == 0:
+                return
+
+    def identity(self) -> dict[str, Any]:
+        return {"first": self._count, "of": self._source.identity()}
+
+    def describe(self) -> str:
+        return f"the first {self._count:,} documents of {self._source.describe()}"
+
+
+class Split:
+    """The rule by which one corpus becomes two, found by reading only its beginning, or a single document."""
+
+    def __init__(self, source: Corpus, fraction: Fraction, max_documents: int):
+        self.source = source
+        self.fraction = fraction
+        self.max_documents = max_documents
+
+    def holds(self, index: int) -> bool:
+        """Whether document `index` is held out."""
+        if self.first < self._regular_first:
+            return index == self.first
+        part, whole = self.fraction.as_integer_ratio()
+        return index * part // whole < (index + 1) * part // whole
+
+    @cached_property
+    def _regular_first(self) -> int:
+        return math.ceil(1 / self.fraction) - 1
+
+    @cached_property
+    def first(self) -> int:
+        """Index of the first document that is held out; 0 if there is only one document."""
+        return self._survey[0]
+
+    @cached_property
+    def characters(self) -> int:
+        """Length of the first document."""
+        return self._survey[1]
+
+    @cached_property
+    def _survey(self) -> tuple[int, int]:
+        wanted = min(self._regular_first, self.max_documents or self._regular_first)
+        documents = characters = 0
+        for piece in self.source:
+            characters += len(piece.text) if documents == 0 else 0
+            documents += piece.ends
+            if documents > wanted:
+                break
+        if documents == 0:
+            raise UserError(f"{self.source.describe()}: found no text, expected at least one document")
+        if documents == 1 and characters < 2:
+            raise UserError(f"{self.source.describe()}: found one character, expected enough text to hold out a part")
+        return min(wanted, documents - 1), characters
+
+
+class Part(Corpus):
+    """The training or the held-out documents of a corpus."""
+
+    def __init__(self, split: Split, *, held_out: bool):
+        self._split = split
+        self._held_out = held_out
+        self.name = split.source.name
+        share = split.fraction if held_out else 1 - split.fraction
+        if split.source.size is not None and not split.max_documents:
+            self.size = int(split.source.size * share)
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._split.first == 0:
+            yield from self._characters()
+            return
+        index = trained = 0
+        held_out = self._split.holds(0)
+        for piece in self._split.source:
+            if held_out == self._held_out:
+                yield piece
+            if piece.ends:
+                index += 1
+                trained += not held_out
+                held_out = self._split.holds(index)
+                if not held_out and trained == self._split.max_documents > 0:
+                    return
+
+    def _characters(self) -> Iterator[Piece]:
+        total = self._split.characters
+        cut = min(max(int(total * (1 - self._split.fraction)), 1), total - 1)
+        begin, end = (cut, total) if self._held_out else (0, cut)
+        at = 0
+        for piece in self._split.source:
+            text = piece.text[max(begin - at, 0) : max(end - at, 0)]
+            at += len(piece.text)
+            if text:
+                yield Piece(text, ends=at >= end)
+            if at >= end:
+                return
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "part": "held out" if self._held_out else "training",
+            "fraction": str(self._split.fraction),
+            "max_documents": self._split.max_documents,
+            "of": self._split.source.identity(),
+        }
+
+    def describe(self) -> str:
+        share = f"{float(self._split.fraction):.3g} of " if self._held_out else "all but the held-out part of "
+        return share + self._split.source.describe()
+
+
+def _twice(path: Path, known: Path) -> str:
+    return f"{path} twice" if path == known else f"{path}, which is the same file as {known}"
+
+
+def _matches(setting: str, pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise UserError(f"{setting}: found the folder {pattern!r}, expected files; give {str(path / '*.txt')!r}")
+    literal = next((parent for parent in path.parents if parent.exists()), Path())  # wildcards in it are only a name
+    rest = str(path.relative_to(literal))
+    found = [path] if path.exists() else [literal / p for p in glob.glob(rest, root_dir=literal, recursive=True)]
+    paths = [p for p in sorted(found) if p.is_file()]
+    if not paths:
+        raise UserError(f"{setting}: found no file for {pattern!r}, expected a path or pattern of existing files")
+    return paths

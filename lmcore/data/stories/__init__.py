@@ -1,0 +1,5 @@
+"""The embedded stories: the corpus of `configs/quickstart.yaml`, made by a seeded grammar."""
+
+from lmcore.data.stories.generator import EDITION, stories
+
+__all__ = ["EDITION", "stories"]

@@ -1,0 +1,1 @@
+"""Text from prompts: the command, and prompts as padded batches of tokens."""

@@ -1,0 +1,138 @@
+"""The run folder: whose it is, whether it may go on, and whether its own files are what was written.
+
+    RUN/config.yaml  tokenizer.json  metrics.jsonl  samples/  loss.png  run.json
+    RUN/meta.json                                   what text it is trained on
+    RUN/checkpoints/step_00000300/                  see `lmcore.run.checkpoints`
+
+`config.yaml` has a checksum in its first line, `meta.json` one among its fields. The tokenizer's is in `meta.json` and
+in every checkpoint, that of the metrics up to its step in the latter.
+"""
+
+from pathlib import Path
+
+from lmcore import config as configs
+from lmcore import files
+from lmcore.config import Config
+from lmcore.data.batches import HEADER, read_header
+from lmcore.data.tokenizer import Tokenizer
+from lmcore.errors import UserError
+from lmcore.files import Damaged, Lock
+from lmcore.run.checkpoints import Checkpoint, newest_checkpoint
+
+__all__ = ["check_config", "check_tokenizer", "load_run", "lock_run", "open_run", "unlock_run"]
+
+CHANGEABLE = (
+    *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
+    *("train.device", "train.compile", "train.deterministic", "model.scan_layers"),
+    "tokenizer.stop_tokens",
+    *("optim.", "eval.", "checkpoint.", "log.", "sample."),
+)
+"""Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""
+UNCHANGEABLE = ("optim.name",)
+"""Fields that may not, whatever they begin with: one optimizer cannot read what another remembers."""
+
+
+def load_run(checkpoint: Checkpoint, verify: bool = True) -> tuple[Config, Tokenizer]:
+    """Read config and tokenizer of a checkpoint's run.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+        Damaged: a file is not what was written.
+    """
+    run_dir = checkpoint.run_dir
+    config = configs.load(run_dir / "config.yaml", verify)
+    if verify:
+        check_tokenizer(run_dir, checkpoint)
+    named = config.tokenizer
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.json", named.eot_token, named.stop_tokens)
+    if 0 < config.model.vocab_size < tokenizer.vocab_size:
+        expected = f"at most the model's {config.model.vocab_size}"
+        raise UserError(f"{run_dir / 'tokenizer.json'}: found {tokenizer.vocab_size} tokens, expected {expected}")
+    return config, tokenizer
+
+
+def check_tokenizer(run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+    """Compare a run's tokenizer with its checksums: the checkpoint's, or the one of the text that it is trained on.
+
+    Returns:
+        False where there is no tokenizer, or no checksum of it.
+
+    Raises:
+        Damaged: it is neither.
+    """
+    path = run_dir / "tokenizer.json"
+    known = {checkpoint.run_sums.get("tokenizer")} if checkpoint else set()
+    if (run_dir / HEADER).exists():
+        known.add(read_header(run_dir).get("files", {}).get(path.name))
+    if not path.exists() or not any(known):
+        return False
+    if files.file_digest(path) not in known:
+        raise Damaged(f"{path}: is damaged (its checksum is not the recorded one); restore it")
+    return True
+
+
+def check_config(config: Config, imported: bool = False) -> None:
+    """Compare a config with that of the run in its folder, if there is one, before anything is written.
+
+    Args:
+        config: a `model.vocab_size` of 0 stands for the run's own.
+        imported: whether the run is a model that has seen no text here, so that any may follow.
+
+    Raises:
+        UserError: it would make another run.
+        Damaged: the run's own config is not what was written.
+    """
+    assert config.run_dir is not None
+    saved = Path(config.run_dir) / "config.yaml"
+    if not saved.exists():
+        return
+    changed = configs.differences(configs.load(saved, config.checkpoint.verify), config)
+    if config.model.vocab_size == 0:
+        changed.pop("model.vocab_size", None)
+    free = (*CHANGEABLE, "data.", "train.") if imported else CHANGEABLE
+    refused = {n: c for n, c in changed.items() if n in UNCHANGEABLE or not n.startswith(free)}
+    if refused:
+        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in refused.items())
+        raise UserError(
+            f"run_dir: {config.run_dir} was made with another config: {listed}; restore them or start a new run"
+        )
+
+
+def open_run(config: Config, framework: str) -> Checkpoint | None:
+    """Check the run folder before anything is written, and return the checkpoint to go on from.
+
+    Raises:
+        UserError: the folder holds a run that is not to be resumed, of the other framework, or of another config.
+        Damaged: config, tokenizer or every checkpoint is not what was written.
+    """
+    assert config.run_dir is not None
+    run_dir = Path(config.run_dir)
+    if not (run_dir / "config.yaml").exists():
+        return None
+    if config.train.resume == "never":
+        raise UserError(f"run_dir: {run_dir} holds a run; continue it with --train.resume auto, or name another folder")
+    latest = newest_checkpoint(run_dir, config.checkpoint.verify)
+    check_config(config, imported=latest is not None and latest.step == 0)
+    if latest is not None:
+        latest.check_framework(framework)
+        if config.checkpoint.verify:
+            check_tokenizer(run_dir, latest)
+    return latest
+
+
+def lock_run(run_dir: Path) -> Lock:
+    """Keep other processes out of a run folder for as long as this one lives.
+
+    Raises:
+        UserError: another process is training there.
+    """
+
+    def busy() -> None:
+        raise UserError(f"run_dir: {run_dir} is in use by another process; wait for it or name another")
+
+    return files.lock(run_dir / ".lock", busy)
+
+
+def unlock_run(lock: Lock) -> None:
+    """Let others in again."""
+    lock.release()

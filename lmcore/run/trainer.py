@@ -1,0 +1,403 @@
+"""The training loop: everything in a run that isn't mathematics, for both twins.
+
+Batches, the cadence of reports, evaluations, samples and checkpoints, resume, and signals are here; an `Engine` owns
+the model. The loop waits for the device only where it reports, so that the next batch is ready before it is needed.
+"""
+
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from lmcore import config as configs
+from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.data.batches import Batches, Tokens, eval_windows
+from lmcore.data.prepare import Prepared, prepare
+from lmcore.errors import UserError, note
+from lmcore.files import Damaged, check_folder, replace_file
+from lmcore.generate import prompting
+from lmcore.model.flops import flops_per_token
+from lmcore.model.memory import check_batch, check_memory
+from lmcore.optim.schedule import learning_rate
+from lmcore.report.plots import attempt, plot_loss
+from lmcore.run import checkpoints
+from lmcore.run import folder as run_folder
+from lmcore.run.checkpoints import Checkpoint, Checkpoints
+from lmcore.run.progress import Progress
+from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
+
+__all__ = ["Diverged", "Engine", "EngineClass", "evaluate", "run", "with_vocabulary"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The mathematics of a run, in one framework."""
+
+    framework: str
+    package: str
+    """Name of the twin, whose commands messages name."""
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+
+    @property
+    def device_name(self) -> str:
+        """What the model runs on, for people."""
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak of all devices in use, in FLOP/s, where it is known."""
+
+    def init(self) -> None:
+        """Start from the initial weights of `train.seed`."""
+
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
+        """One update; returns `loss`, `grad_norm` and what else to log as device scalars, without waiting for them."""
+
+    def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
+        """Sum of token losses and number of targets that are not −1, as device scalars."""
+
+    def is_finite(self) -> bool:
+        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
+
+    def restore(self, folder: Path, optimizer: bool = True) -> None:
+        """Take up a saved state; without the optimizer's, only to evaluate or generate."""
+
+    def generator(self, options: SampleConfig) -> prompting.Generator:
+        """The current weights, ready to write text."""
+
+
+@runtime_checkable
+class EngineClass(Protocol):
+    """What makes an `Engine`: its class."""
+
+    framework: str
+
+    def check_machine(self, train: TrainConfig) -> None:
+        """Raise UserError unless this machine has the device and precision; called before anything is written."""
+
+    def __call__(self, config: Config) -> Engine:
+        """An engine for a config whose vocabulary size is known."""
+
+
+class Diverged(UserError):
+    """The loss or the state is no longer finite."""
+
+    exit_code = 1
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks the loop to stop after the current step; a second Ctrl-C stops at once."""
+
+    def __enter__(self) -> "StopRequest":
+        self.received: int | None = None
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True)
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """The config with `model.vocab_size` filled in from the tokenizer's.
+
+    Raises:
+        UserError: the embedding would have too few rows.
+    """
+    wanted = config.model.vocab_size or vocab_size
+    if wanted < vocab_size:
+        raise UserError(
+            f"model.vocab_size: found {wanted}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
+        )
+    return replace(config, model=replace(config.model, vocab_size=wanted))
+
+
+def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
+    """Token-weighted loss over `windows` evenly spread windows (0: all of the text).
+
+    Returns:
+        valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
+    """
+    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
+    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(*batch) for batch in batches)]
+    loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    return {
+        "valid_loss": loss,
+        "valid_perplexity": math.exp(min(loss, 700.0)),
+        "valid_bits_per_byte": loss / math.log(2) / tokens.bytes_per_token,
+    }
+
+
+def run(config: Config, engine_class: EngineClass) -> int:
+    """Train as `config` says, from the start or from the latest checkpoint that is not damaged.
+
+    Whatever can be refused is refused first, before any text is tokenized or a folder made.
+
+    Returns:
+        Exit code: 0, or 128 + the signal that interrupted the run.
+
+    Raises:
+        UserError: the config does not fit the run folder, the data or the machine.
+        Diverged: the loss or the state became infinite or NaN.
+    """
+    assert config.run_dir is not None
+    check_batch(config)
+    if config.train.device == "cpu":
+        check_memory(config, training=True)
+    folder = Path(config.run_dir)
+    engine_class.check_machine(config.train)
+    check_libraries(config)
+    with ExitStack() as stack:
+        there = folder.is_dir()
+        if there:
+            _lock(folder, stack)
+        latest = run_folder.open_run(config, engine_class.framework)
+        if not there:
+            _check_can_be_made(folder)
+        trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
+        prepared = prepare(config, run_dir=folder if trained else None)
+        config = with_vocabulary(config, prepared.tokenizer.vocab_size)
+        run_folder.check_config(config, imported=latest is not None and not trained)
+        engine, batches = engine_class(config), _batches(prepared, config)
+        if not there:
+            _lock(folder, stack)
+            latest = run_folder.open_run(config, engine_class.framework)  # another process may have been faster
+        return Run(config, prepared, engine, batches, latest, stack).train()
+
+
+def _batches(prepared: Prepared, config: Config) -> Batches:
+    train = config.train
+    next(eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1))  # refuses text that is too short
+    return Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(run_folder.unlock_run, run_folder.lock_run(folder))
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+
+
+def _check_can_be_made(folder: Path) -> None:
+    check_folder("run_dir", folder)
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise _cannot_be_made(folder, f"{parent} cannot be written to")
+
+
+def _cannot_be_made(folder: Path, reason: object) -> UserError:
+    return UserError(f"run_dir: {folder} cannot be made ({reason}); name another folder")
+
+
+class Run:
+    """One run of the loop: the folder, the engine and what reports on them."""
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        engine: Engine,
+        batches: Batches,
+        latest: Checkpoint | None,
+        stack: ExitStack,
+    ):
+        assert config.run_dir is not None
+        self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
+        self.folder = Path(config.run_dir)
+        self.start = self._begin(latest)
+        kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for this time only
+        configs.save(kept, self.folder / "config.yaml")
+        for name in ("meta.json", "tokenizer.json"):  # in this order: a kill between leaves a tokenizer that is known
+            replace_file(self.folder / name, (prepared.folder / name).read_bytes())
+        facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
+        replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
+        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
+        self.trackers = open_trackers(config, self.folder, self.start if latest else None)
+        for tracker in self.trackers:
+            stack.callback(tracker.close)
+        self.progress = Progress(config.train.steps, self.start)
+        self.stop = stack.enter_context(StopRequest())
+        self.clock = time.monotonic()
+        self.timed_from = self.start
+
+    def _begin(self, latest: Checkpoint | None) -> int:
+        """Fill the engine; return the number of steps already done."""
+        train, model = self.config.train, self.config.model
+        size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
+        work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
+        print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
+        if latest is None:
+            self.engine.init()
+            print(f"run folder {self.folder}", flush=True)
+            return 0
+        latest = self._restore(latest)
+        print(f"run folder {self.folder}, going on from step {latest.step}", flush=True)
+        try:
+            latest.verify_metrics()
+        except Damaged as error:
+            note(str(error))
+        return latest.step
+
+    def _restore(self, latest: Checkpoint) -> Checkpoint:
+        """Take up the latest checkpoint that training can go on from, and set aside those after it."""
+        checkpoints.set_aside_newer(latest)
+        self.engine.restore(latest.state)
+        while not self.engine.is_finite():
+            reason = f"{latest.folder}: its state is not finite"
+            earlier = checkpoints.newest_checkpoint(self.folder, self.config.checkpoint.verify, before=latest.step)
+            if earlier is None:
+                raise UserError(f"{reason}, and there is no earlier checkpoint; start a new run")
+            latest = earlier
+            checkpoints.set_aside_newer(latest, reason)
+            self.engine.restore(latest.state)
+        return latest
+
+    def train(self) -> int:
+        """Take all steps that are left."""
+        config, steps = self.config, self.config.train.steps
+        with self.progress:
+            for step in range(self.start, steps):
+                metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
+                done = step + 1
+                if step == self.start:  # wait once: compilation is not the rate of training
+                    self.progress.update({"step": done, "loss": float(metrics["loss"])})
+                    self._restart_clock(done)
+                saves = _due(done, config.checkpoint.every, steps)
+                evaluates = saves or _due(done, config.eval.every, steps)
+                row = None
+                if evaluates or _due(done, config.log.every, steps):
+                    row = self._report(done, metrics, evaluates)
+                if saves and row:
+                    self._save(done, row["loss"], row["valid_loss"])
+                if _due(done, config.sample.every, steps):
+                    self._sample(done)
+                if self.stop.received and done < steps:
+                    return self._interrupted(done, float(metrics["loss"]), row)
+                if row:
+                    self._restart_clock(done)
+            self.checkpoints.wait()
+        self._finish()
+        return 0
+
+    def _restart_clock(self, done: int) -> None:
+        self.clock, self.timed_from = time.monotonic(), done
+
+    def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
+        config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
+        row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
+        row |= {"lr": learning_rate(config, done - 1)} | {name: float(value) for name, value in metrics.items()}
+        mfu = None
+        if done > self.timed_from:
+            row["tokens_per_second"] = (done - self.timed_from) * per_step / (time.monotonic() - self.clock)
+            if self.engine.peak_flops:
+                used = row["tokens_per_second"] * flops_per_token(config.model, config.train.seq_len)
+                mfu = used / self.engine.peak_flops
+        if evaluates and math.isfinite(row["loss"]):
+            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
+        self._log(row, mfu)
+        worst = row["loss"] + row.get("valid_loss", 0.0)
+        if not math.isfinite(worst):
+            raise self._diverged(f"the loss became {worst} by step {done}")
+        return row
+
+    def _save(self, done: int, loss: float, valid_loss: float | None) -> None:
+        """Save the state, unless no training could go on from it."""
+        if not (math.isfinite(loss) and self.engine.is_finite()):
+            what = "a number of the state became infinite or NaN" if math.isfinite(loss) else f"the loss became {loss}"
+            raise self._diverged(f"{what} by step {done}")
+        self.checkpoints.save(done, valid_loss, self.engine.save)
+
+    def _diverged(self, what: str) -> Diverged:
+        """The error that says what is left of this run and what may help."""
+        self._plot()
+        self.checkpoints.wait()
+        last = checkpoints.newest_checkpoint(self.folder, verify=False)
+        left = f"the last good checkpoint is {last.folder}" if last else "no checkpoint had been saved"
+        lr, clip = self.config.optim.lr, self.config.optim.clip
+        clipped = f"a smaller optim.clip than {clip}" if clip > 0 else "optim.clip 1.0"
+        return Diverged(f"{what}, which was not saved; {left}; try a lower optim.lr than {lr} or {clipped}")
+
+    def _log(self, row: Row, mfu: float | None) -> None:
+        for tracker in self.trackers:
+            tracker.log(row)
+        self.progress.update(row, mfu)
+
+    def _sample(self, done: int) -> None:
+        begin = time.monotonic()
+        options, context = self.config.sample, self.config.model.max_seq_len
+        generator = self.engine.generator(options)
+        [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
+        self.progress.say(f"\n{text.prompt}{text.text}\n")
+        for tracker in self.trackers:
+            tracker.text(done, "sample", text.prompt + text.text)
+        self.clock += time.monotonic() - begin  # writing is not training
+
+    def _interrupted(self, done: int, loss: float, row: Row | None) -> int:
+        assert self.stop.received is not None
+        self._save(done, loss, row.get("valid_loss") if row else None)
+        self.checkpoints.wait()
+        self._plot()
+        self.progress.say(
+            f"stopped at step {done}, saved; go on with: "
+            f"python -m {self.engine.package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
+        )
+        return 128 + self.stop.received
+
+    def _plot(self) -> list[Row]:
+        rows = read_metrics(self.folder / "metrics.jsonl")
+        path = self.folder / "loss.png"
+        if attempt(lambda: plot_loss(rows, path, title=self.folder.name), path):
+            for tracker in self.trackers:
+                tracker.image(int(rows[-1]["step"]) if rows else 0, path)
+        return rows
+
+    def _finish(self) -> None:
+        rows = self._plot()
+        saved = checkpoints.list_checkpoints(self.folder)
+        best, last = checkpoints.best_checkpoint(saved), saved[-1]
+        rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+        latest = {name: value for row in rows for name, value in row.items()}  # the last value of each
+
+        def figure(name: str, form: str) -> str:
+            return format(latest[name], form) if name in latest else "–"
+
+        table = [
+            ("steps", f"{last.step:,} ({figure('tokens', ',')} tokens)"),
+            ("training loss", figure("loss", ".4f")),
+            ("validation loss", figure("valid_loss", ".4f")),
+            ("perplexity", figure("valid_perplexity", ".2f")),
+            ("bits per byte", figure("valid_bits_per_byte", ".4f")),
+            ("tokens per second", f"{float(np.median(rates)):,.0f} (median)" if rates else "–"),
+            ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
+            ("loss curve", str(self.folder / "loss.png")),
+        ]
+        self.progress.summary(table)
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)

@@ -1,0 +1,196 @@
+"""The JAX side of the ladder: the real engine and modules, listened to while they are traced.
+
+Whatever a listener keeps is an output of the same compiled function that computes it: nothing is run twice, and
+nothing is run without `jax.jit`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxlm.decoding
+import jaxlm.engine
+import jaxlm.loss
+import jaxlm.model
+from jaxlm.decoding import Generator
+from jaxlm.engine import TrainState
+from jaxlm.layers import stack_layers, unrolled, unstack_layers
+from jaxlm.model import Decoder
+from jaxlm.positions import NoPositions
+from lmcore.config import Config, SampleConfig
+from parity.backends.base import Arrays, Step
+from parity.convert.moments import Moments, fill_optax, read_optax
+from parity.taps import Taps
+
+__all__ = ["JaxTwin"]
+
+
+class JaxTwin:
+    """A jaxlm engine with the ladder's questions; see `parity.backends.base.Twin`."""
+
+    framework = "jax"
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.engine = jaxlm.engine.Engine(config)
+        self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(tokens))
+        self._step = jax.jit(self._traced_step)
+        self._start = jax.jit(_traced_start, static_argnums=(0, 4))
+        self._extend = jax.jit(_traced_extend, static_argnums=0)
+        self._first: tuple[Any, Any] | None = None
+        """A new state on the host, and how it lies on the devices."""
+        self._activations: dict[tuple[int, ...], tuple[Callable[..., Any], list[str]]] = {}
+        self._choose: dict[SampleConfig, Callable[..., jax.Array]] = {}
+
+    def initial(self) -> Arrays:
+        self.engine.init()
+        return self.params()
+
+    def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
+        if self._first is None:
+            self.engine.init()
+            new = self.engine.state
+            arrays = new.step, new.params, new.opt_state
+            self._first = jax.tree.map(np.asarray, arrays), jax.tree.map(lambda array: array.sharding, arrays)
+        (count, like, opt_state), shardings = self._first
+        if moments is not None:
+            count, opt_state = np.array(step, np.int32), fill_optax(opt_state, moments, self.config)
+        given = count, {name: params[name] for name in like}, opt_state
+        self.engine.state = TrainState(*jax.tree.map(_placed, given, self._first[0], shardings))
+
+    def params(self) -> Arrays:
+        return _host(self.engine.state.params)
+
+    def received(self, batch: np.ndarray) -> np.ndarray:
+        seen = []
+
+        def spy(state: Any, micro: jax.Array, lr: Any) -> tuple[Any, dict[str, Any]]:
+            seen.append(np.asarray(micro))
+            return state, {}
+
+        with mock.patch.object(self.engine, "_train_step", spy):
+            self.engine.train_step(batch, 0.0)
+        return seen[0]
+
+    def activations(self, tokens: np.ndarray) -> Arrays:
+        if tokens.shape not in self._activations:
+            names: list[str] = []
+
+            def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
+                decoder = self.engine.model(params)
+                decoder.through = unrolled  # what is seen inside a loop cannot leave it
+                with listening(decoder) as taps:
+                    decoder.hidden(tokens)
+                names.extend(taps.seen)
+                return list(taps.seen.values())
+
+            self._activations[tokens.shape] = jax.jit(traced), names
+        seen, names = self._activations[tokens.shape]
+        values = seen(self.engine.state.params, jnp.asarray(tokens))
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(self._forward(self.engine.state.params, jnp.asarray(tokens)))
+
+    def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.jit(jaxlm.loss.cross_entropy)(jnp.asarray(logits), jnp.asarray(targets)))
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        total, count = self.engine.eval_step(tokens, targets)
+        return float(total), int(count)
+
+    def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
+        micro = jnp.asarray(batch.reshape(self.config.train.grad_accum, -1, batch.shape[1]))
+        params, stacked = self.engine.held.params, self.config.model.scan_layers
+        offered = jax.tree.map(jnp.zeros_like, params)
+        if given is not None:
+            arrays = {name: jnp.asarray(value) for name, value in given.items()}
+            offered = stack_layers(arrays) if stacked else arrays
+        held, metrics, grads = self._step(self.engine.held, micro, lr, offered, given is not None)
+        self.engine.held = held
+        state = self.engine.state
+        kept = read_optax(state.opt_state, self.config).kept
+        grads = unstack_layers(grads, self.config.model.n_layers) if stacked else grads
+        grads = {name: grads[name] for name in state.params}
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(grads), _host(state.params), kept)
+
+    def _traced_step(
+        self, state: Any, micro: jax.Array, lr: Any, given: dict[str, jax.Array], inject: Any
+    ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
+        """The engine's train step, with the gradients that reach its clip seen, and replaced if `inject`."""
+        clip, seen = jaxlm.engine.clip_by_global_norm, {}
+
+        def spy(grads: dict[str, jax.Array], max_norm: float) -> Any:
+            seen.update(grads)
+            return clip({name: jnp.where(inject, given[name], g) for name, g in grads.items()}, max_norm)
+
+        with mock.patch.object(jaxlm.engine, "clip_by_global_norm", spy):
+            state, metrics = jaxlm.engine.train_step(self.engine.model, state, micro, lr)
+        return state, metrics, seen
+
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+        if options not in self._choose:
+            self._choose[options] = jax.jit(partial(jaxlm.decoding.choose_tokens, options=options))
+        return np.asarray(self._choose[options](jnp.asarray(logits), jnp.asarray(uniforms)))
+
+    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
+        generator = self.engine.generator(SampleConfig())
+        weights = generator.weights(len(tokens))
+        logits, cache = self._start(generator, weights, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
+        columns = [logits]
+        for column in range(prompt, tokens.shape[1]):
+            logits, cache = self._extend(generator, weights, jnp.asarray(tokens[:, column : column + 1]), cache)
+            columns.append(logits)
+        return np.stack([np.asarray(c) for c in columns], axis=1)
+
+
+def _traced_start(
+    generator: Generator, weights: Any, tokens: jax.Array, pads: jax.Array, size: int
+) -> tuple[jax.Array, Any]:
+    decoder = generator.decoder(weights)
+    return decoder.decode(tokens, decoder.empty_cache(pads, size))
+
+
+def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    return generator.decoder(weights).decode(token, cache)
+
+
+@contextmanager
+def listening(decoder: Decoder) -> Iterator[Taps]:
+    """Keep what goes in and out of the decoder's modules while it is traced."""
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(decoder)}
+    names = {id(module): name for name, module in modules.items() if name}
+    taps = Taps()
+    with ExitStack() as stack:
+        for kind in {type(module) for name, module in modules.items() if name} - {nnx.List, NoPositions}:
+            stack.enter_context(mock.patch.object(kind, "__call__", _listener(kind.__call__, names, taps)))
+        attend = jaxlm.model.causal_attention
+        stack.enter_context(mock.patch.object(jaxlm.model, "causal_attention", taps.attention(attend)))
+        yield taps
+
+
+def _listener(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Callable[..., Any]:
+    def listener(module: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(module), "")
+        taps.before(name, x)
+        y = call(module, x, *args, **kwargs)
+        taps.after(name, y)
+        return y
+
+    return listener
+
+
+def _placed(value: np.ndarray, like: np.ndarray, sharding: Any) -> jax.Array:
+    """A copy of a host array on the devices, in the type of `like`."""
+    return jax.device_put(jnp.array(value, like.dtype), sharding)
+
+
+def _host(tree: Any) -> Arrays:
+    return {name: np.asarray(value) for name, value in tree.items()}

@@ -1,0 +1,295 @@
+"""`python -m parity.check WHAT`: climb the ladder and say where the twins first differ, if they do.
+
+Exit code 0: the same model. 1: they differ, or a fault of the self-test slipped through. 2: a mistake on the command
+line. WHAT is a run or a checkpoint of either framework, or a Hugging Face Llama folder; without it, a config's initial
+weights are checked.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from lmcore import config as configs
+from lmcore.config import Config, Precision, cli, from_dict
+from lmcore.errors import UserError, command
+from lmcore.optim.table import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from parity.backends.base import Device
+    from parity.check.processes import Climbed
+    from parity.check.result import Result
+    from parity.check.subject import Subject
+    from parity.report.report import Report
+
+__all__ = ["check", "main"]
+
+DTYPES: tuple[Precision, ...] = ("float64", "float32")
+"""Types that are checked unless others are asked for: the gate for logic, and the one that people train in."""
+STEPS = 20
+
+
+def check(
+    what: Path | str | None = None,
+    *,
+    config: Config | None = None,
+    dtypes: Sequence[Precision] = DTYPES,
+    rungs: Sequence[int] | None = None,
+    devices: "tuple[Device, Device]" = ("cpu", "cpu"),
+    steps: int = STEPS,
+    files: Sequence[str] = (),
+    report: "Callable[[str, list[Result]], None] | None" = None,
+    verify: bool = True,
+    apart: bool = False,
+) -> "Report":
+    """Check that jaxlm and torchlm are the same model.
+
+    Args:
+        what: a run, a checkpoint or a Hugging Face folder; None for the initial weights of `config`.
+        config: read only without `what`; None is the quickstart.
+        dtypes: precisions to check in.
+        rungs: numbers of the rungs to climb; None climbs all.
+        devices: of JAX and of torch, as in `train.device`.
+        steps: length of the training trajectory.
+        files: text to feed the model, as `data.files` takes it.
+        report: called with each type and its lines when they are there.
+        verify: whether to compare a run's files with their checksums.
+        apart: check precisions side by side in processes of their own, where cores and memory allow it; a script that
+            asks for this needs `if __name__ == "__main__"`.
+
+    Returns:
+        A report, which is true if nothing differs.
+
+    Raises:
+        UserError: `what` cannot be read, or a device cannot do what is asked.
+    """
+    from parity.check.processes import climb_apart, climb_one, processes_for
+    from parity.check.rungs.base import Options
+    from parity.check.subject import open_subject
+    from parity.report.report import Report, environment
+
+    subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
+    facts, results = _facts(subject), []
+    options, at_once = Options(steps=steps), processes_for(subject, dtypes, devices) if apart else 1
+    for first in range(0, len(dtypes), at_once):
+        group = dtypes[first : first + at_once]
+        if len(group) == 1:
+            climbed: Iterable[Climbed] = [climb_one(subject, group[0], rungs, devices, options)]
+        else:
+            climbed = climb_apart(subject, group, rungs, devices, options)
+        for dtype, (facts["devices"], found) in zip(group, climbed, strict=True):
+            results += found
+            if report is not None:
+                report(dtype, found)
+    flags = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS") if name in os.environ}
+    facts |= environment() | flags
+    return Report(subject=subject.what, results=tuple(results), facts=facts)
+
+
+def _facts(subject: "Subject") -> dict[str, str]:
+    model, optim = subject.config.model, subject.config.optim
+    heads = f"{model.n_heads} heads of {model.head_dim}, {model.n_kv_heads} of keys and values"
+    tied = "tied" if model.tie_embeddings else "untied"
+    shape = f"{model.n_layers} layers of {model.dim}, {heads}, feed-forward {model.ffn_dim}"
+    facts = {
+        "model": f"{shape}, vocabulary {model.vocab_size:,} ({tied}), context {model.max_seq_len}",
+        "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
+        "text": subject.text,
+    }
+    return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
+
+
+def _memory(optim: configs.OptimConfig) -> str:
+    """The settings of its averages that an optimizer reads."""
+    return ", ".join(f"{field} {getattr(optim, field):g}" for field in OPTIMIZERS[optim.name].reads) or "factored"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check as the command line says."""
+    args = cli.parse_arguments(_parser(), argv)
+    dtypes, rungs, devices = _dtypes(args.dtype), _rungs(args.rungs), _devices(args.device)
+    if args.steps < 2:
+        raise UserError(f"--steps: found {args.steps}, expected at least 2")
+    for option, path in (("--json", args.json), ("--report", args.report)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
+        if path is not None and Path(path).is_dir():
+            raise UserError(f"{option}: {path!r} is a folder, expected a file to write; name one in it")
+    if args.self_test:
+        return _self_test()
+    if args.calibrate:
+        return _calibrate()
+    files, config = _config(args)
+    from parity.report.report import result_table
+
+    console = _console()
+    with _busy(console):
+        report = check(
+            args.what,
+            config=config,
+            dtypes=dtypes,
+            rungs=rungs,
+            devices=devices,
+            steps=args.steps,
+            files=files,
+            report=lambda dtype, found: console.print(result_table(found, dtype), ""),
+            verify=not args.no_verify,
+            apart=True,
+        )
+    console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
+    console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)
+    if args.json is not None:
+        report.save_json(Path(args.json))
+    if args.report is not None:
+        report.save_page(Path(args.report))
+        console.print(f"report: {args.report}", highlight=False, markup=False)
+    return 0 if report else 1
+
+
+def _parser() -> Any:
+    parser = cli.command_parser(
+        "python -m parity.check",
+        "Prove that jaxlm and torchlm are the same model, from batches to training, or name the first difference.",
+        "[WHAT] [--config FILE] [--dtype TYPE ...] [--rungs N ...] [--report FILE.html]",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        type=str | None,
+        help="A run, a checkpoint or a Hugging Face folder; null for initial weights of the config.",
+    )
+    cli.add_config(parser)
+    parser.add_argument("--dtype", type=list[str], default=list(DTYPES), help="Any of float64, float32, bfloat16.")
+    parser.add_argument("--rungs", type=list[str] | None, help="Rungs to climb, such as 1 2 5-7; null climbs all.")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, mps or auto for both; or JAX/TORCH.")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Steps of the training trajectory on rung 7.")
+    parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
+    parser.add_argument("--report", type=str | None, help="Write a web page that stands alone to this file.")
+    parser.add_argument(
+        "--self-test", action="store_true", help="Plant faults in one twin after another and see that each is caught."
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="Count false alarms over 300 healthy pairs, and find the smallest fault that each rung catches (an hour).",
+    )
+    cli.add_no_verify(parser)
+    parser.add_argument("--run_dir", type=str | None, help="Not used: a check writes no run.")
+    for name, group in configs.GROUPS.items():
+        parser.add_class_arguments(group, name)
+    return parser
+
+
+def _dtypes(words: list[str]) -> list[Precision]:
+    known = [precision for precision in get_args(Precision) if precision != "float16"]
+    for word in words:
+        if word not in known:
+            raise UserError(f"--dtype: found {word!r}, expected any of {', '.join(sorted(known))}")
+    return [precision for precision in ("float64", "float32", "bfloat16") if precision in words]
+
+
+def _rungs(words: list[str] | None) -> list[int] | None:
+    if words is None:
+        return None
+    chosen: set[int] = set()
+    for word in words:
+        first, dash, last = word.partition("-")
+        ends = [first, last] if dash else [first, first]
+        if not all(end.isdecimal() and 0 <= int(end) <= 11 for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UserError(f"--rungs: found {word!r}, expected numbers from 0 to 11, or a range such as 1-6")
+        chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
+    return sorted(chosen)
+
+
+def _devices(word: str) -> "tuple[Device, Device]":
+    jax, slash, torch = word.partition("/")
+    known = ("auto", "cpu", "cuda")
+    torch = torch if slash else jax
+    jax = "cpu" if jax == "mps" and not slash else jax
+    if jax not in known or torch not in (*known, "mps"):
+        raise UserError(f"--device: found {word!r}, expected auto, cpu, cuda or mps, or JAX/TORCH such as cpu/cuda")
+    return jax, torch  # type: ignore[return-value]
+
+
+def _config(args: Any) -> tuple[list[str], Config | None]:
+    """Text to feed the model, and the config that the command line gives where it names no model."""
+    values = args.as_dict()
+    config = from_dict(Config, {name: values[name] for name in configs.GROUPS})
+    files = list(config.data.files)
+    if args.what is None:
+        return files, config
+    given = configs.differences(Config(), replace(config, data=replace(config.data, files=[])))
+    if given or args.config:
+        found = next(iter(given), "--config")
+        raise UserError(f"{found}: {args.what} brings its own config; leave it out (only --data.files goes with WHAT)")
+    return files, None
+
+
+def _self_test() -> int:
+    from parity.check.selftest.mutants import MUTANTS, self_test
+
+    console = _console()
+    slipped = 0
+    console.print(f"{'fault':28}  {'twin':5}  {'declared':8}  {'caught':6}  where", style="bold", highlight=False)
+    with _busy(console):
+        for caught in self_test(MUTANTS):
+            slipped += not caught.ok
+            style = None if caught.ok else "bold red"
+            rung = "–" if caught.rung is None else str(caught.rung)
+            mutant = caught.mutant
+            line = f"{mutant.name:28}  {mutant.twin:5}  {mutant.rung:8}  {rung:>6}  {caught.where}"
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    if slipped:
+        console.print(f"{slipped} of {len(MUTANTS)} faults were not caught where they should be.", style="bold red")
+        return 1
+    console.print(f"All {len(MUTANTS)} faults were caught, each at its rung.", style="bold green")
+    return 0
+
+
+def _calibrate() -> int:
+    """Print the two tables of docs/parity.md as Markdown."""
+    from parity.check.selftest.calibrate import HEALTHY, PRECISIONS, false_alarms, smallest_faults
+
+    failed: dict[tuple[str, str], int] = {}
+    pairs: dict[tuple[str, str], int] = {}
+    for name, dtype, outcomes in false_alarms():
+        pairs[name, dtype] = len(outcomes)
+        failed[name, dtype] = sum(bool(outcome.failures) for outcome in outcomes)
+        print(f"{name}, {dtype}: {failed[name, dtype]} of {len(outcomes)} failed", file=sys.stderr, flush=True)
+        for outcome in outcomes:
+            for line in outcome.failures:
+                print(f"  seed {outcome.seed}: {line}", file=sys.stderr, flush=True)
+    print("| healthy pairs that failed, of all | " + " | ".join(PRECISIONS) + " |\n|---|" + "---|" * len(PRECISIONS))
+    for name in HEALTHY:
+        print(f"| {name} | " + " | ".join(f"{failed[name, d]} of {pairs[name, d]}" for d in PRECISIONS) + " |")
+    totals = [(sum(failed[n, d] for n in HEALTHY), sum(pairs[n, d] for n in HEALTHY)) for d in PRECISIONS]
+    print("| all | " + " | ".join(f"{count} of {whole}" for count, whole in totals) + " |\n", flush=True)
+    found = smallest_faults(DTYPES)
+    print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in found) + " |")
+    print("|---|---|" + "---|" * len(found))
+    for name, (rung, _) in found[DTYPES[0]].items():
+        sizes = [found[dtype].get(name, (rung, None))[1] for dtype in found]
+        print(f"| {name} | {rung} | " + " | ".join("–" if size is None else f"{size:.0e}" for size in sizes) + " |")
+    return int(any(count for count, _ in totals))
+
+
+def _console() -> Any:
+    """Standard output: as wide as the terminal, or, in a file, as the table."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
+
+
+@contextmanager
+def _busy(console: Any) -> Iterator[None]:
+    """A sign of life on a terminal."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("climbing"):
+        yield

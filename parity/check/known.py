@@ -1,0 +1,217 @@
+"""Differences that are known, by name: what two correct implementations may differ in, computed and taken off.
+
+None of them is a looser tolerance: each is worked out for the numbers at hand, and what is left is held to the ordinary
+one. docs/parity.md lists them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lmcore.config import OptimConfig
+from lmcore.optim.schedule import learning_rate
+from lmcore.optim.table import OPTIMIZERS, takes_muon
+from parity.backends.base import Arrays, Pair, Step, moved_by_one_ulp
+from parity.convert.moments import Moments
+from parity.difference import Difference, Kind, compare_all, tolerance, update_differences
+
+__all__ = [
+    "are_beyond",
+    "bias_correction_gap",
+    "by_kernel",
+    "corrects_bias",
+    "orthogonal_within_rounding",
+    "undecided_signs",
+    "within_rounding",
+]
+
+DRAWS = 3
+"""Moves by one ulp that show, in each twin, how rounding changes a gradient."""
+RESPONSES = 4.0
+"""A gradient, or an update by Muon, may differ by so many of the largest such response: rounding happens in every
+operation, not only there. Over the calibration's runs the ratio was at most 1.7."""
+
+
+def by_kernel(pair: Pair, found: Difference, grads: Arrays) -> Difference:
+    """Measure the gradient of a key's bias, without rotation or norm, by the gradient of its kernel.
+
+    Such a bias adds the same to all scores of a query, which softmax does not feel: its gradient is zero, but for
+    rounding.
+    """
+    model = pair.config.model
+    if not found.name.endswith("k_proj.bias") or model.position == "rope" or model.qk_norm:
+        return found
+    scale = np.abs(grads[found.name.replace(".bias", ".kernel")]).max()
+    return replace(found, max_rel=float(found.max_abs / scale))
+
+
+def are_beyond(what: Kind, dtype: str, found: Sequence[Difference]) -> bool:
+    """Whether a finite difference is beyond the tolerance of `what`, such as gradients."""
+    allowed = tolerance(what, dtype)
+    return allowed is not None and any(allowed < d.max_rel < math.inf for d in found)
+
+
+def within_rounding(
+    pair: Pair,
+    found: Sequence[Difference],
+    batch: np.ndarray,
+    params: Arrays,
+    moments: Moments | None = None,
+    step: int = 0,
+) -> list[Difference]:
+    """Measure gradients that differ beyond the tolerance by what one ulp in the weights does to them.
+
+    Softmax's backward pass subtracts from each weight's gradient their weighted mean. Where the values are nearly the
+    same at all positions, as early in training, the two cancel, and little but their rounding is left in the gradients
+    of queries and keys. How much that is, each twin says itself: its gradient with every weight moved by one ulp.
+
+    Args:
+        pair: both twins, which are left in another state.
+        found: differences of all gradients.
+        batch: what they are the gradients of.
+        params: the state's parameters.
+        moments: what the optimizer keeps.
+        step: updates made.
+
+    Returns:
+        The same differences; one beyond the tolerance but within `RESPONSES` of these responses gets a note that says
+        so, and a `max_rel` that is the tolerance.
+    """
+    allowed = tolerance("gradients", pair.dtype)
+    assert allowed is not None
+    lr, responses = learning_rate(pair.config, step), dict.fromkeys((d.name for d in found), 0.0)
+    for twin in (pair.jax, pair.torch):
+        twin.load(params, moments, step)
+        unmoved = twin.step(batch, lr).grads
+        for draw in range(DRAWS):
+            twin.load(moved_by_one_ulp(params, draw), moments, step)
+            for d in (by_kernel(pair, d, unmoved) for d in compare_all(unmoved, twin.step(batch, lr).grads)):
+                responses[d.name] = max(responses[d.name], d.max_rel)
+    return _explained(found, responses, allowed, "in the weights")
+
+
+def _explained(
+    found: Sequence[Difference], responses: dict[str, float], allowed: float, where: str
+) -> list[Difference]:
+    """Differences beyond the tolerance but within `RESPONSES` of these responses, as large as the tolerance."""
+    return [
+        replace(d, max_rel=allowed, note=f"{d.max_rel:.1e}, where one ulp {where} makes {responses[d.name]:.1e}")
+        if allowed < d.max_rel <= RESPONSES * responses[d.name]
+        else d
+        for d in found
+    ]
+
+
+def orthogonal_within_rounding(
+    pair: Pair,
+    found: Sequence[Difference],
+    batch: np.ndarray,
+    lr: float,
+    grads: Arrays,
+    params: Arrays,
+    moments: Moments | None,
+    step: int,
+    steps: int,
+) -> list[Difference]:
+    """Measure updates by Muon that differ beyond the tolerance by what one ulp in what is orthogonalized does to them.
+
+    Five Newton–Schulz iterations bring all singular values near one: they multiply a small one by 3.4445 each time,
+    485 in all, and what rounding has put in its direction with it. The more nearly a gradient is of low rank, as early
+    in training, the larger that is beside the update. How large, each twin says itself: its update with the gradients
+    and the momentum moved by one ulp.
+
+    Args:
+        pair: both twins, which are left in another state.
+        found: differences of all updates.
+        batch: of the step.
+        lr: its learning rate.
+        grads: its gradients.
+        params: the parameters before it.
+        moments: what the optimizer kept before it.
+        step: updates made before it.
+        steps: updates since both twins were in the same state, each of which may differ so.
+
+    Returns:
+        As `within_rounding`; only matrices that Muon trains are measured so.
+    """
+    allowed = tolerance("update", pair.dtype)
+    assert allowed is not None
+    responses = dict.fromkeys((d.name for d in found), 0.0)
+    for twin in (pair.jax, pair.torch):
+        twin.load(params, moments, step)
+        unmoved = twin.step(batch, lr, grads).params
+        for draw in range(DRAWS):
+            kept = moments and replace(
+                moments, kept={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.kept.items()}
+            )
+            twin.load(params, kept, step)
+            moved = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
+            for d in update_differences(params, unmoved, moved, {}, 1, {}):
+                if takes_muon(d.name, params[d.name].ndim):
+                    responses[d.name] = max(responses[d.name], steps * d.max_rel)
+    return _explained(found, responses, allowed, "in what is orthogonalized")
+
+
+def corrects_bias(optim: OptimConfig) -> bool:
+    """Whether the bias of the first steps is corrected by 1 − β^t, in all parameters or in some."""
+    return OPTIMIZERS[optim.name].corrects_bias
+
+
+def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
+    """What optax's direction at update `count` has too much: it computes 1 − β^t in JAX's default float type.
+
+    torch computes it in double.
+
+    Returns:
+        The gap by parameter, from optax's own moments: to be added to its parameters, times the learning rate.
+    """
+    optim, kind = pair.config.optim, step.params[next(iter(step.params))].dtype
+    if not corrects_bias(optim) or kind == np.float64:  # in the float64 mode, optax computes in float64 too
+        return {}
+
+    def direction(name: str, first: float, second: float) -> np.ndarray:
+        mean, square = (step.moments[kind][name].astype(np.float64) for kind in ("mean", "square"))
+        return (mean / first) / (np.sqrt(square / second) + optim.eps)
+
+    betas = optim.beta1, optim.beta2
+    theirs = [float(_optax_factor()(beta, np.int32(count)).astype(kind)) for beta in betas]
+    exact = [1 - beta**count for beta in betas]
+    return {name: direction(name, *theirs) - direction(name, *exact) for name in step.moments["mean"]}
+
+
+@cache
+def _optax_factor() -> Callable[..., Any]:
+    """What optax divides a moment by, compiled as in a train step."""
+    import jax
+
+    return jax.jit(lambda beta, count: 1 - beta**count)
+
+
+def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before: Moments | None) -> Arrays:
+    """Where Lion's direction is undecided: the sign of β1 · m + (1 − β1) · g, where the two cancel but for rounding.
+
+    Args:
+        optim: of the run.
+        grads: of the update, before the clip.
+        grad_norm: their global norm.
+        before: what the optimizer kept before the step; None is nothing, and then nothing cancels.
+
+    Returns:
+        By parameter, True where the sum is less than a few roundings of its terms; only parameters that have such.
+    """
+    if optim.name != "lion" or before is None:
+        return {}
+    scale = min(1.0, optim.clip / (grad_norm + 1e-6)) if optim.clip else 1.0
+    found = {}
+    for name, grad in grads.items():
+        mean = optim.beta1 * before.kept["mean"][name].astype(np.float64)
+        added = (1 - optim.beta1) * scale * grad.astype(np.float64)
+        terms = np.abs(mean) + np.abs(added)
+        mask = (np.abs(mean + added) <= 8 * np.finfo(grad.dtype).eps * terms) & (terms > 0)
+        if mask.any():
+            found[name] = mask
+    return found

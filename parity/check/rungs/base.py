@@ -1,0 +1,28 @@
+"""What every rung may be given: how far to go, and the batches of the run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmcore.data.batches import Batches, Tokens
+from parity.backends.base import Pair
+
+__all__ = ["Options", "training_batches"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far the ladder goes."""
+
+    steps: int = 20
+    """Length of the training trajectory."""
+    draws: int = 3
+    """Runs of each twin that measure its own drift."""
+
+
+def training_batches(pair: Pair, count: int) -> list[np.ndarray]:
+    """The first batches of the run, B T1, from the shared core."""
+    train = pair.config.train
+    tokens = Tokens(ids=pair.tokens, documents=1, bytes=len(pair.tokens), unknown=0)
+    batches = Batches(tokens, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
+    return [batches.batch(step) for step in range(count)]

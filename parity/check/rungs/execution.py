@@ -1,0 +1,134 @@
+"""Rung 11: options that say how a step is computed, not what: none of them may change a number beyond rounding.
+
+Asked of a small model of the same kind, in each twin against its own plain step: recomputed blocks, stacked layers, a
+batch split over cores and cut into micro-batches, all at once, and each alone where that differs. Then what no train
+step shows: dropout left on in evaluation, evaluation windows that miss or repeat a token, and gradients of attention
+beyond the length up to which it is computed in one piece.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lmcore.config import Config
+from lmcore.data.batches import Tokens
+from lmcore.run.trainer import evaluate
+from parity.backends import make_twin
+from parity.backends.base import Arrays, Pair, Twin
+from parity.check.result import Result, identical, judge
+from parity.difference import Difference, compare_all, difference
+
+__all__ = ["execution", "small_config"]
+
+VOCABULARY, LENGTH = 61, 23
+LONG = 1100
+"""Tokens beyond which both twins compute attention piece by piece (`QUERY_BLOCK`, `LONGEST_IN_BLOCKS`)."""
+HOW: dict[str, dict[str, dict[str, Any]]] = {
+    "remat": {"train": {"remat": True}},
+    "scan_layers": {"model": {"scan_layers": True}},
+    "cpu_devices 2": {"train": {"cpu_devices": 2}},
+    "grad_accum 1": {"train": {"grad_accum": 1}},
+}
+NAMES = {"jax": "JAX", "torch": "torch"}
+
+
+def small_config(config: Config) -> Config:
+    """A small model of the same kind, whose head width and groups are those of no axis beside it."""
+    model = replace(
+        config.model,
+        vocab_size=VOCABULARY,
+        dim=24,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2 if config.model.n_kv_heads < config.model.n_heads else 4,
+        head_dim=6,
+        ffn_dim=40,
+        max_seq_len=LONG if config.model.max_seq_len >= LONG else max(LENGTH, min(config.model.max_seq_len, 64)),
+        dropout=0.0,
+        scan_layers=False,
+    )
+    train = replace(config.train, seq_len=LENGTH, batch_size=4, grad_accum=2, cpu_devices=1, remat=False, device="cpu")
+    return replace(config, model=model, train=train)
+
+
+def execution(pair: Pair) -> Iterator[Result]:
+    """Compare each way of computing with the plain one, in a small model of the same kind, in float64."""
+    if pair.dtype != "float64":
+        what, note = "ways of computing", "asked in float64, which tells logic from rounding"
+        yield Result(rung=11, what=what, dtype=pair.dtype, verdict="skipped", note=note)
+        return
+    plain = small_config(pair.config)
+    twins = [make_twin(name, plain) for name in NAMES]
+    start = {name: value * (4 if value.ndim > 1 else 1) for name, value in twins[0].initial().items()}
+    ids = np.random.default_rng(0).integers(VOCABULARY, size=4000).astype(np.int32)
+    batch = ids[: 4 * (LENGTH + 1)].reshape(4, LENGTH + 1)
+    for twin in twins:
+        yield from _ways(pair.dtype, twin, plain, start, batch)
+    yield _without_dropout(pair.dtype, twins, plain, start, batch)
+    yield _windows(pair.dtype, twins, plain, start, ids)
+    if plain.model.max_seq_len < LONG:
+        note = f"the model takes no more than {pair.context} tokens"
+        yield Result(rung=11, what=f"gradients at {LONG} tokens", dtype=pair.dtype, verdict="skipped", note=note)
+        return
+    long = replace(plain, train=replace(plain.train, seq_len=LONG - 1, batch_size=1, grad_accum=1))
+    jax, torch = (_gradients(make_twin(name, long), start, ids[None, :LONG]) for name in NAMES)
+    yield judge(11, f"gradients at {LONG - 1} tokens", pair.dtype, compare_all(jax, torch), "gradients")
+
+
+def _gradients(twin: Twin, start: Arrays, batch: np.ndarray) -> Arrays:
+    twin.load(start)
+    step = twin.step(batch, 0.01)
+    return {"loss": np.array(step.loss)} | step.grads
+
+
+def _changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    for group, fields in changes.items():
+        config = replace(config, **{group: replace(getattr(config, group), **fields)})
+    return config
+
+
+def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarray) -> Iterator[Result]:
+    """One line for all ways at once; where that differs, one for each."""
+    expected = _gradients(twin, start, batch)
+    together: dict[str, dict[str, Any]] = {
+        "model": {"scan_layers": True},
+        "train": {"remat": True, "cpu_devices": 2, "grad_accum": 1},
+    }
+
+    def compare(what: str, changes: dict[str, dict[str, Any]]) -> Result:
+        other = make_twin(twin.framework, _changed(plain, changes))
+        found = compare_all(expected, _gradients(other, start, batch))
+        return judge(11, f"{NAMES[twin.framework]}: {what}", dtype, found, "gradients", "against the plain step")
+
+    whole = compare("remat, scan_layers, 2 devices, no accumulation", together)
+    yield whole
+    if not whole.ok:
+        yield from (compare(name, changes) for name, changes in HOW.items())
+
+
+def _without_dropout(dtype: str, twins: list[Twin], plain: Config, start: Arrays, batch: np.ndarray) -> Result:
+    found: list[Difference] = []
+    for twin in twins:
+        other = make_twin(twin.framework, _changed(plain, {"model": {"dropout": 0.3}}))
+        losses = []
+        for one in (twin, other):
+            one.load(start)
+            losses.append(np.array(one.evaluate(batch[:, :-1], batch[:, 1:])[0]))
+        found.append(identical(f"{NAMES[twin.framework]}'s loss", *losses))
+    return judge(11, "evaluation with dropout 0.3 as without", dtype, found, 0.0)
+
+
+def _windows(dtype: str, twins: list[Twin], plain: Config, start: Arrays, ids: np.ndarray) -> Result:
+    """The mean loss over a text of no whole number of windows or batches, against the sum over its tokens."""
+    text = Tokens(ids=ids[: 6 * LENGTH + 8], documents=1, bytes=4 * LENGTH, unknown=0)
+    found = []
+    for twin in twins:
+        twin.load(start)
+        starts = range(0, len(text) - 1, LENGTH)
+        pieces = [text.ids[at : at + LENGTH + 1][None] for at in starts]
+        sums = [twin.evaluate(piece[:, :-1], piece[:, 1:])[0] for piece in pieces]
+        whole = evaluate(twin.engine, text, plain, 0)["valid_loss"]
+        found.append(difference(f"{NAMES[twin.framework]}'s loss", sum(sums) / (len(text) - 1), whole))
+    return judge(11, "evaluation windows, each token once", dtype, found, "logits")

@@ -1,0 +1,105 @@
+"""Rung 7, second part: both twins train by themselves, and drift apart no more than each does from itself.
+
+Training amplifies rounding errors, so two correct implementations drift apart. How far is normal is measured: each twin
+trains again from the same weights moved by one unit in the last place (ulp), several times. The size of a drift is one
+number, the mean over the run of the logarithm of the loss difference, since it grows exponentially: its logarithm is
+what varies evenly from draw to draw. The pair's number must lie below the one-sided Student prediction bound of the
+draws' numbers, which a further draw from the same normal distribution exceeds with probability FALSE_ALARMS.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lmcore.config import Config
+from parity.backends.base import Pair, moved_by_one_ulp, train
+from parity.check.result import MOST_DIVERGENCE, Result
+from parity.difference import difference, tolerance
+
+__all__ = ["FALSE_ALARMS", "drift", "free_running", "prediction_bound", "whole_schedule"]
+
+FALSE_ALARMS = 1e-3
+"""Probability that the bound is exceeded by one more draw."""
+SPREAD = 0.1
+"""Smallest standard deviation of a drift, in powers of ten."""
+SETTLED = 0.25
+"""Fraction of the run that is left out at its beginning, while the drift is still the size of single roundings."""
+
+
+def whole_schedule(config: Config, steps: int) -> Config:
+    """A run of `steps` that passes through the whole schedule, warmup in proportion."""
+    warmup = round((config.optim.warmup_steps or 0) * steps / config.train.steps)
+    optim = replace(config.optim, warmup_steps=min(max(1, warmup), steps - 1))
+    return replace(config, optim=optim, train=replace(config.train, steps=steps))
+
+
+def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
+    """Mean over the run of log10 |difference of losses|; what is within the tolerance of a single step counts as that.
+
+    Args:
+        one: losses of one run, by step.
+        other: those of another.
+        dtype: precision of both.
+    """
+    later = slice(int(SETTLED * len(one)), None)
+    relative = tolerance("logits", dtype)
+    single = np.full_like(one, MOST_DIVERGENCE) if relative is None else relative * np.abs(one)
+    return float(np.log10(np.maximum(np.abs(one - other), single)[later]).mean())
+
+
+def prediction_bound(draws: Sequence[float]) -> float:
+    """What one more draw from the normal distribution of these exceeds with probability FALSE_ALARMS.
+
+    Their standard deviation is taken as SPREAD at least: where nothing grows beyond a single step's tolerance, all
+    draws are the same. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
+    degrees of freedom.
+    """
+    from scipy.stats import t
+
+    count = len(draws)
+    quantile = float(t.ppf(1 - FALSE_ALARMS, count - 1))
+    spread = max(SPREAD, float(np.std(draws, ddof=1)))
+    return float(np.mean(draws) + quantile * spread * np.sqrt(1 + 1 / count))
+
+
+def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draws: int) -> Iterator[Result]:
+    """Compare the pair's drift with each twin's own.
+
+    Args:
+        pair: both twins.
+        config: its schedule and length.
+        batches: of all steps, each B T1.
+        draws: runs of each twin from moved weights.
+    """
+    key = "free-running", len(batches)
+    jax, torch = pair.each(key, lambda twin: train(twin, config, pair.start, batches))
+    own = []
+    for twin, unmoved in ((pair.jax, jax), (pair.torch, torch)):
+        kept = pair.kept[twin.framework]
+        for draw in range(draws):
+            if (*key, draw) not in kept:
+                moved = moved_by_one_ulp(pair.start, draw, pair.dtype)
+                kept[(*key, draw)] = train(twin, config, moved, batches)
+            own.append((kept[(*key, draw)], unmoved))
+    sizes = [drift(one, other, pair.dtype) for one, other in own]
+    size, bound = drift(jax, torch, pair.dtype), prediction_bound(sizes)
+    largest = difference("loss at step", jax, torch)
+    ok = size <= bound  # NaN is not
+    bands = np.abs([one - other for one, other in own])
+    curves = {"jax": jax, "torch": torch, "floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
+    yield Result(
+        rung=7,
+        what=f"free-running, {len(batches)} steps, loss {jax[0]:.3f} → {jax[-1]:.3f}",
+        dtype=pair.dtype,
+        verdict="pass" if ok else "FAIL",
+        max_abs=largest.max_abs,
+        max_rel=largest.max_rel,
+        where=largest.place,
+        first="" if ok else largest.name,
+        limit=f"{10**bound:.1e} mean drift",
+        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp in either twin: {10 ** np.mean(sizes):.1e}, "
+        f"up to {10 ** np.max(sizes):.1e}; false alarms: 1 in {1 / FALSE_ALARMS:,.0f}",
+        differences=(largest,),
+        curves={name: [float(x) for x in values] for name, values in curves.items()},
+    )

@@ -1,0 +1,139 @@
+"""Rung 8, the choice of a token: from the same logits and uniform numbers, both twins take the same one.
+
+A token is chosen where a uniform number falls between two sums of probabilities. Both twins compute these sums with
+rounding, so a uniform number that lies within it of a boundary may fall on either side; nothing else may differ. Which
+tokens a uniform number can give is computed here in float64, from the definition, with the rounding that the logits
+and the sums can have.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from lmcore.config import SampleConfig
+from parity.backends.base import Pair, Twin
+from parity.check.result import Result, judge
+from parity.difference import Difference, difference
+
+__all__ = ["OPTIONS", "choices", "possible_tokens"]
+
+OPTIONS = {
+    "greedy": SampleConfig(temperature=0.0),
+    "temperature 0.7": SampleConfig(temperature=0.7),
+    "top_k 5": SampleConfig(temperature=1.0, top_k=5),
+    "top_p 0.8": SampleConfig(temperature=1.0, top_p=0.8),
+    "min_p 0.1": SampleConfig(temperature=1.0, min_p=0.1),
+    "all four": SampleConfig(temperature=0.9, top_k=20, top_p=0.9, min_p=0.02),
+}
+"""Each sampling option by itself, and all together."""
+ROWS, GRID = 8, 256
+"""Rows of logits, and uniform numbers for each, evenly spread over [0, 1)."""
+RANGE = 8.0
+"""Distance of the smallest logit from the largest."""
+SUMMED = 128
+"""Probabilities in a partial sum, as in `inverse_cdf`: what bounds the rounding of a sum."""
+
+
+@dataclass(frozen=True)
+class Possible:
+    """The tokens that one uniform number can give, and how near it lies to a boundary."""
+
+    tokens: frozenset[int]
+    rounding: float
+    """Largest error of a sum of probabilities."""
+    distance: float
+    """Of the uniform number from the nearest boundary."""
+
+
+def possible_tokens(logits: np.ndarray, uniform: float, options: SampleConfig, slack: float) -> Possible:
+    """Say which tokens temperature, top-k, top-p, min-p and one uniform number can give, by their definitions.
+
+    Args:
+        logits: of one position, V, in the type that the twins compute in.
+        uniform: in [0, 1).
+        options: of the draw.
+        slack: largest error of a logit.
+    """
+    eps, exact = float(np.finfo(logits.dtype).eps), logits.astype(np.float64)
+    if options.temperature == 0:
+        near = np.flatnonzero(exact >= exact.max() - 2 * slack)
+        return Possible(frozenset(near.tolist()), 2 * slack, float(exact.max() - np.partition(exact, -2)[-2]))
+    shifted = (exact - exact.max()) / options.temperature
+    slack = slack / options.temperature + 2 * eps * float(-shifted.min())  # subtraction and division round too
+    rounding = slack + eps * (SUMMED + len(exact) / SUMMED + 8)
+    found, nearest = set(), np.inf
+    for kept in _supports(shifted, options, slack, rounding):
+        probabilities = np.where(kept, np.exp(shifted), 0.0)
+        ends = np.cumsum(probabilities) / probabilities.sum()
+        starts = np.concatenate([[0.0], ends[:-1]])
+        inside = (probabilities > 0) & (starts - rounding <= uniform) & (uniform <= ends + rounding)
+        found |= set(np.flatnonzero(inside).tolist())
+        nearest = min(nearest, float(np.abs(ends - uniform).min()))
+    return Possible(frozenset(found), rounding, nearest)
+
+
+def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding: float) -> Iterator[np.ndarray]:
+    """The sets of tokens that the filters can keep: they agree but for tokens within rounding of a filter's edge."""
+    certain, doubtful = np.ones(len(shifted), bool), np.zeros(len(shifted), bool)
+    order = np.argsort(-shifted, kind="stable")
+    if 0 < options.top_k < len(shifted):
+        kth = shifted[order[options.top_k - 1]]
+        certain, doubtful = shifted >= kth, np.abs(shifted - kth) <= 2 * slack
+        doubtful[order[: options.top_k]] &= len(np.flatnonzero(doubtful[order[options.top_k :]])) > 0
+    if options.top_p < 1:
+        probabilities = np.where(certain, np.exp(shifted), 0.0)
+        ranked = probabilities[order] / probabilities.sum()
+        before = np.empty_like(ranked)
+        before[order] = np.cumsum(ranked) - ranked
+        doubtful |= certain & (np.abs(before - options.top_p) <= rounding)
+        certain &= before < options.top_p
+    if options.min_p > 0:
+        edge = np.log(options.min_p)
+        doubtful |= np.abs(shifted - edge) <= 2 * slack + rounding
+        certain &= shifted >= edge
+    yield certain
+    edges = [token for token in order if doubtful[token]]
+    for count in range(len(edges) + 1):
+        kept = certain.copy()
+        kept[edges[:count]], kept[edges[count:]] = True, False
+        if kept.any():
+            yield kept
+
+
+def choices(pair: Pair) -> Iterator[Result]:
+    """Compare what both twins choose from the same logits, over a grid of uniform numbers, under each option.
+
+    The logits are evenly spaced, a little further in each row, so that there is one near the edge of every filter.
+    """
+    size, wide = pair.config.model.vocab_size, pair.start[next(iter(pair.start))].dtype
+    rng = np.random.default_rng(0)
+    spaced = -RANGE * (np.arange(size) + np.linspace(0, 1, ROWS, endpoint=False)[:, None]) / size
+    spaced[:, 0] = 0.0
+    logits = np.stack([row[rng.permutation(size)] for row in spaced]).astype(wide)
+    uniforms = np.tile(((np.arange(GRID) + 0.5) / GRID).astype(np.float32), ROWS)
+    repeated = np.repeat(logits, GRID, axis=0)
+    for name, options in OPTIONS.items():
+        jax, torch = pair.each(("choice", name), partial(_choose, repeated, uniforms, options))
+        apart = np.flatnonzero(jax != torch)
+        found, explained = difference("token of draw", jax, torch), 0
+        for draw in apart:
+            possible = possible_tokens(repeated[draw], float(uniforms[draw]), options, 0.0)
+            if not {int(jax[draw]), int(torch[draw])} <= possible.tokens:
+                found = _at(int(draw), jax, torch)
+                break
+            explained += 1
+        note = f"{explained} of {len(jax)} draws lie within rounding of a boundary and differ" if explained else ""
+        if len(apart) == explained:
+            found = replace(found, max_abs=0.0, max_rel=0.0)
+        yield judge(8, f"choice of {len(jax):,} tokens, {name}", pair.dtype, [found], 0.0, note)
+
+
+def _choose(logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig, twin: Twin) -> np.ndarray:
+    return twin.choose(logits, uniforms, options)
+
+
+def _at(draw: int, jax: np.ndarray, torch: np.ndarray) -> Difference:
+    found = difference("token of draw", jax, torch)
+    return replace(found, where=(int(draw),), left=float(jax[draw]), right=float(torch[draw]))

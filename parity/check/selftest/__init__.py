@@ -1,0 +1,1 @@
+"""Whether the check itself is right: planted faults, and how often healthy models fail."""

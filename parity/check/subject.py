@@ -1,0 +1,109 @@
+"""What is to be checked: the model that the command line names, and text to feed it.
+
+Nothing is prepared on disk. A fresh config trains its tokenizer on the first of its text, a run brings its own; the
+text is `--data.files`, else what the config names if that is on this machine, else the embedded stories.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lmcore.config import Config, DataConfig
+from lmcore.data import tokenizer as tokenizers
+from lmcore.data.corpus import Corpus, open_text
+from lmcore.data.encoding import encode
+from lmcore.data.tokenizer import Tokenizer
+from lmcore.errors import UserError
+from lmcore.run.trainer import with_vocabulary
+from parity.backends.base import Arrays
+from parity.convert.conversion import open_source
+
+__all__ = ["Subject", "open_subject"]
+
+STORIES = 1500
+"""Most of the embedded stories that a check reads: enough for a vocabulary of 2,048."""
+TOKENS = 200_000
+"""Most tokens that a check reads."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to check, and text for it."""
+
+    what: str
+    """What it is, for people."""
+    config: Config
+    """With the vocabulary's size filled in."""
+    params: Arrays | None
+    """Weights in JAX's names; None for the initial ones of the config's seed."""
+    tokenizer: Tokenizer | None
+    tokens: np.ndarray
+    """Token ids of the text."""
+    text: str
+    """How much text there is and where it comes from, for people."""
+
+
+def open_subject(what: Path | None, config: Config, files: list[str], verify: bool = True) -> Subject:
+    """Read what is to be checked.
+
+    Args:
+        what: a run, a checkpoint, a Hugging Face folder; None for the initial weights of `config`.
+        config: read only without `what`.
+        files: text to use, as `data.files` takes it.
+        verify: whether to compare a run's files with their checksums.
+
+    Raises:
+        UserError: something cannot be read, or the model is of a kind that cannot be checked.
+    """
+    if what is None:
+        corpus = _corpus(config.data, files)
+        tokenizer = tokenizers.train(config.tokenizer, (piece.text for piece in corpus))
+        config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus)
+        return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
+    source = open_source(what, verify=verify)
+    state = source.state(optimizer=False).to("jax", source.config)
+    config = source.config
+    name = "Hugging Face model"
+    if source.checkpoint is not None:
+        name = f"{source.side} checkpoint, step {source.checkpoint.step:,}"
+    subject = Subject(f"{what} ({name})", config, state.params, source.tokenizer, np.empty(0, np.int32), "")
+    if source.tokenizer is None:
+        if files:
+            raise UserError(f"--data.files: {what} has no tokenizer.json to read text with; leave it out")
+        draws = np.random.default_rng(0).integers(config.model.vocab_size, size=TOKENS, dtype=np.int32)
+        return replace(subject, tokens=draws, text=f"{TOKENS:,} random ids")
+    corpus = _corpus(config.data, files)
+    config = with_vocabulary(config, source.tokenizer.vocab_size)  # which a saved run leaves to its tokenizer
+    tokens = _tokens(source.tokenizer, corpus)
+    return replace(subject, config=config, tokens=tokens, text=_describe(tokens, corpus))
+
+
+def _corpus(data: DataConfig, files: list[str]) -> Corpus:
+    """Text to feed the model."""
+    if files:
+        return open_text(replace(data, files=files))
+    if data.files:
+        try:
+            return open_text(data)
+        except UserError:  # another machine's files: any text will do
+            pass
+    embedded = not data.files and data.dataset is None
+    return open_text(DataConfig(stories=min(data.stories, STORIES) if embedded else STORIES))
+
+
+def _describe(tokens: np.ndarray, corpus: Corpus) -> str:
+    return f"{'the first ' * (len(tokens) == TOKENS)}{len(tokens):,} tokens of {corpus.describe()}"
+
+
+def _tokens(tokenizer: Tokenizer, corpus: Corpus) -> np.ndarray:
+    found: list[np.ndarray] = []
+    for ids, _, _ in encode(tokenizer, itertools.islice(corpus, 10 * STORIES)):
+        found.append(ids)
+        if sum(map(len, found)) >= TOKENS:
+            break
+    tokens = np.concatenate(found)[:TOKENS].astype(np.int32)
+    if len(tokens) < 2:
+        raise UserError("data: found no text to feed the model, expected at least a few words")
+    return tokens

@@ -1,0 +1,395 @@
+"""Llama folders of Hugging Face: `config.json`, safetensors, `tokenizer.json`, read and written.
+
+What our model cannot express is refused by the name of its field, all of it in one error; a field that nothing here
+knows is refused too, for it may change the model. Only safetensors are read: a pickle can run code.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
+from lmcore.data.tokenizer import Tokenizer
+from lmcore.errors import UserError
+from lmcore.model.rope import frequencies
+from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
+from parity.convert.names import convert_names, require_llama
+
+__all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
+
+SHARD_BYTES = 5 * 10**9
+"""A larger model is written in parts of at most this size."""
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "ffn_dim",
+}
+"""Field of `config.json` that must be there -> ours."""
+
+DEFAULTED: dict[str, tuple[str, Any]] = {
+    "num_key_value_heads": ("n_kv_heads", 0),
+    "head_dim": ("head_dim", 0),
+    "max_position_embeddings": ("max_seq_len", 2048),
+    "rms_norm_eps": ("norm_eps", 1e-6),
+    "tie_word_embeddings": ("tie_embeddings", False),
+}
+"""Field that may be missing or null -> ours, and what it is then, as in transformers' LlamaConfig."""
+
+ONLY: dict[str, tuple[Any, ...]] = {
+    "architectures": (["LlamaForCausalLM"], None),
+    "hidden_act": ("silu", "swish"),
+    "attention_dropout": (0, None),
+    "sliding_window": (None,),
+    "partial_rotary_factor": (1, None),
+    "pretraining_tp": (1, None),
+    "quantization_config": (None,),
+}
+"""Field that may change the model -> values that our model agrees with."""
+
+HARMLESS = {
+    *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read apart
+    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
+    *("initializer_range", "use_cache", "is_llama_config", "transformers.js_config", "tokenizer_class"),
+    *("sep_token_id", "cls_token_id", "decoder_start_token_id", "prefix", "problem_type", "task_specific_params"),
+    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash"),
+    *("_from_model_config", "_flash_attn_2_enabled", "torchscript", "use_bfloat16"),
+    *("output_attentions", "output_hidden_states", "finetuning_task", "license", "model_name"),
+    *("base_model_name_or_path", "keys_to_ignore_at_inference"),
+    *("id2label", "label2id", "chunk_size_feed_forward", "return_dict", "unsloth_version", "unsloth_fixed"),
+    *("max_length", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_sequence_length"),
+    *("min_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "typical_p"),
+    *("diversity_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
+}
+"""Fields that say nothing of the mathematics."""
+
+NONE = Companions()
+
+STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""Types of tensors that are read."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A Hugging Face Llama."""
+
+    config: Config
+    """Model and tokenizer; `train.precision` is float64 where a tensor is, so that nothing is rounded."""
+    weights: dict[str, np.ndarray]
+    """By Hugging Face's names, in the types they are stored in; without the head where it is the embedding."""
+    tokenizer: Tokenizer | None
+    """None where the folder has no `tokenizer.json`."""
+    companions: Companions
+    """The files that say how text is read and written."""
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read a Llama folder.
+
+    Raises:
+        UserError: it is not one, is damaged, or needs what our model lacks; the message names each reason.
+    """
+    problems: list[str] = []
+    fields = read_fields(folder / "config.json", problems)
+    model = _model_config(fields, problems) if fields else None
+    weights = _read_weights(folder, problems)
+    text = read_tokenizer(folder, fields, problems)
+    tokenizer = text[0] if text else None
+    if model is not None:
+        weights = _without_rope_tables(weights, model, problems)
+        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
+            problems.append(f"vocab_size: found {model.vocab_size}, tokenizer.json needs {tokenizer.vocab_size}")
+        if not problems:
+            try:
+                weights = convert_names(weights, model, "hf", "hf")
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError(f"{folder}: cannot be converted: {'; '.join(problems)}")
+    assert model is not None
+    wide = any(array.dtype == np.float64 for array in weights.values())
+    named = text[1] if text else TokenizerConfig(kind="file", file=str(folder / "tokenizer.json"))
+    config = Config(model=model, tokenizer=named, train=TrainConfig(precision="float64" if wide else "float32"))
+    return Folder(config, weights, tokenizer, read_companions(folder))
+
+
+def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
+    """Our model's shape, or None where the fields are not all understood."""
+    before = len(problems)
+    if fields.get("model_type") != "llama":
+        problems.append(f"model_type: found {fields.get('model_type')!r}, expected 'llama'")
+    for name, accepted in ONLY.items():
+        if name in fields and fields[name] not in accepted:
+            problems.append(f"{name}: found {_shown(fields[name])}, expected {accepted[0]!r}")
+    layers = fields.get("layer_types") or ["full_attention"]
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
+        problems.append(f"layer_types: found {_shown(fields['layer_types'])}, expected 'full_attention' in each layer")
+    known = {*SIZES, *DEFAULTED, *ONLY, *HARMLESS, "layer_types"}
+    for name, value in fields.items():
+        if name not in known and value not in (None, False, [], {}, ""):
+            problems.append(f"{name}: found {_shown(value)}, whose meaning is unknown here; delete it if it has none")
+    problems += [f"{name} is missing" for name in SIZES if fields.get(name) is None]
+    values = {ours: fields[name] for name, ours in SIZES.items() if fields.get(name) is not None}
+    for name, (ours, default) in DEFAULTED.items():
+        values[ours] = default if fields.get(name) is None else fields[name]
+    values["rope_theta"], scaling = _rope(fields, problems)
+    values["bias"] = fields.get("attention_bias") or False
+    if (fields.get("mlp_bias") or False) != values["bias"]:
+        found = f"found {_shown(fields.get('mlp_bias'))} beside attention_bias {_shown(fields.get('attention_bias'))}"
+        problems.append(f"mlp_bias: {found}, expected the same: our layers have biases or not")
+    if len(problems) > before:
+        return None
+    try:
+        model = from_dict(ModelConfig, values)
+        return ModelConfig(**{**values, "rope_scaling": from_dict(RopeScaling, scaling)}) if scaling else model
+    except UserError as error:
+        names = {ours: name for name, ours in SIZES.items()} | {o: name for name, (o, _) in DEFAULTED.items()}
+        ours = str(error).partition(":")[0].rpartition(".")[2]
+        problems.append(f"{names.get(ours, ours)}: {str(error).partition(': ')[2]}")
+        return None
+
+
+LLAMA3 = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_seq_len",
+}
+
+
+def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Base of the rotary frequencies, and Llama 3's scaling or nothing; two places may say it, and must agree."""
+    found = []
+    for place in ("rope_parameters", "rope_scaling"):
+        given = fields.get(place)
+        if given is None:
+            continue
+        if not isinstance(given, dict):
+            problems.append(f"{place}: found {_shown(given)}, expected fields")
+            continue
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            problems.append(f"{place}.rope_type: found {kind!r}, expected 'default' or 'llama3'")
+            continue
+        own = LLAMA3 if kind == "llama3" else {}
+        problems += [f"{place}.{name} is missing" for name in own if name not in given]
+        for name in sorted(set(given) - {*own, "rope_type", "type", "rope_theta"}):
+            if not (name == "partial_rotary_factor" and given[name] == 1):
+                problems.append(f"{place}.{name}: found {_shown(given[name])}, unknown with rope_type {kind!r}")
+        theta = given.get("rope_theta", fields.get("rope_theta"))
+        found.append((theta, {ours: given[name] for name, ours in own.items() if name in given}))
+    theta = fields.get("rope_theta")
+    if found and any(one != found[0] for one in found):
+        problems.append("rope_parameters and rope_scaling say different things")
+    if found and None not in (theta, found[0][0]) and theta != found[0][0]:
+        problems.append(f"rope_theta: found {theta!r} beside {found[0][0]!r} in rope_parameters")
+    scaling = found[0][1] if found else {}
+    theta = found[0][0] if found else theta
+    return (10000.0 if theta is None else theta), scaling
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_weights(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    weights: dict[str, np.ndarray] = {}
+    files, expected = _weight_files(folder, problems)
+    holder: dict[str, str] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            problems.append(f"{file} is missing")
+            continue
+        try:
+            with safe_open(folder / file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    stored = opened.get_slice(name).get_dtype()
+                    if stored not in STORED:
+                        problems.append(f"{name}: found type {stored}, expected one of {', '.join(STORED)}")
+                    elif name in weights:
+                        problems.append(f"{name} is in {holder[name]} and in {file}")
+                    elif expected is not None and expected.get(name) != file:
+                        problems.append(f"{name} is in {file}, the index says {expected.get(name)}")
+                    else:
+                        weights[name], holder[name] = opened.get_tensor(name), file
+                        if bad := weights[name].size - np.count_nonzero(np.isfinite(weights[name])):
+                            problems.append(f"{name}: found {bad:,} values that are NaN or infinite, expected none")
+        except (OSError, SafetensorError) as error:
+            problems.append(f"{file} cannot be read ({error})")
+    readable = {file for file in files if (folder / file).is_file()}
+    for name, file in (expected or {}).items():
+        if name not in weights and file in readable:
+            problems.append(f"{name} is not in {file}, where the index puts it")
+    return weights
+
+
+def _weight_files(folder: Path, problems: list[str]) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the safetensors, and the index's tensor -> file where there is one."""
+    if (folder / "model.safetensors").exists():
+        return ["model.safetensors"], None
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        found = read_fields(index, problems).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            problems.append(f"{index.name} has no weight_map")
+            return [], None
+        files = sorted(set(found.values()))
+        # A link of that name may lead elsewhere, as in the hub's cache; the index, which came with the model, may not.
+        outside = [file for file in files if file in ("", ".", "..") or set(file) & set("/\\\0")]
+        problems += [f"{index.name}: found {file!r}, expected the name of a file in the folder" for file in outside]
+        return [file for file in files if file not in outside], found
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        problems.append(
+            f"{pickles[0]} is a pickle, which can run code when it is read, so only safetensors are; "
+            "save the model again with transformers"
+        )
+    else:
+        problems.append("model.safetensors is missing")
+    return [], None
+
+
+def _without_rope_tables(
+    weights: dict[str, np.ndarray], model: ModelConfig, problems: list[str]
+) -> dict[str, np.ndarray]:
+    """Leave out the rotary frequencies that old versions of transformers stored, if they are those of the config."""
+    expected = frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
+    kept = {}
+    for name, array in weights.items():
+        if not name.endswith(".rotary_emb.inv_freq"):
+            kept[name] = array
+        elif array.shape != expected.shape or not np.allclose(array.astype(np.float64), expected, rtol=1e-2):
+            problems.append(f"{name} holds other frequencies than those of rope_theta {model.rope_theta}")
+    return kept
+
+
+def write_folder(
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer | None,
+    companions: Companions = NONE,
+) -> None:
+    """Write a Llama folder that transformers loads.
+
+    Args:
+        folder: where; it exists.
+        config: the model's.
+        weights: by Hugging Face's names, contiguous.
+        tokenizer: None leaves out the tokenizer's files.
+        companions: the files of the folder that the model was imported from, which are written again as they were.
+
+    Raises:
+        UserError: it is no Llama, or transformers would not load one of this shape.
+    """
+    model = config.model
+    require_llama(model)
+    if model.dim % model.n_heads:
+        raise UserError(
+            f"model.dim: found {model.dim}, expected a multiple of n_heads = {model.n_heads}; "
+            "transformers loads no other Llama"
+        )
+    dtypes = {str(array.dtype) for array in weights.values()}
+    _write_weights(folder, weights)
+    ids = companions.special_ids() if companions.files else _special_ids(tokenizer)
+    _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
+    if companions.files:
+        companions.write(folder)
+        return
+    _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
+        _write_json(folder / "tokenizer_config.json", _tokenizer_fields(tokenizer, model.max_seq_len))
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Fields that name the tokens at which a text of ours begins and ends."""
+    if tokenizer is None:
+        return {}
+    begin = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else tokenizer.eot_id
+    stops = [tokenizer.eot_id, *sorted(tokenizer.stop_ids - {tokenizer.eot_id})]
+    return {"bos_token_id": begin, "eos_token_id": stops if len(stops) > 1 else tokenizer.eot_id}
+
+
+def _widest(dtypes: set[str]) -> str:
+    return next((name for name in ("float64", "float32", "bfloat16", "float16") if name in dtypes), "float32")
+
+
+def config_fields(model: ModelConfig) -> dict[str, Any]:
+    """What `config.json` says of a model's shape."""
+    fields: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    for name, ours in [*SIZES.items(), *((name, ours) for name, (ours, _) in DEFAULTED.items())]:
+        fields[name] = getattr(model, ours)
+    scaling = model.rope_scaling
+    llama3 = scaling and {"rope_type": "llama3"} | {name: getattr(scaling, ours) for name, ours in LLAMA3.items()}
+    fields |= {"hidden_act": "silu", "attention_bias": model.bias, "mlp_bias": model.bias, "attention_dropout": 0.0}
+    return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3, "initializer_range": 0.02}
+
+
+def _tokenizer_fields(tokenizer: Tokenizer, longest: int) -> dict[str, Any]:
+    """Settings with which AutoTokenizer gives our ids: text never becomes a special token."""
+    eot = _token(tokenizer, tokenizer.eot_id)
+    fields: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": _token(tokenizer, tokenizer.prefix_ids[0]) if tokenizer.prefix_ids else eot,
+        "eos_token": eot,
+        "pad_token": eot,
+        "padding_side": "left",
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": longest,
+    }
+    if tokenizer.unk_id is not None:
+        fields["unk_token"] = _token(tokenizer, tokenizer.unk_id)
+    return fields
+
+
+def _token(tokenizer: Tokenizer, number: int) -> str:
+    token = tokenizer.inner.id_to_token(number)
+    assert token is not None
+    return token
+
+
+def _write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    def save(shard: dict[str, np.ndarray], path: Path) -> None:
+        try:
+            save_file(shard, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
+
+    shards: list[dict[str, np.ndarray]] = [{}]
+    room = SHARD_BYTES
+    for name, array in weights.items():
+        assert array.flags.c_contiguous, f"{name}: safetensors would write the wrong order"
+        if shards[-1] and array.nbytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = array
+        room -= array.nbytes
+    if len(shards) == 1:
+        save(shards[0], folder / "model.safetensors")
+        return
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(names, shards, strict=True):
+        save(shard, folder / file)
+    places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    total = sum(array.nbytes for array in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

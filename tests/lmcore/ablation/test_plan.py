@@ -1,0 +1,324 @@
+"""Proves that an ablation's file is checked entry by entry before anything runs, and that its report says what ran."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from lmcore import config as configs
+from lmcore.ablation import report as ablation_report
+from lmcore.ablation.plan import BASE, Outcome, Trial, check_trials, merge, outcome, read_plan, trials
+from lmcore.ablation.report import HEADINGS, lines, write_report
+from lmcore.config import Config
+from lmcore.errors import UserError
+from lmcore.run.trackers import JsonlTracker
+
+FILE = """
+base:
+  model: {dim: 24, n_heads: 3}
+  optim: {lr: 1e-3}
+seeds: [0, 5]
+changes:
+  untied head: {model.tie_embeddings: false}
+  Wider & deeper: {model: {dim: 48, n_layers: 5}}
+"""
+
+
+def written(tmp_path: Path, text: str = FILE) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_entry_is_the_base_but_for_what_it_changes(tmp_path: Path):
+    found = trials(read_plan(written(tmp_path)), tmp_path / "out")
+    assert [(t.entry, t.seed, t.folder.name) for t in found[:4]] == [
+        ("base", 0, "base-seed-0"),
+        ("untied head", 0, "untied-head-seed-0"),
+        ("Wider & deeper", 0, "wider-deeper-seed-0"),
+        ("base", 5, "base-seed-5"),
+    ]
+    assert len(found) == 6
+    base = found[0].config
+    assert (base.model.dim, base.optim.lr, base.train.resume) == (24, 1e-3, "auto")
+    changed = configs.differences(base, found[1].config)
+    assert changed.keys() == {"run_dir", "model.tie_embeddings"}
+    wider = found[2].config.model
+    assert (wider.dim, wider.head_dim, wider.ffn_dim) == (48, 16, 128)  # what is derived follows the change
+    assert configs.differences(found[1].config, found[4].config).keys() == {"run_dir", "train.seed"}
+
+
+def test_a_change_may_be_dotted_or_in_groups_and_leaves_the_base_alone():
+    base = {"model": {"dim": 24, "n_heads": 3}}
+    merged = merge(base, {"model.dim": 48, "model.rope_scaling.factor": 2.0, "optim": {"clip": 0}})
+    assert merged == {"model": {"dim": 48, "n_heads": 3, "rope_scaling": {"factor": 2.0}}, "optim": {"clip": 0}}
+    assert merge(merged, {"model.rope_scaling": None})["model"]["rope_scaling"] is None
+    assert base == {"model": {"dim": 24, "n_heads": 3}}
+
+
+def test_the_base_may_be_another_file_beside_it(tmp_path: Path):
+    (tmp_path / "small.yaml").write_text("model.dim: 24\nmodel: {n_heads: 3}\n")
+    plan = read_plan(written(tmp_path, "base: small.yaml\nchanges:\n  a: {optim.clip: 0}\n"))
+    assert (plan.base, plan.seeds) == ({"model": {"dim": 24, "n_heads": 3}}, [0, 1])
+
+
+CHANGES = "base: {}\nchanges:\n  "
+MISTAKES = {
+    "no base": ("changes: {a: {optim.clip: 0}}", "base: found None, expected the fields of a config"),
+    "a base that is not there": ("base: no.yaml\nchanges: {a: {optim.clip: 0}}", "no.yaml: no such file"),
+    "an unknown field of the base": (
+        "base: {model: {dmi: 3}}\nchanges: {a: {optim.clip: 0}}",
+        "base: model.dmi: no such",
+    ),
+    "no changes": ("base: {}", "changes: found None"),
+    "another field": ("base: {}\nchange: {}", "change: no such field, expected base, seeds and changes"),
+    "an unknown field": (CHANGES + "first: {model.dmi: 3}", "first: model.dmi: no such field; did you mean model.dim?"),
+    "an unknown group": (CHANGES + "first: {modle.dim: 3}", "first: modle: no such field"),
+    "a wrong type": (CHANGES + "first: {optim.clip: much}", "first: optim.clip: found 'much', expected a number"),
+    "an impossible change": (CHANGES + "first: {model.n_heads: 3}", "first: model.dim: found 128, expected a multiple"),
+    "no fields": (CHANGES + "first:", "first: found None, expected fields"),
+    "the same name twice": (
+        CHANGES + "a: {optim.clip: 0}\n  a: {optim.lr: 1}",
+        "'a' stands twice in one place, lines 3 and 4",
+    ),
+    "the same field twice": (
+        CHANGES + "a: {optim.clip: 0, optim.clip: 1}",
+        "'optim.clip' stands twice in one place, line 3",
+    ),
+    "the same field in two forms": (CHANGES + "a: {optim.clip: 0, optim: {clip: 1}}", "a: optim.clip stands twice, by"),
+    "two forms in the base": (
+        "base: {model.dim: 8, model: {dim: 4}}\nchanges: {a: {optim.clip: 0}}",
+        "base: model.dim",
+    ),
+    "a base that holds itself": ("base: &a {model: *a}\nchanges: {a: {optim.clip: 0}}", "&a holds itself"),
+    "a quoted number": (CHANGES + "a: {optim.clip: '0'}", "a: optim.clip: found '0', expected a number"),
+    "the same folder twice": (
+        CHANGES + "a b: {optim.clip: 0}\n  a-b: {optim.lr: 1}",
+        "a-b: found this name beside 'a b'",
+    ),
+    "a second base": (CHANGES + "Base: {optim.clip: 0}", "Base: found this name beside 'base'"),
+    "a seed in a change": (CHANGES + "a: {train: {seed: 1}}", "a: train.seed cannot be changed: seeds names"),
+    "seeds twice": ("base: {}\nseeds: [1, 1]\nchanges: {a: {optim.clip: 0}}", "seeds: found [1, 1]"),
+    "no YAML": ("base: {", "cannot be read as YAML"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_names_file_and_entry(name: str, tmp_path: Path):
+    text, message = MISTAKES[name]
+    with pytest.raises(UserError) as error:
+        trials(read_plan(written(tmp_path, text)), tmp_path / "out")
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def a_run(trial: Trial, rows: list[dict[str, Any]], parameters: int, step: int | None) -> None:
+    """A run folder as training leaves it, without the weights."""
+    trial.folder.mkdir(parents=True)
+    configs.save(trial.config, trial.folder / "config.yaml")
+    (trial.folder / "run.json").write_text(f'{{"framework": "jax", "device": "cpu", "parameters": {parameters}}}')
+    tracker = JsonlTracker(trial.folder / "metrics.jsonl", None)
+    for row in rows:
+        tracker.log(row)
+    tracker.close()
+    if step is not None:
+        folder = trial.folder / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(f'{{"framework": "jax", "step": {step}, "valid_loss": 1.0}}')
+
+
+def rows(*losses: float, rate: float = 100.0) -> list[dict[str, Any]]:
+    facts = {"loss": 2.0, "valid_perplexity": 1.0, "tokens_per_second": rate}
+    return [
+        {"step": 10 * i, "tokens": 640 * i, "valid_loss": loss, "valid_bits_per_byte": 2 * loss, **facts}
+        for i, loss in enumerate(losses, 1)
+    ]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Path, list[Outcome]]:
+    """A base that finished twice, a change that diverged once, and one that finished once and is on its way."""
+    path = written(tmp_path, FILE.replace("optim: {lr: 1e-3}", "train: {steps: 30}"))
+    base, untied, wider, base5, untied5, wider5 = trials(read_plan(path), tmp_path / "out")
+    a_run(base, rows(3.0, 2.0, 2.2), 1000, 30)
+    a_run(base5, rows(3.2, 2.4, 2.4, rate=300.0), 1000, 30)
+    a_run(untied, rows(3.0, 1.9, 2.0), 1500, 30)
+    a_run(untied5, [*rows(3.0, 1.5), {"step": 25, "tokens": 1600, "loss": math.nan}], 1500, 20)
+    a_run(wider, rows(3.0, 2.5, 2.3), 4000, 30)
+    a_run(wider5, rows(3.0), 4000, 10)
+    return path, [outcome(t) for t in (base, untied, wider, base5, untied5, wider5)]
+
+
+def test_the_state_of_a_run_is_read_from_its_folder(study: tuple[Path, list[Outcome]]):
+    _, outcomes = study
+    states = [(o.trial.entry, o.trial.seed, o.state) for o in outcomes if o.state != "finished"]
+    assert states == [("untied head", 5, "diverged"), ("Wider & deeper", 5, "unfinished")]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"framework": "jax"}'])
+def test_a_damaged_run_is_one_line_that_names_the_way_out(study: tuple[Path, list[Outcome]], damage: str):
+    trial = study[1][0].trial
+    (trial.folder / "run.json").write_text(damage)
+    with pytest.raises(UserError, match=r"run.json: cannot be read .*; delete .* to train it again"):
+        outcome(trial)
+
+
+def test_a_finished_run_without_its_metrics_is_one_line(study: tuple[Path, list[Outcome]]):
+    trial = study[1][0].trial
+    (trial.folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl: found no evaluation; delete .* to train it again"):
+        outcome(trial)
+
+
+def test_a_change_may_build_on_another_by_a_merge_key(tmp_path: Path):
+    text = (
+        "base: {model: {dim: 24, n_heads: 2}}\nchanges:\n  a: &a {optim.lr: 1e-3}\n  $x^$ b: {<<: *a, optim.clip: 0}\n"
+    )
+    plan = read_plan(written(tmp_path, text))
+    found = {trial.entry: trial.config.optim for trial in trials(plan, tmp_path / "out")}
+    assert (found["$x^$ b"].lr, found["$x^$ b"].clip, found["a"].clip) == (1e-3, 0, 1)
+    assert "$x^$ b" in write_report(tmp_path, plan, [outcome(t) for t in trials(plan, tmp_path / "out")], [], "command")
+
+
+def test_the_table_has_means_spreads_and_differences_by_seed(study: tuple[Path, list[Outcome]]):
+    path, outcomes = study
+    table = lines(read_plan(path), outcomes)
+    base = next(line for line in table if line.entry == BASE)
+    found = {line.entry: dict(zip(HEADINGS, line.cells(base.final), strict=True)) for line in table}
+    assert list(found) == ["untied head", "base", "Wider & deeper"]  # by final loss: 2.0, 2.3 and 2.3
+    spread = 0.2 / math.sqrt(2)  # the standard deviation of two values 0.2 apart
+    assert found["base"] == {
+        "entry": "base",
+        "change": "",
+        "parameters": "1,000",
+        "final validation loss": f"2.3000 ± {spread:.4f}",
+        "against base": "–",
+        "best validation loss": f"2.2000 ± {2 * spread:.4f}",
+        "bits per byte": f"4.6000 ± {2 * spread:.4f}",
+        "tokens/s": "200 ± 141",
+        "diverged": "no",
+    }
+    untied = found["untied head"]
+    assert (untied["change"], untied["final validation loss"]) == ("model.tie_embeddings: false", "2.0000")
+    assert untied["against base"] == "−0.2000"  # against the same seed, 2.2, and not against the mean
+    assert untied["best validation loss"].startswith("1.7000")
+    assert untied["diverged"] == "1 of 2, by step 25"
+    assert found["Wider & deeper"]["change"] == "model.dim: 48, model.n_layers: 5"
+    assert found["Wider & deeper"]["diverged"] == "no; 1 not finished"
+
+
+def test_the_report_is_a_table_a_page_and_a_picture(study: tuple[Path, list[Outcome]], tmp_path: Path):
+    path, outcomes = study
+    shown = write_report(tmp_path, read_plan(path), outcomes, [outcomes[-1].trial], "python -m jaxlm.ablate study.yaml")
+    text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    assert "| untied head | `model.tie_embeddings: false` | 1,500 | 2.0000 | −0.2000 |" in text
+    assert "`python -m jaxlm.ablate study.yaml`" in text
+    assert "no; 1 failed" in text
+    assert "Wider &amp; deeper" in page
+    assert "Wider & deeper" not in page
+    assert "1 of 2, by step 25" in shown
+    picture = imread(tmp_path / "curves.png")
+    blue = np.isclose(picture[..., :3], (0.121, 0.466, 0.705), atol=0.02).all(axis=2)
+    assert blue.sum() > 200  # the first change's curves
+    assert ((picture[..., :3] < 0.02).all(axis=2)).sum() > 500  # the base's
+
+
+def coloured(path: Path) -> int:
+    """Pixels in the colour of the first change, within the frame or at its edge: the legend lies right of it."""
+    picture = imread(path)[:, :900, :3]
+    return int(np.isclose(picture, (0.121, 0.466, 0.705), atol=0.02).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(("losses", "drawn"), [((2.0,), True), ((math.nan,), False)])
+def test_a_single_evaluation_is_a_point(losses: tuple[float, ...], drawn: bool, tmp_path: Path):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0), 1000, 700)
+    a_run(untied, rows(*losses), 1000, 700)
+    write_report(tmp_path, plan, [outcome(t) for t in found], [], "command")
+    assert (coloured(tmp_path / "curves.png") > 30) is drawn
+
+
+@pytest.mark.parametrize(("worst", "marked"), [(9.0, True), (2.9, False)])
+def test_a_curve_above_the_frame_is_marked_at_its_edge_and_in_the_legend(
+    worst: float, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0, 2.5, 2.0), 1000, 700)
+    a_run(untied, rows(worst + 1, worst), 1000, 700)
+    figures: list[Any] = []
+    monkeypatch.setattr(ablation_report, "save", lambda figure, path: figures.append(figure))
+    ablation_report.plot_curves(lines(plan, [outcome(t) for t in found]), tmp_path / "c.png", "title")
+    [legend] = figures[0].legends
+    said = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("untied head")]
+    assert said[0].endswith(f"above the frame, from {worst:.2f}") is marked
+    triangles = [line for line in figures[0].axes[0].lines if line.get_marker() == "^"]
+    assert len(triangles) == marked
+
+
+@pytest.mark.parametrize(
+    ("losses", "ending", "said"),
+    [
+        ((), {}, "not evaluated yet"),
+        ((3.0,), {}, "3.000 so far"),
+        ((), {"loss": math.nan}, "diverged before its first evaluation"),
+        ((3.0,), {"loss": math.nan}, "3.000, then diverged"),
+    ],
+)
+def test_the_legend_says_what_came_of_a_run_that_did_not_finish(
+    losses: tuple[float, ...], ending: dict[str, float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = read_plan(written(tmp_path, FILE.replace("[0, 5]", "[0]")))
+    base, untied, _ = found = trials(plan, tmp_path / "out")
+    a_run(base, rows(3.0, 2.5), 1000, 700)
+    a_run(untied, rows(*losses) + [{"step": 25, "tokens": 1600, **ending}] * bool(ending), 1000, None)
+    figures: list[Any] = []
+    monkeypatch.setattr(ablation_report, "save", lambda figure, path: figures.append(figure))
+    ablation_report.plot_curves(lines(plan, [outcome(t) for t in found]), tmp_path / "c.png", "title")
+    assert f"untied head  {said}" in [text.get_text() for text in figures[0].legends[0].get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("study", "Ablation study"), ("ablations", "Ablations"), ("ablation_2", "Ablation_2")]
+)
+def test_the_title_says_ablation_once(name: str, title: str, tmp_path: Path):
+    plan = read_plan(written(tmp_path).rename(tmp_path / f"{name}.yaml"))
+    write_report(tmp_path, plan, [outcome(trial) for trial in trials(plan, tmp_path / "out")], [], "command")
+    assert (tmp_path / "report.md").read_text().startswith(f"# {title}\n")
+    assert f"<title>{title}</title>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_nothing_is_still_a_report(tmp_path: Path):
+    plan = read_plan(written(tmp_path))
+    found = [outcome(trial) for trial in trials(plan, tmp_path / "out")]
+    assert "no; 2 not finished" in write_report(tmp_path, plan, found, [], "command")
+
+
+def test_a_folder_with_other_settings_or_another_text_is_refused(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("a tale of a cat " * 50)
+    more = f"  data: {{files: [{text}], dir: {tmp_path / 'data'}}}\n  tokenizer: {{kind: bytes}}\nseeds:"
+    path = written(tmp_path, FILE.replace("seeds:", more))
+    found = trials(read_plan(path), tmp_path / "out")
+    check_trials(found)
+    a_run(found[1], rows(1.0), 10, 10)
+    [meta] = (tmp_path / "data").glob("*/meta.json")
+    (found[1].folder / "meta.json").write_bytes(meta.read_bytes())
+    filled = {"model": replace(found[1].config.model, vocab_size=257)}
+    configs.save(replace(found[1].config, **filled), found[1].folder / "config.yaml")
+    check_trials(found)
+    text.write_text("a tale of a dog " * 50)
+    with pytest.raises(
+        UserError, match=r"untied head, seed 0: .*the text has changed; delete it or give another --out"
+    ):
+        check_trials(found)
+    text.write_text("a tale of a cat " * 50)
+    other: Config = replace(found[1].config, optim=replace(found[1].config.optim, lr=1.0))
+    found[1] = Trial(entry="untied head", seed=0, config=other)
+    with pytest.raises(UserError, match=r"untied head, seed 0: .*optim.lr was 0.001 and is 1.0"):
+        check_trials(found)

@@ -1,0 +1,439 @@
+"""A config that exists is valid and resolved; what cannot be is refused in one line; no field is mute or unread."""
+
+import ast
+import inspect
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+from lmcore import config as configs
+from lmcore.config import (
+    GROUPS,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RopeScaling,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    differences,
+    flatten,
+    from_dict,
+    load,
+    save,
+)
+from lmcore.errors import UserError
+from lmcore.optim.schedule import learning_rate
+from lmcore.run.trainer import with_vocabulary
+
+ROOT = Path(configs.__file__).parents[2]
+
+
+def test_the_defaults_are_valid_and_resolved():
+    config = Config()
+    assert (config.model.head_dim, config.model.n_kv_heads, config.model.ffn_dim) == (32, 4, 352)
+    assert (config.optim.warmup_steps, config.train.seq_len, config.eval.batch_size) == (35, 256, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "derived"),
+    [
+        ({"dim": 30, "n_heads": 5}, {"head_dim": 6, "n_kv_heads": 5, "ffn_dim": 96}),
+        ({"dim": 30, "n_heads": 5, "n_kv_heads": 1}, {"head_dim": 6, "n_kv_heads": 1}),
+        ({"dim": 31, "n_heads": 5, "head_dim": 8}, {"head_dim": 8, "n_kv_heads": 5}),
+        ({"dim": 12, "n_heads": 3, "ffn_dim": 7}, {"ffn_dim": 7}),
+        ({"dim": 24, "n_heads": 3}, {"ffn_dim": 64}),  # 8/3 of 24 is a multiple of 32 already
+        ({"dim": 26, "n_heads": 1}, {"ffn_dim": 96}),
+        ({"dim": 26, "n_heads": 1, "mlp": "geglu"}, {"ffn_dim": 96}),
+        ({"dim": 26, "n_heads": 1, "mlp": "relu"}, {"ffn_dim": 104}),
+        ({"dim": 21, "n_heads": 3, "position": "learned"}, {"head_dim": 7}),
+    ],
+)
+def test_the_model_fills_what_is_not_given_and_keeps_what_is(given: dict[str, int], derived: dict[str, int]):
+    model = ModelConfig(**given)
+    assert {name: getattr(model, name) for name in given | derived} == given | derived
+
+
+def test_the_run_fills_warmup_sequence_and_evaluation_batch_and_keeps_what_is_given():
+    train = TrainConfig(steps=59, batch_size=12, grad_accum=3)
+    filled = Config(model=ModelConfig(max_seq_len=40), train=train)
+    assert (filled.optim.warmup_steps, filled.train.seq_len, filled.eval.batch_size) == (2, 40, 4)
+    kept = Config(
+        model=ModelConfig(max_seq_len=40),
+        train=replace(train, seq_len=39),
+        optim=OptimConfig(warmup_steps=0),
+        eval=EvalConfig(batch_size=5),
+    )
+    assert (kept.optim.warmup_steps, kept.train.seq_len, kept.eval.batch_size) == (0, 39, 5)
+
+
+MODEL = {"dim": 24, "n_heads": 4}
+IMPOSSIBLE = [
+    (ModelConfig, {"dim": 30, "n_heads": 4}, "model.dim: found 30, expected a multiple of n_heads = 4"),
+    (ModelConfig, {"dim": 20, "n_heads": 4}, "model.head_dim: found 5, expected an even number"),
+    (ModelConfig, {**MODEL, "head_dim": 7}, "model.head_dim: found 7, expected an even number"),
+    (
+        ModelConfig,
+        {"position": "learned", "rope_scaling": RopeScaling()},
+        "model.rope_scaling: found RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, "
+        "original_max_seq_len=8192), expected null with position: learned",
+    ),
+    (Config, {"model": {"position": "rotary"}}, "model.position: found 'rotary', expected one of rope, learned, sin"),
+    (Config, {"model": {"norm": "batch"}}, "model.norm: found 'batch', expected one of rmsnorm, layernorm, none"),
+    (Config, {"model": {"norm_placement": "mid"}}, "model.norm_placement: found 'mid', expected one of pre, post, san"),
+    (Config, {"model": {"mlp": "glu"}}, "model.mlp: found 'glu', expected one of swiglu, geglu, gelu, relu"),
+    (Config, {"model": {"init": "zeros"}}, "model.init: found 'zeros', expected one of normal, xavier, kaiming"),
+    (Config, {"model": {"bias": 1}}, "model.bias: found 1, expected true or false"),
+    (ModelConfig, {**MODEL, "head_dim": -2}, "model.head_dim: found -2, expected at least 0"),
+    (ModelConfig, {**MODEL, "n_kv_heads": 3}, "model.n_kv_heads: found 3, expected a divisor of n_heads = 4"),
+    (ModelConfig, {**MODEL, "n_kv_heads": 8}, "model.n_kv_heads: found 8, expected a divisor of n_heads = 4"),
+    (ModelConfig, {"n_heads": 0}, "model.n_heads: found 0, expected at least 1"),
+    (ModelConfig, {"n_layers": 0}, "model.n_layers: found 0, expected at least 1"),
+    (ModelConfig, {"dim": 0}, "model.dim: found 0, expected at least 1"),
+    (ModelConfig, {"vocab_size": -1}, "model.vocab_size: found -1, expected at least 0"),
+    (ModelConfig, {"ffn_dim": -1}, "model.ffn_dim: found -1, expected at least 0"),
+    (ModelConfig, {"max_seq_len": 1}, "model.max_seq_len: found 1, expected at least 2"),
+    (ModelConfig, {"rope_theta": 0.0}, "model.rope_theta: found 0.0, expected more than 0"),
+    (ModelConfig, {"norm_eps": 0.0}, "model.norm_eps: found 0.0, expected more than 0"),
+    (ModelConfig, {"dropout": 1.0}, "model.dropout: found 1.0, expected at least 0 and less than 1"),
+    (ModelConfig, {"dropout": -0.1}, "model.dropout: found -0.1, expected at least 0 and less than 1"),
+    (RopeScaling, {"factor": 0.5}, "model.rope_scaling.factor: found 0.5, expected at least 1"),
+    (RopeScaling, {"low_freq_factor": 0.0}, "model.rope_scaling.low_freq_factor: found 0.0, expected more than 0"),
+    (
+        RopeScaling,
+        {"low_freq_factor": 4.0},
+        "model.rope_scaling.high_freq_factor: found 4.0, expected more than low_freq_factor",
+    ),
+    (DataConfig, {"valid_files": ["v"]}, "data.valid_files: found ['v'], expected data.files beside it"),
+    (DataConfig, {"valid_fraction": 1.0}, "data.valid_fraction: found 1.0, expected more than 0 and less than 1"),
+    (DataConfig, {"valid_fraction": 0.0}, "data.valid_fraction: found 0.0, expected more than 0 and less than 1"),
+    (DataConfig, {"stories": 0}, "data.stories: found 0, expected at least 1"),
+    (DataConfig, {"max_documents": -1}, "data.max_documents: found -1, expected at least 0"),
+    (TokenizerConfig, {"kind": "file"}, "tokenizer.file: found None, expected a path with kind: file"),
+    (TokenizerConfig, {"file": "t.json"}, "tokenizer.file: found 't.json', expected a path with kind: file, and null"),
+    (TokenizerConfig, {"vocab_size": 256}, "tokenizer.vocab_size: found 256, expected at least 257"),
+    (
+        TokenizerConfig,
+        {"vocab_size": 258, "special_tokens": ["<a>", "<b>"]},
+        "tokenizer.vocab_size: found 258, expected at least 259",
+    ),
+    (TokenizerConfig, {"eot_token": ""}, "tokenizer.eot_token: found '', expected a non-empty text"),
+    (TokenizerConfig, {"special_tokens": ["<a>", "<a>"]}, "tokenizer.special_tokens: found ['<a>', '<a>'], expected"),
+    (
+        TokenizerConfig,
+        {"special_tokens": ["<|endoftext|>"]},
+        "tokenizer.special_tokens: found ['<|endoftext|>'], expected distinct texts, none the eot_token",
+    ),
+    (TokenizerConfig, {"train_bytes": 0}, "tokenizer.train_bytes: found 0, expected at least 1"),
+    (OptimConfig, {"lr": -1.0}, "optim.lr: found -1.0, expected at least 0"),
+    (OptimConfig, {"lr": float("nan")}, "optim.lr: found nan, expected at least 0"),
+    (OptimConfig, {"weight_decay": -0.1}, "optim.weight_decay: found -0.1, expected at least 0"),
+    (OptimConfig, {"clip": -1.0}, "optim.clip: found -1.0, expected at least 0"),
+    (OptimConfig, {"eps": 0.0}, "optim.eps: found 0.0, expected more than 0"),
+    (OptimConfig, {"beta1": 1.0}, "optim.beta1: found 1.0, expected at least 0 and less than 1"),
+    (OptimConfig, {"beta2": -0.5}, "optim.beta2: found -0.5, expected at least 0 and less than 1"),
+    (OptimConfig, {"min_lr_ratio": 1.5}, "optim.min_lr_ratio: found 1.5, expected at least 0 and at most 1"),
+    (OptimConfig, {"decay_fraction": -0.1}, "optim.decay_fraction: found -0.1, expected at least 0 and at most 1"),
+    (TrainConfig, {"steps": 0}, "train.steps: found 0, expected at least 1"),
+    (TrainConfig, {"batch_size": 0}, "train.batch_size: found 0, expected at least 1"),
+    (TrainConfig, {"grad_accum": 3}, "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
+    (TrainConfig, {"grad_accum": 0}, "train.grad_accum: found 0, expected at least 1"),
+    (TrainConfig, {"seed": -1}, "train.seed: found -1, expected from 0 to 2147483647"),
+    (TrainConfig, {"seed": 2**31}, "train.seed: found 2147483648, expected from 0 to 2147483647"),
+    (SampleConfig, {"seed": 2**64}, "sample.seed: found 18446744073709551616, expected from 0 to"),
+    (EvalConfig, {"windows": -1}, "eval.windows: found -1, expected at least 0"),
+    (configs.CheckpointConfig, {"keep": 0}, "checkpoint.keep: found 0, expected at least 1"),
+    (configs.LogConfig, {"every": 0}, "log.every: found 0, expected at least 1"),
+    (SampleConfig, {"top_p": 1.01}, "sample.top_p: found 1.01, expected more than 0 and at most 1"),
+    (SampleConfig, {"top_p": 0.0}, "sample.top_p: found 0.0, expected more than 0 and at most 1"),
+    (SampleConfig, {"min_p": 1.01}, "sample.min_p: found 1.01, expected at least 0 and at most 1"),
+    (SampleConfig, {"temperature": -0.1}, "sample.temperature: found -0.1, expected at least 0"),
+    (SampleConfig, {"top_k": -1}, "sample.top_k: found -1, expected at least 0"),
+    (SampleConfig, {"max_tokens": 0}, "sample.max_tokens: found 0, expected at least 1"),
+    (Config, {"optim": {"warmup_steps": 900}}, "optim.warmup_steps: found 900, expected at least 0, less than"),
+    (Config, {"optim": {"warmup_steps": -1}}, "optim.warmup_steps: found -1, expected at least 0, less than"),
+    (Config, {"train": {"seq_len": 257}}, "train.seq_len: found 257, expected at most model.max_seq_len = 256"),
+    (Config, {"modle": {}}, "modle: no such field"),
+    (Config, {"model": {"dmi": 3}}, "model.dmi: no such field; did you mean model.dim?"),
+    (Config, {"model": {"rope_scaling": {"factr": 3}}}, "model.rope_scaling.factr: no such field"),
+    (Config, {"model": 3}, "model: found 3, expected fields"),
+    (Config, {"model": None}, "model: found None, expected fields"),
+    (Config, {"model": {"dim": None}}, "model.dim: found None, expected a whole number"),
+    (Config, {"model": {"dim": "big"}}, "model.dim: found 'big', expected a whole number"),
+    (Config, {"model": {"dim": True}}, "model.dim: found True, expected a whole number"),
+    (Config, {"model": {"tie_embeddings": 1}}, "model.tie_embeddings: found 1, expected true or false"),
+    (Config, {"model": {"rope_scaling": 8}}, "model.rope_scaling: found 8, expected fields"),
+    (Config, {"optim": {"lr": "3e-4"}}, "optim.lr: found '3e-4', expected a number"),
+    (Config, {"optim": {"lr": float("inf")}}, "optim.lr: found inf, expected a number"),
+    (Config, {"optim": {"warmup_steps": 1.5}}, "optim.warmup_steps: found 1.5, expected a whole number or null"),
+    (Config, {"train": {"precision": "fp8"}}, "train.precision: found 'fp8', expected one of float32, bfloat16"),
+    (Config, {"data": {"files": "a.txt"}}, "data.files: found 'a.txt', expected a list of texts"),
+    (Config, {"data": {"files": [1]}}, "data.files: found [1], expected a list of texts"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), IMPOSSIBLE, ids=[message for _, _, message in IMPOSSIBLE])
+def test_what_cannot_be_names_the_field_the_value_and_what_would_do(kind: type, values: dict[str, Any], message: str):
+    with pytest.raises(UserError) as caught:
+        from_dict(kind, values) if kind is Config else kind(**values)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (ModelConfig, {"dim": 30, "n_heads": 4, "head_dim": 6}),
+        (ModelConfig, {**MODEL, "n_kv_heads": 2}),
+        (ModelConfig, {"dropout": 0.0}),
+        (RopeScaling, {"factor": 1.0}),
+        (DataConfig, {"files": ["t"], "valid_files": ["v"]}),
+        (TokenizerConfig, {"kind": "file", "file": "t.json", "vocab_size": 1}),
+        (TokenizerConfig, {"vocab_size": 257}),
+        (TokenizerConfig, {"kind": "bytes", "vocab_size": 1}),
+        (OptimConfig, {"lr": 0, "beta1": 0, "min_lr_ratio": 1, "decay_fraction": 0, "clip": 0}),
+        (TrainConfig, {"batch_size": 16, "grad_accum": 16}),
+        (TrainConfig, {"seed": 2**31 - 1}),
+        (SampleConfig, {"top_p": 1, "min_p": 1, "temperature": 0, "seed": 2**64 - 1}),
+        (Config, {"optim": {"warmup_steps": 899}, "train": {"steps": 900, "seq_len": 256}}),
+        (Config, {"train": {"steps": 1}}),
+    ],
+)
+def test_values_at_the_border_are_possible(kind: type, values: dict[str, Any]):
+    from_dict(kind, values)
+
+
+def test_the_embedding_takes_the_tokenizers_size_may_have_more_rows_and_never_fewer():
+    assert with_vocabulary(Config(), 300).model.vocab_size == 300
+    padded = Config(model=ModelConfig(vocab_size=320))
+    assert with_vocabulary(padded, 300).model.vocab_size == with_vocabulary(padded, 320).model.vocab_size == 320
+    with pytest.raises(UserError, match=r"^model.vocab_size: found 320, expected at least the tokenizer's 321"):
+        with_vocabulary(padded, 321)
+
+
+def alternative(name: str, hint: Any, value: Any) -> Any:
+    """Another possible value of a field, given those of `RESOLVED`."""
+    if name in ALTERNATIVES:
+        return ALTERNATIVES[name]
+    if get_origin(hint) is Literal:
+        return next(choice for choice in get_args(hint) if choice != value)
+    if hint is bool:
+        return not value
+    if hint is int:
+        return value + 1
+    if hint is float:
+        return value / 2 + 0.01
+    if get_origin(hint) is list:
+        return [*value, "another"]
+    assert str in (hint, *get_args(hint)), f"{name}: no rule to change {hint}"
+    return f"{value or ''}2"
+
+
+ALTERNATIVES = {
+    "model.n_heads": 8,
+    "model.n_kv_heads": 2,
+    "model.head_dim": 34,
+    "model.rope_scaling": None,
+    "optim.warmup_steps": 7,
+    "train.grad_accum": 2,
+    "train.seq_len": 100,
+    "tokenizer.kind": "chars",
+}
+DEFAULTS = Config(
+    model=ModelConfig(rope_scaling=RopeScaling()), data=DataConfig(files=["a.txt"]), optim=OptimConfig(lr=1)
+)
+RESOLVED = from_dict(Config, json.loads(json.dumps(asdict(DEFAULTS))))
+"""The same, every field given."""
+
+
+def all_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every field that has a value of its own."""
+    for name, hint in get_type_hints(kind).items():
+        group = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
+        if group is not hint:
+            yield prefix + name, hint
+        if group:
+            yield from all_fields(group, f"{prefix}{name}.")
+
+
+def changed(name: str, hint: Any) -> Config:
+    values = asdict(RESOLVED)
+    inner = values
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = inner[group]
+    inner[last] = alternative(name, hint, inner[last])
+    if name == "tokenizer.file":
+        inner["kind"] = "file"
+    if name == "model.position":
+        inner["rope_scaling"] = None
+    return from_dict(Config, values)
+
+
+@pytest.mark.parametrize(("name", "hint"), list(all_fields()), ids=[name for name, _ in all_fields()])
+def test_a_change_of_any_field_is_seen_and_survives_saving(name: str, hint: Any, tmp_path: Path):
+    config = changed(name, hint)
+    found = {n for n in differences(RESOLVED, config) if n != "tokenizer.kind" or name == n}
+    scaling = {f"model.rope_scaling.{f.name}" for f in fields(RopeScaling)}
+    expected = {"model.rope_scaling": scaling, "model.position": {name} | scaling}.get(name, {name})
+    assert found == expected
+    save(config, tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config != RESOLVED
+
+
+def test_differences_give_old_and_new():
+    old, new = Config(train=TrainConfig(steps=100)), Config(train=TrainConfig(steps=200), run_dir="r")
+    assert differences(old, old) == {}
+    assert differences(old, new) == {
+        "run_dir": (None, "r"),
+        "optim.warmup_steps": (5, 10),
+        "train.steps": (100, 200),
+    }
+    scaled = Config(model=ModelConfig(rope_scaling=RopeScaling(factor=2)))
+    assert differences(Config(), scaled)["model.rope_scaling.factor"] == (None, 2)
+    assert differences(scaled, Config())["model.rope_scaling.factor"] == (2, None)
+
+
+def test_flatten_names_every_field_once():
+    names = [name for name, _ in flatten(RESOLVED)]
+    assert names == [name for name, _ in all_fields() if name != "model.rope_scaling"]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model:\n  dmi: 3\n", r"model\.dmi: no such field"),
+        (b"model:\n  dim: three\n", r"model\.dim: found 'three', expected a whole number"),
+        (b"train:\n  grad_accum: 3\n", r"train\.grad_accum: found 3, expected a divisor of batch_size = 8"),
+        (b"", "config: found None, expected fields"),
+        (b"- 1\n", r"config: found \[1\], expected fields"),
+        (b"model: [\n", "cannot be read as a config"),
+        (b"data:\n  dataset: caf\xe9\n", "cannot be read as a config"),
+        (None, "cannot be read as a config"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, content: bytes | None, message: str):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {message}") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_saved_file_is_plain_yaml_and_leaves_open_what_was_derived(tmp_path: Path):
+    config = Config(data=DataConfig(separator="—\n"), train=TrainConfig(seq_len=64))
+    save(config, tmp_path / "config.yaml")
+    found = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert list(found) == ["run_dir", *GROUPS]
+    open_ = {
+        **{f"model.{name}": 0 for name in ("n_kv_heads", "head_dim", "ffn_dim")},
+        "eval.batch_size": 0,
+        "optim.warmup_steps": None,
+    }
+    for name, value in flatten(config):
+        group, _, field = name.rpartition(".")
+        assert (found[group] if group else found)[field] == open_.get(name, value), name
+    assert load(tmp_path / "config.yaml") == config
+
+
+DERIVING = {
+    "train.steps": {"optim.warmup_steps"},
+    "train.batch_size": {"eval.batch_size"},
+    "train.grad_accum": {"eval.batch_size"},
+    "model.max_seq_len": {"train.seq_len"},
+    "model.dim": {"model.head_dim", "model.ffn_dim"},
+    "model.n_heads": {"model.head_dim", "model.n_kv_heads"},
+    "model.mlp": {"model.ffn_dim"},
+}
+
+
+@pytest.mark.parametrize("name", DERIVING)
+def test_what_is_derived_follows_through_replacing_and_saving_and_what_is_given_stays(name: str, tmp_path: Path):
+    values = {"train.steps": 40, "model.dim": 96, "model.n_heads": 2, "model.mlp": "gelu", "train.grad_accum": 2}
+    group, field = name.split(".")
+    value = values.get(name, 512)
+
+    def after(config: Config) -> set[str]:
+        save(config, tmp_path / "config.yaml")
+        config = load(tmp_path / "config.yaml")
+        new = replace(config, **{group: replace(getattr(config, group), **{field: value})})
+        return set(differences(config, new))
+
+    assert after(DEFAULTS) == {name} | DERIVING[name]
+    if name != "model.n_heads":  # the given heads' width or number forbid others
+        assert after(RESOLVED) == {name}
+
+
+def test_the_schedule_of_a_shorter_run_is_that_of_a_fresh_one(tmp_path: Path):
+    save(Config(), tmp_path / "config.yaml")
+    imported = load(tmp_path / "config.yaml")
+    shorter = replace(imported, train=replace(imported.train, steps=20))
+    fresh = Config(train=TrainConfig(steps=20))
+    assert [learning_rate(shorter, i) for i in range(20)] == [learning_rate(fresh, i) for i in range(20)]
+
+
+def mute_fields(source: str) -> list[str]:
+    """Fields of the classes in `source` with no docstring under them; a field that is a group has the group's."""
+    tree = ast.parse(source)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    groups = {node.name for node in classes}
+    mute = []
+    for owner in classes:
+        for node, below in zip(owner.body, [*owner.body[1:], None]):
+            if not isinstance(node, ast.AnnAssign) or ast.unparse(node.annotation) in groups:
+                continue
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if not documented:
+                mute.append(f"{owner.name}.{ast.unparse(node.target)}")
+    return mute
+
+
+def test_every_field_has_a_docstring_under_it():
+    assert mute_fields(inspect.getsource(configs)) == []
+    assert all(group.__doc__ and not group.__doc__.startswith(group.__name__) for group in GROUPS.values())
+
+
+def test_a_field_without_a_docstring_is_found():
+    source = (
+        'class A:\n    x: int = 1\n    """X."""\n    y: int = 2\n    def f(self): pass\nclass B:\n    a: A\n    z: int'
+    )
+    assert mute_fields(source) == ["A.y", "B.z"]
+
+
+def attributes_read(source: str) -> set[tuple[str, str]]:
+    """(owner, name) of the attributes that `source` reads; a method that it calls, `text.split()` say, is none."""
+    tree = ast.parse(source)
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    reads = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
+    return {(ast.unparse(node.value).rpartition(".")[2], node.attr) for node in reads if id(node) not in called}
+
+
+def unread_fields(names: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Names that no source reads; one that n groups share, such as `every`, must be read from n different owners."""
+    read = Counter(name for _, name in set().union(*map(attributes_read, sources)))
+    short = Counter(name.rpartition(".")[2] for name in names)
+    return [name for name in short if read[name] < short[name]]
+
+
+def test_every_field_is_read_somewhere():
+    files = [p for package in ("lmcore", "jaxlm", "torchlm") for p in (ROOT / package).rglob("*.py")]
+    sources = [p.read_text(encoding="utf-8") for p in files if p.name != "config.py"]
+    assert unread_fields([name for name, _ in all_fields()], sources) == []
+
+
+def test_a_dead_field_would_be_found():
+    names = ["data.split", "data.text_field", "log.every", "eval.every", "eval.windows"]
+    sources = ["x = config.data.text_field; 'a b'.split(); config.windows = 1", "config.log.every; log.every"]
+    assert unread_fields(names, sources) == ["split", "every", "windows"]
+    sources.append("config.data.split; self.eval.every; config.eval.windows")
+    assert unread_fields(names, sources) == []

@@ -1,0 +1,60 @@
+"""Starting anew for malloc's settings: once, as the same process, with the same arguments."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from lmcore.hardware import restart_with_malloc_settings
+print("begins", os.getpid(), flush=True)
+restart_with_malloc_settings()
+print("runs", os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
+"""
+
+
+SET = "glibc.malloc.hugetlb=1"
+
+
+def _kept() -> dict[str, str]:
+    """This environment without what decides on a restart."""
+    return {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "TWINLM_RESTART")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
+def test_a_program_starts_anew_once(tmp_path: Path, given: str | None) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    environment = (
+        _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | ({} if given is None else {"GLIBC_TUNABLES": given})
+    )
+    argv = [sys.executable, "-B", str(script), "--option", "two words"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    *begun, last = done.stdout.splitlines()
+    assert len(begun) == (2 if given is None else 1)
+    assert len({line.split()[1] for line in [*begun, last]}) == 1, "the same process"
+    assert last.endswith(f"['--option', 'two words'] {given or SET}")
+    assert done.stderr.count("note: restarted with") == (given is None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"TWINLM_RESTART": "0"}, []),
+        ({"WORLD_SIZE": "2"}, []),
+        ({}, ["-m", "cProfile"]),
+        ({}, ["-m", "trace", "--count", "--coverdir", "counts"]),
+    ],
+)
+def test_a_program_goes_on_where_a_new_one_would_surprise(tmp_path: Path, settings: dict[str, str], options: list[str]):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
+    argv = [sys.executable, *options, "program.py"]
+    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.count("begins") == 1
+    assert "restarted with" not in done.stderr
