@@ -55,7 +55,7 @@ def data_mesh(train: TrainConfig) -> Mesh:
         wanted = os.environ.get("JAX_PLATFORMS")
         hint = f"; JAX_PLATFORMS is {wanted!r}: unset it, or set it to what jax has here" if wanted else ""
         raise UserError(
-            f"train.device: {train.device!r} is not to be had here ({str(error) or 'no such backend'}){hint}"
+            f"train.device: {train.device!r} is not available ({str(error) or 'no such backend'}){hint}"
         ) from error
     if devices[0].platform == "cpu" and train.cpu_devices:
         devices = devices[: train.cpu_devices]

@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -161,26 +162,37 @@ class Writer:
                 for _ in self._show([prompt]):
                     pass
             except KeyboardInterrupt:
-                print()
+                pass
             self.options = replace(self.options, seed=self.options.seed + 1)
 
     def _show(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
         """Yield the texts as they grow, having printed what is new; several prompts are printed at the end."""
         from lmcore.generate.prompting import write_texts
 
-        shown, texts = 0, []
-        if len(prompts) == 1:
-            print(prompts[0], end="", flush=True)
         growing = write_texts(
             self.generator, self.tokenizer, prompts, self.options, context=self.context, special=self.special
         )
-        for texts in growing:
-            if len(prompts) == 1:
-                print(texts[0].text[shown:], end="", flush=True)
-                shown = len(texts[0].text)
-            yield texts
-        if len(prompts) == 1:
-            print()
-        else:
+        if len(prompts) != 1:
+            texts: list[Text] = []
+            for texts in growing:
+                yield texts
             for number, text in enumerate(texts, start=1):
-                print(f"--- {number} ---\n{text.prompt}{text.text}\n")
+                print(f"--- {number} ---\n{_printable(text.prompt + text.text)}\n")
+            return
+        shown = 0
+        print(_printable(prompts[0]), end="", flush=True)
+        try:
+            for texts in growing:
+                print(_printable(texts[0].text[shown:]), end="", flush=True)
+                shown = len(texts[0].text)
+                yield texts
+        finally:
+            print()  # an error's line, too, begins a new one
+
+
+def _printable(text: str) -> str:
+    """Text as a terminal may have it: a control character, which could move the cursor or worse, becomes its name."""
+    if not sys.stdout.isatty():
+        return text
+    control = (c for c in set(text) if unicodedata.category(c) == "Cc" and c not in "\n\t")
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in control})

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lmcore.config import cli
-from lmcore.errors import UserError, command
+from lmcore.errors import UserError, command, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,6 +175,7 @@ def _write_model(folder: Path, source: Source) -> None:
     from parity.convert.huggingface import write_folder
 
     state = source.state(optimizer=False).to("hf", source.config)
+    _note_not_finite(source, state)
     write_folder(folder, source.config, state.params, source.tokenizer, source.companions)
 
 
@@ -223,7 +224,18 @@ def _state_writer(source: Source, to: "Side") -> Callable[[Path], Callable[[], N
     from parity.convert.states import write_state
 
     state = source.state().to(to, source.config)
+    _note_not_finite(source, state)
     return lambda folder: write_state(folder, state, source.config)
+
+
+def _note_not_finite(source: Source, state: "State") -> None:
+    """Say where weights are NaN or infinite: a conversion keeps them, and whoever asked for one should know."""
+    import numpy as np
+
+    broken = [name for name, array in state.params.items() if not np.isfinite(array.astype(np.float32)).all()]
+    if broken:
+        what = f"{broken[0]} is not finite" + (f", nor are {len(broken) - 1} other weights" if broken[1:] else "")
+        note(f"{source.path}: {what}; they are converted as they are")
 
 
 def _check_out(out: Path, src: Path, force: bool) -> None:

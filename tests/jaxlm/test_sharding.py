@@ -35,7 +35,7 @@ def told(platforms: str, device: str) -> str:
 @pytest.mark.parametrize(("platforms", "device"), [("cuda", "auto"), ("nonsense", "auto"), ("cpu", "cuda")])
 def test_a_backend_that_is_not_there_is_one_line(platforms: str, device: str):
     line = told(platforms, device)
-    assert line.startswith(f"train.device: {device!r} is not to be had here (")
+    assert line.startswith(f"train.device: {device!r} is not available (")
     assert "()" not in line
     assert line.endswith(f"; JAX_PLATFORMS is {platforms!r}: unset it, or set it to what jax has here\n")
 

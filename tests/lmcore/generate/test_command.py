@@ -102,8 +102,17 @@ def test_ctrl_c_at_the_prompt_ends_the_line_only(tokenizer: Tokenizer, monkeypat
     assert capsys.readouterr().out == "a!!!\n\nb!!!\n"
 
 
-def test_nan_is_no_text(tokenizer: Tokenizer):
+def test_nan_is_no_text(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]):
     writer(tokenizer, Echo()).write(["a"])
+    capsys.readouterr()
     with pytest.raises(NotFinite, match="gives NaN for every token") as caught:
         writer(tokenizer, Echo(nan=True)).write(["a"])
     assert caught.value.exit_code == 1
+    assert capsys.readouterr().out == "a\n"  # the error's line begins a new one
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_no_control_characters(terminal: bool, tokenizer: Tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    writer(tokenizer, Echo()).write(["\x1b[2Jé\ta\r"])
+    assert capsys.readouterr().out == ("\\x1b[2Jé\ta\\r!!!\n" if terminal else "\x1b[2Jé\ta\r!!!\n")

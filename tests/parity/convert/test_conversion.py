@@ -179,7 +179,14 @@ def test_random_states_of_both_types_survive_the_way_round(precision: str, tied:
 
 
 def made_run(
-    folder: Path, framework: str, *, precision: str = "float32", tied: bool = False, step: int = 7, loss: float = 2.5
+    folder: Path,
+    framework: str,
+    *,
+    precision: str = "float32",
+    tied: bool = False,
+    step: int = 7,
+    loss: float = 2.5,
+    scale: float = 1.0,
 ) -> Path:
     """A run folder with random numbers in it."""
     model = configs.ModelConfig(
@@ -192,7 +199,7 @@ def made_run(
 
     def arrays() -> dict[str, np.ndarray]:
         table = parity.convert.names.table(model)
-        return {row.name(side): rng.standard_normal(row.shape_in(side)).astype(wide) for row in table}
+        return {row.name(side): (scale * rng.standard_normal(row.shape_in(side))).astype(wide) for row in table}
 
     squares = {name: array**2 for name, array in arrays().items()}
     state = State(side, step, arrays(), Moments(step - 1, {"mean": arrays(), "square": squares}))
@@ -233,6 +240,17 @@ def test_between_a_twin_and_itself_the_files_are_copied(runs: dict[str, Path], t
     }
     go_on(out, "torch")
     assert rows(out) == rows(runs["torch"])
+
+
+@pytest.mark.parametrize("to", ["torch", "hf"])
+def test_weights_that_are_not_finite_are_converted_with_a_note(to: str, tmp_path: Path, capsys):
+    broken = made_run(tmp_path / "broken", "jax", scale=np.inf)
+    convert(made_run(tmp_path / "run", "jax"), to, tmp_path / "healthy")
+    assert "finite" not in capsys.readouterr().err
+    convert(broken, to, tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {broken}: ")
+    assert line.endswith("they are converted as they are")
 
 
 def test_float16_has_no_jax_to_go_to(tmp_path: Path):
