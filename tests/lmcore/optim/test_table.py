@@ -1,6 +1,7 @@
 """The table of optimizers is what both twins' libraries keep."""
 
 import runpy
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from parity.convert.moments import KINDS, zero_moments
 
 
 def test_a_name_of_the_config_without_a_row_is_an_error_at_import(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(OptimConfig.__annotations__, "name", configs.Literal["adamw", "sophia"])
+    monkeypatch.setitem(OptimConfig.__annotations__, "name", Literal["adamw", "sophia"])
     with pytest.raises(AssertionError, match=r"expected those of optim.name, .*sophia"):
         runpy.run_path(lmcore.optim.table.__file__)
 
