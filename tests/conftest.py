@@ -4,9 +4,15 @@ Everything here is set before the packages, JAX or torch are first imported; the
 programs that tests start.
 """
 
+import html
 import json
 import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -32,6 +38,37 @@ jax.devices()  # both exist from here on; else the first test that asks for one 
 
 hypothesis.settings.register_profile("lm", deadline=None, print_blob=True)  # the first example may compile
 hypothesis.settings.load_profile("lm")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser; a test that needs one is skipped without."""
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    return next(found, "") or pytest.skip("chromium is not installed; on Debian: apt-get install chromium")
+
+
+@pytest.fixture
+def in_browser(chromium: str, tmp_path: Path) -> Callable[[str, int, str], Any]:
+    """Gives the value of a JavaScript expression in a page that is laid out in a given width.
+
+    The page is in a frame, since a window of chromium has a minimum width.
+    """
+
+    def evaluate(page: str, width: int, expression: str) -> Any:
+        file = tmp_path / "frame.html"
+        file.write_text(
+            f'<!doctype html><iframe width="{width}" height="900" style="border: 0" srcdoc="{html.escape(page)}">'
+            "</iframe>"
+            f"<script>onload = () => document.title = JSON.stringify(frames[0].eval({json.dumps(expression)}))</script>"
+        )
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/user"]
+        command = [chromium, *flags, "--dump-dom", file.as_uri()]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        title = re.search("<title>(.*?)</title>", run.stdout, re.DOTALL)
+        assert title, run.stderr
+        return json.loads(html.unescape(title[1]))
+
+    return evaluate
 
 
 @pytest.fixture(scope="session")

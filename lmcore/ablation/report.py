@@ -1,4 +1,4 @@
-"""What an ablation came to: one table and one picture of all curves, as Markdown, PNG and a web page of its own.
+"""The report of an ablation: one table and one plot of all curves, as Markdown, PNG and a web page.
 
 ± is the standard deviation over seeds. Against the base, a seed is compared with the same seed, which has the same
 batches and, where the shapes are the same, the same initial weights: much of the spread cancels there.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.ablation.plan import BASE, Outcome, Plan, Trial
-from lmcore.report.html import TABLE_STYLE, table
+from lmcore.report.html import card, facts_list, page, table
 from lmcore.report.plots import new_plot, save
 
 __all__ = ["HEADINGS", "Line", "lines", "plot_curves", "write_report"]
@@ -91,28 +91,34 @@ def _spread(values: Iterable[float], style: str) -> str:
 
 
 def lines(plan: Plan, outcomes: Sequence[Outcome], failed: Iterable[Trial] = ()) -> list[Line]:
-    """One line for each entry, the best first, those that never finished last."""
+    """Return one line for each entry, the best first, those that never finished last.
+
+    Args:
+        plan: the ablation's file.
+        outcomes: what became of each run that was started or is still missing.
+        failed: runs that ended in an error.
+    """
     failures = [trial.entry for trial in failed]
-    made = []
+    entries = []
     for entry, change in {BASE: {}, **plan.changes}.items():
         own = [o for o in outcomes if o.trial.entry == entry]
         last = {o.trial.seed: _last(o.rows) for o in own if o.state == "finished"}
         evaluated = [_points(o)[:, 1].tolist() for o in own]
         rates = [[row["tokens_per_second"] for row in o.rows if "tokens_per_second" in row] for o in own]
-        made.append(
+        entries.append(
             Line(
                 entry=entry,
                 change=_describe(change),
                 outcomes=own,
                 parameters=[o.facts["parameters"] for o in own if o.facts],
                 final={seed: row["valid_loss"] for seed, row in last.items()},
-                best=[min(found) for found in evaluated if found],
+                best=[min(losses) for losses in evaluated if losses],
                 bits_per_byte=[row["valid_bits_per_byte"] for row in last.values()],
-                rates=[median(found) for found in rates if found],
+                rates=[median(reports) for reports in rates if reports],
                 failed=failures.count(entry),
             )
         )
-    return sorted(made, key=lambda line: line.order)
+    return sorted(entries, key=lambda line: line.order)
 
 
 def _last(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +140,11 @@ def plot_curves(entries: Sequence[Line], path: Path, title: str) -> None:
 
     The base is black. A cross is where a run diverged. The frame ends where the base stands after a twentieth of its
     training; a triangle at its upper edge, and the legend, say which curve lies above it as a whole.
+
+    Args:
+        entries: what `lines` gives.
+        path: the PNG.
+        title: plain text above the plot.
     """
     from matplotlib import colormaps
 
@@ -201,7 +212,15 @@ def _frame(axes: Any, entries: Sequence[Line]) -> float:
 
 
 def write_report(out: Path, plan: Plan, outcomes: Sequence[Outcome], failed: Iterable[Trial], command: str) -> str:
-    """Write `report.md`, `report.html` and `curves.png` into `out`; return the table as a terminal shows it."""
+    """Write `report.md`, `report.html` and `curves.png`; return the table as a terminal shows it.
+
+    Args:
+        out: folder of the ablation.
+        plan: the ablation's file.
+        outcomes: as for `lines`.
+        failed: as for `lines`.
+        command: the command line that made it, for the report.
+    """
     entries = lines(plan, outcomes, failed)
     base = next(line for line in entries if line.entry == BASE)
     rows = [line.cells(base.final) for line in entries]
@@ -237,41 +256,23 @@ def _markdown(title: str, facts: dict[str, str], rows: list[list[str]]) -> str:
 
     head = [line(HEADINGS), line("---" if c < 2 else "---:" for c in range(len(HEADINGS)))]
     shown = [line([row[0], f"`{row[1]}`" if row[1] else "", *row[2:]]) for row in rows]
-    told = [f"- {name}: `{value}`" if name == "command" else f"- {name}: {value}" for name, value in facts.items()]
-    return "\n".join([f"# {title}", "", *told, "", *head, *shown, "", "![All curves](curves.png)", ""])
+    listed = [f"- {name}: `{value}`" if name == "command" else f"- {name}: {value}" for name, value in facts.items()]
+    return "\n".join([f"# {title}", "", *listed, "", *head, *shown, "", "![All curves](curves.png)", ""])
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --muted: #5c6675; --line: #e1e6ee; --paper: #f6f7fa; --card: #fff;
-  --bad: #c0292f; --mark: #eaf2fb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --muted: #97a3b4; --line: #2c3542; --paper: #11161d;
-  --card: #19202a; --bad: #ff7b7b; --mark: #1d2b3b; } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-* { box-sizing: border-box; } main { max-width: 1320px; margin: 0 auto; padding: 32px 20px 56px; }
-h1 { font-size: 24px; margin: 0 0 14px; } dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px;
-  margin: 0 0 20px; font-size: 13.5px; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 8px 16px;
-  margin: 16px 0; } td.change { font: 12px ui-monospace, monospace; color: var(--muted); }
-tr.base, tr.base td { background: var(--mark); font-weight: 600; } tr.bad td.ended { color: var(--bad);
-  font-weight: 600; white-space: normal; }
-img { width: 100%; border-radius: 6px; display: block; margin: 8px 0; background: #fff; }
-@media (max-width: 640px) { main { padding: 20px 12px 40px; } dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: 8px; } }
+td.change { font: 12px ui-monospace, monospace; color: var(--muted); overflow-wrap: anywhere; }
+tr.base td { background: var(--mark); font-weight: 600; }
+tr.bad td.ended { color: var(--bad); font-weight: 600; white-space: normal; }
 """
 
 
 def _page(title: str, facts: dict[str, str], rows: list[list[str]], picture: Path) -> str:
-    """A page that stands alone: no network, no script."""
+    """Return the report as a page that stands alone, the picture within it."""
     columns = ["", "text change", *[""] * (len(HEADINGS) - 3), "ended"]
     kinds = [" ".join(["base"] * (row[0] == BASE) + ["bad"] * (row[-1] != "no")) for row in rows]
-    shown = table(HEADINGS, rows, row_classes=kinds, column_classes=columns)
-    told = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
-    image = base64.b64encode(picture.read_bytes()).decode()
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{TABLE_STYLE}{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{told}</dl>"
-        f"<section>{shown}</section>"
-        f'<section><img alt="Validation loss of every run" src="data:image/png;base64,{image}"></section>'
-        "</main></body></html>\n"
-    )
+    entries = table(HEADINGS, rows, row_classes=kinds, column_classes=columns)
+    data = base64.b64encode(picture.read_bytes()).decode()
+    curves = f'<img alt="Validation loss of every run" src="data:image/png;base64,{data}">'
+    parts = [f"<h1>{html.escape(title)}</h1>", facts_list(facts), card(entries), card(curves)]
+    return page(title, parts, style=STYLE)

@@ -32,12 +32,18 @@ __all__ = [
     "style",
 ]
 
-BLUE, ORANGE = "#2a6fbb", "#d95f02"  # told apart by colour-blind readers, and in grey
+BLUE, ORANGE = "#2a6fbb", "#d95f02"  # distinct to colour-blind readers, and in grey
 _INK, _MUTED, _GRID = "#1f2328", "#59636e", "#d8dee4"
 
 
 def plot_loss(rows: list[Row], path: Path, title: str) -> None:
-    """Draw the training and validation loss of a run as a PNG; `rows` is what `read_metrics` gives."""
+    """Draw the training and validation loss of a run as a PNG.
+
+    Args:
+        rows: what `read_metrics` gives.
+        path: the PNG.
+        title: plain text above the plot.
+    """
     x = "tokens" if all("tokens" in row for row in rows) else "step"
     figure, axes = new_plot(title, {"tokens": "training tokens", "step": "training steps"}[x], "loss (nats per token)")
     draw_run(axes, rows, x)
@@ -46,7 +52,13 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
 
 
 def new_plot(title: str, xlabel: str, ylabel: str) -> tuple["matplotlib.figure.Figure", "matplotlib.axes.Axes"]:
-    """An empty plot in the project's style: a quiet grid, no box, axes labelled in words."""
+    """Return an empty plot in the project's style: a quiet grid, no box, labelled axes.
+
+    Args:
+        title: plain text above it.
+        xlabel: quantity and unit to the right.
+        ylabel: quantity and unit upwards.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -61,7 +73,13 @@ def new_plot(title: str, xlabel: str, ylabel: str) -> tuple["matplotlib.figure.F
 
 
 def style(axes: "matplotlib.axes.Axes", title: str, size: float) -> None:
-    """Give axes the project's look, with a title of `size` points."""
+    """Give axes the project's look.
+
+    Args:
+        axes: changed in place.
+        title: plain text.
+        size: of the title, in points.
+    """
     axes.set_title(title, loc="left", color=_INK, fontsize=size, fontweight="bold", pad=size - 1, parse_math=False)
     axes.tick_params(colors=_MUTED, length=0, labelsize=9)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -73,13 +91,15 @@ def style(axes: "matplotlib.axes.Axes", title: str, size: float) -> None:
 def draw_run(
     axes: "matplotlib.axes.Axes", rows: list[Row], x: str, colours: tuple[str, str] = (BLUE, ORANGE), label: str = ""
 ) -> None:
-    """Draw one run over `x` ("step" or "tokens"): training loss thin and smoothed, validation loss with its best point.
+    """Draw training loss, thin and smoothed, and validation loss with its best point; losses not finite leave a gap.
 
-    `colours` are those of training and validation; `label` begins their names in the legend. Losses that are not
-    finite leave a gap.
+    Args:
+        axes: where to draw.
+        rows: what `read_metrics` gives of one run.
+        x: what to draw over, step or tokens.
+        colours: of training and validation.
+        label: beginning of their names in the legend.
     """
-    from matplotlib.patheffects import withStroke
-
     steps, losses = _series(rows, x, "loss")
     smoothed = smooth(losses)
     if len(losses) > 1:
@@ -96,13 +116,13 @@ def draw_run(
         axes.annotate(
             f"best {losses[best]:.3f}",
             (steps[best], losses[best]),
-            xytext=(0, 11),
-            textcoords="offset points",
-            ha="right" if steps[best] > steps.mean() else "left",
+            xytext=(1.01, losses[best]),
+            textcoords=axes.get_yaxis_transform(),  # right of the frame, where no curve is
+            va="center",
             color=colours[1],
             fontweight="bold",
             fontsize=9,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
+            arrowprops={"arrowstyle": "-", "linestyle": ":", "linewidth": 0.9, "color": colours[1]},
         )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(framealpha=0.8, edgecolor="none", labelcolor=_INK, loc="upper right")
@@ -170,9 +190,9 @@ def smooth(values: np.ndarray) -> np.ndarray:
     for i in np.flatnonzero(finite).tolist():
         side = min(i // 3, reach)
         near = slice(i - side, i + side + 1)
-        found = finite[near]
-        weights = kernel[reach - side :][: len(found)] * found
-        smoothed[i] = weights @ np.where(found, values[near], 0.0) / weights.sum()
+        counted = finite[near]
+        weights = kernel[reach - side :][: len(counted)] * counted
+        smoothed[i] = weights @ np.where(counted, values[near], 0.0) / weights.sum()
     return smoothed
 
 

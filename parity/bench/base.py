@@ -7,19 +7,19 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.model.flops import flops_per_token
 
-__all__ = ["SHOWN", "Side", "Writer", "step_flops", "torch_device_bytes", "wait_for_torch"]
+__all__ = ["SHOWN", "GeneratingImplementation", "Implementation", "step_flops", "torch_device_bytes", "wait_for_torch"]
 
 SHOWN = 64
-"""Logits of each row that are compared, to see that all sides have the same model."""
+"""Logits of each sequence that are compared, to see that all implementations have the same model."""
 
 
-class Side(Protocol):
-    """One contestant, its weights the contract's initial ones."""
+class Implementation(Protocol):
+    """What is timed; its weights are the shared NumPy initialization."""
 
     device: str
     parameters: int
     peak: float | None
-    """The maker's dense 16-bit peak in FLOP/s, where it is known."""
+    """The vendor's dense 16-bit peak in FLOP/s, where it is known."""
     step_flops: float
     """FLOPs of one update."""
 
@@ -34,16 +34,16 @@ class Side(Protocol):
 
 
 @runtime_checkable
-class Writer(Side, Protocol):
-    """A side that also writes text."""
+class GeneratingImplementation(Implementation, Protocol):
+    """An implementation that also generates."""
 
     def logits(self, prompts: np.ndarray) -> np.ndarray:
         """Of the token after each prompt, the first SHOWN."""
 
-    def write(self, prompts: np.ndarray) -> tuple[float, float]:
-        """Write `sample.max_tokens` after each prompt: seconds to read the prompts, seconds to write.
+    def generate(self, prompts: np.ndarray) -> tuple[float, float]:
+        """Generate `sample.max_tokens` after each prompt; return the seconds of prefill and of decoding.
 
-        The prompts are read, and a few tokens written, once before.
+        A prefill and a few decoded tokens come before, not timed.
         """
 
 

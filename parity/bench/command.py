@@ -1,6 +1,7 @@
-"""`python -m parity.bench`: how fast the twins are, beside each other and beside transformers, on this machine.
+"""`python -m parity.bench`: time the twins and transformers on this machine.
 
-Exit code 0: measured. 1: the sides do not compute the same, so nothing was timed. 2: a mistake on the command line.
+Exit code 0: measured. 1: the implementations do not compute the same, so nothing was timed. 2: a mistake on the
+command line.
 Without arguments: training and generation of a small Llama in float32 and bfloat16.
 """
 
@@ -124,8 +125,8 @@ class Plan:
     config: Config
     generate_vocab: int
     parts: list[tuple[str, str]]
-    """Mode and type of each part; no type where nothing is multiplied."""
-    sides: list[str]
+    """Mode and dtype of each part; no dtype where there is no matmul."""
+    implementations: list[str]
     options: "Options"
 
 
@@ -144,18 +145,20 @@ def _shape(words: list[str]) -> Shape | None:
 def _parser(shape: Shape | None) -> Any:
     parser = cli.command_parser(
         "python -m parity.bench",
-        "Time jaxlm and torchlm beside each other, taking turns: training, generation, preparing text, starting.",
+        "Time jaxlm and torchlm in turns: training, generation, preparing text, starting.",
         "[--shape NAME | --config FILE] [--mode MODE ...] [--dtype TYPE ...] [--peers hf] [--compare OLD.json]",
     )
     cli.add_config(parser)
     parser.add_argument("--shape", type=str, default="15m", help=f"Model and batch: {', '.join(SHAPES)}.")
     parser.add_argument("--mode", type=list[str], default=["train", "generate"], help=f"Any of {', '.join(MODES)}.")
-    parser.add_argument("--dtype", type=list[str], default=["float32", "bfloat16"], help="Types of matrix products.")
+    parser.add_argument("--dtype", type=list[str], default=["float32", "bfloat16"], help="Types of matmuls.")
     parser.add_argument("--peers", type=list[str], default=[], help="hf: also transformers' Llama of the same shape.")
-    parser.add_argument("--only", type=list[str] | None, help="Sides to time, such as torchlm transformers; null: all.")
-    parser.add_argument("--rounds", type=int, default=5, help="Timed turns of each side.")
+    parser.add_argument(
+        "--only", type=list[str] | None, help="Implementations to time, such as torchlm transformers; null: all."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Timed turns of each implementation.")
     parser.add_argument("--turn_steps", type=int, default=0, help="Timed updates a turn; 0: 2 on a CPU, 10 on a GPU.")
-    parser.add_argument("--prompts", type=list[str], default=["1", "32"], help="How many prompts to write after.")
+    parser.add_argument("--prompts", type=list[str], default=["1", "32"], help="Batch sizes of generation.")
     parser.add_argument("--prompt_tokens", type=int, default=32, help="Length of a prompt.")
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for the JSON, the plot and the page.")
     parser.add_argument("--compare", type=list[str] | None, help="JSON of an earlier run; of two: no run.")
@@ -180,7 +183,7 @@ def _plan(args: Any) -> Plan:
     Raises:
         UserError: something cannot be measured.
     """
-    from parity.bench.modes import SIDES
+    from parity.bench.modes import IMPLEMENTATIONS
     from parity.bench.rounds import Options
 
     if missing := [name for name in ("jax", "torch") if find_spec(name) is None]:
@@ -188,27 +191,27 @@ def _plan(args: Any) -> Plan:
         raise UserError(f"parity.bench needs jax and torch, found no {' and no '.join(missing)}; run: {hint}")
     dtypes = _known("--dtype", args.dtype, get_args(Precision))
     modes = _known("--mode", args.mode, MODES)
-    peers = [side for peer in _known("--peers", args.peers, PEERS) for side in PEERS[peer]]
+    peers = [name for peer in _known("--peers", args.peers, PEERS) for name in PEERS[peer]]
     if peers and find_spec("transformers") is None:
         raise UserError("--peers: found 'hf', but transformers is not installed; pip install transformers")
     for dtype in dtypes if peers else []:
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"--dtype: found {dtype!r} with --peers hf, expected float32 or bfloat16")
-    sides = [*TWINS, *peers]
+    implementations = [*TWINS, *peers]
     if args.only is not None:
-        sides = [side for side in sides if side in _known("--only", args.only, sides)]
+        implementations = [name for name in implementations if name in _known("--only", args.only, implementations)]
     for mode in modes:
-        if mode != "prepare" and not any(mode in SIDES[side] for side in sides):
-            able = ", ".join(side for side in (*TWINS, *peers) if mode in SIDES[side])
+        if mode != "prepare" and not any(mode in IMPLEMENTATIONS[name] for name in implementations):
+            able = ", ".join(name for name in (*TWINS, *peers) if mode in IMPLEMENTATIONS[name])
             raise UserError(f"--only: found {' '.join(args.only)}, expected for --mode {mode} any of {able}")
-    sides.append("product")
-    for option, found, least in (
+    implementations.append("matmul")
+    for option, found, minimum in (
         ("--rounds", args.rounds, 1),
         ("--turn_steps", args.turn_steps, 0),
         ("--prompt_tokens", args.prompt_tokens, 1),
     ):
-        if found < least:
-            raise UserError(f"{option}: found {found}, expected at least {least}")
+        if found < minimum:
+            raise UserError(f"{option}: found {found}, expected at least {minimum}")
     for word in args.prompts:
         if not (word.isdecimal() and int(word)):
             raise UserError(f"--prompts: found {word!r}, expected numbers such as 1 32")
@@ -223,7 +226,7 @@ def _plan(args: Any) -> Plan:
         config=replace(config, model=replace(config.model, vocab_size=vocab_size, dropout=0.0)),  # draws differ
         generate_vocab=(own and shape.generate_vocab) or vocab_size,
         parts=[(mode, dtype) for mode in modes for dtype in (dtypes if mode in ("train", "generate") else [""])],
-        sides=sides,
+        implementations=implementations,
         options=Options(
             rounds=args.rounds,
             turn_steps=args.turn_steps,
@@ -244,14 +247,15 @@ def _measure(mode: str, dtype: str, plan: Plan, say: Callable[[str], None]) -> "
     if mode == "prepare":
         return bench_commands.preparation(plan.config, options)
     if mode == "startup":
-        return bench_commands.startup([side for side in plan.sides if mode in bench_modes.SIDES[side]], options)
+        able = [name for name in plan.implementations if mode in bench_modes.IMPLEMENTATIONS[name]]
+        return bench_commands.startup(able, options)
     config = replace(plan.config, train=replace(plan.config.train, precision=cast(Precision, dtype)))
     if mode == "train":
-        return bench_modes.training(config, plan.sides, options)
-    columns = -(-options.prompt_tokens // 32) * 32 + -(-config.sample.max_tokens // 16) * 16
-    context = max(config.model.max_seq_len, 1 << (columns - 1).bit_length())
+        return bench_modes.training(config, plan.implementations, options)
+    positions = -(-options.prompt_tokens // 32) * 32 + -(-config.sample.max_tokens // 16) * 16
+    context = max(config.model.max_seq_len, 1 << (positions - 1).bit_length())
     model = replace(config.model, vocab_size=plan.generate_vocab, max_seq_len=context)
-    return bench_modes.generation(replace(config, model=model), plan.sides, options)
+    return bench_modes.generation(replace(config, model=model), plan.implementations, options)
 
 
 def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
@@ -261,12 +265,13 @@ def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
     from parity.report.report import environment
 
     model, train, options = plan.config.model, plan.config.train, plan.options
-    heads = f"{model.n_heads} heads, {model.n_kv_heads} of keys and values"
+    heads = f"{model.n_heads} query heads, {model.n_kv_heads} key/value heads"
     vocab = f"{model.vocab_size:,} to train, {plan.generate_vocab:,} to generate"
+    parts = f"{train.grad_accum} micro-batch{'es' * (train.grad_accum > 1)}"
     settings = {
         "model": f"{model.n_layers} layers of {model.dim}, {heads}, feed-forward {model.ffn_dim}; vocabulary {vocab}",
-        "batch": f"{train.batch_size} × {train.seq_len}, in {train.grad_accum} part{'s' * (train.grad_accum > 1)}",
-        "turns": f"{options.rounds} rounds, sides {'one after the other' if options.alone else 'in turns'}",
+        "batch": f"{train.batch_size} × {train.seq_len}, in {parts}",
+        "turns": f"{options.rounds} rounds, implementations {'one after the other' if options.alone else 'in turns'}",
     }
     versions = environment()
     del versions["machine"]

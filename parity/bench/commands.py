@@ -23,7 +23,7 @@ QUIET = ("--eval.every=0", "--eval.windows=1", "--checkpoint.every=0", "--sample
 """What keeps `train` to its steps."""
 
 
-def startup(sides: Sequence[str], options: Options) -> list[Measure]:
+def startup(implementations: Sequence[str], options: Options) -> list[Measure]:
     """Seconds to `--help` and to the quickstart's first step, with nothing cached and with all cached.
 
     Raises:
@@ -33,28 +33,30 @@ def startup(sides: Sequence[str], options: Options) -> list[Measure]:
         root = Path(folder)
         fresh = (root / str(number) for number in range(10_000))
 
-        def first_step(side: str, place: Path) -> float:
-            argv = [f"{side}.train", f"--run_dir={next(fresh)}", f"--data.dir={place}", *QUIET]
+        def first_step(implementation: str, place: Path) -> float:
+            argv = [f"{implementation}.train", f"--run_dir={next(fresh)}", f"--data.dir={place}", *QUIET]
             caches = {"XDG_CACHE_HOME": str(place), "TORCHINDUCTOR_CACHE_DIR": str(place / "torch")}
             return _seconds_to("step", argv, caches)
 
-        for side in sides:
-            options.say(f"filling the caches of {side}")
-            first_step(side, root / f"{side}-warm")
+        for implementation in implementations:
+            options.say(f"filling the caches of {implementation}")
+            first_step(implementation, root / f"{implementation}-warm")
         timings: dict[str, Callable[[str], float]] = {
-            "--help": lambda side: _seconds_to("usage", [f"{side}.train", "--help"], {}),
-            "first step, nothing cached": lambda side: first_step(side, next(fresh)),
-            "first step, all cached": lambda side: first_step(side, root / f"{side}-warm"),
+            "--help": lambda implementation: _seconds_to("usage", [f"{implementation}.train", "--help"], {}),
+            "first step, nothing cached": lambda implementation: first_step(implementation, next(fresh)),
+            "first step, all cached": lambda implementation: first_step(
+                implementation, root / f"{implementation}-warm"
+            ),
         }
         taken: dict[tuple[str, str], list[float]] = {}
         for number in range(options.rounds):
             for what, timing in timings.items():
-                for side in sides:
-                    options.say(f"round {number + 1} of {options.rounds}: {side}, {what}")
-                    taken.setdefault((what, side), []).append(timing(side))
+                for implementation in implementations:
+                    options.say(f"round {number + 1} of {options.rounds}: {implementation}, {what}")
+                    taken.setdefault((what, implementation), []).append(timing(implementation))
     return [
-        Measure(mode="startup", dtype="", side=side, what=what, unit="s", amount=1, seconds=seconds)
-        for (what, side), seconds in taken.items()
+        Measure(mode="startup", dtype="", implementation=implementation, what=what, unit="s", amount=1, seconds=seconds)
+        for (what, implementation), seconds in taken.items()
     ]
 
 
@@ -96,30 +98,30 @@ def preparation(config: Config, options: Options) -> list[Measure]:
                 file = TokenizerConfig(kind="file", file=str(made), eot_token=config.tokenizer.eot_token)
                 prepare(Config(data=data, tokenizer=file), lambda line: None)
 
-        sides: dict[str, Callable[[], object]] = {
+        implementations: dict[str, Callable[[], object]] = {
             "prepare": ours,
             "encode_batch": lambda: tokenizer.inner.encode_batch(pieces, add_special_tokens=False),
             "encode_batch_fast": lambda: tokenizer.inner.encode_batch_fast(pieces, add_special_tokens=False),
         }
-        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        taken: dict[str, list[tuple[float, float]]] = {implementation: [] for implementation in implementations}
         for number in range(-1, options.rounds):
-            for side, function in sides.items():
-                options.say(f"round {number + 1} of {options.rounds}: {side}")
+            for implementation, function in implementations.items():
+                options.say(f"round {number + 1} of {options.rounds}: {implementation}")
                 begin, busy = time.perf_counter(), time.process_time()
                 function()
                 if number >= 0:  # the first warms up
-                    taken[side].append((time.perf_counter() - begin, time.process_time() - busy))
+                    taken[implementation].append((time.perf_counter() - begin, time.process_time() - busy))
     megabytes = sum(len(text.encode()) for text in pieces) / 1e6
     return [
         Measure(
             mode="prepare",
             dtype="",
-            side=side,
+            implementation=implementation,
             what=f"text to tokens, {megabytes:.1f} MB in {len(pieces):,} pieces",
             unit="MB/s",
             amount=megabytes,
             seconds=[wall for wall, _ in both],
             cpu_seconds=[cpu for _, cpu in both],
         )
-        for side, both in taken.items()
+        for implementation, both in taken.items()
     ]

@@ -1,7 +1,7 @@
 """`python -m parity.growth`: how time and memory of an update grow with sequence, width, depth, batch and accumulation.
 
 Each point is a fresh process of `parity.bench.worker`: time is the median of a few updates after two that warm up,
-memory the most that these hold above what was resident before the first (on CUDA, the most that tensors hold). An
+memory the peak that these hold above what was resident before the first (on CUDA, the most that tensors hold). An
 exponent is the slope of a straight line through the logarithms: 1 is linear growth.
 """
 
@@ -37,23 +37,23 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 """What is varied -> its values; `scanned` is depth with model.scan_layers."""
 
-SIDES = ("jaxlm", "torchlm", "torchlm-compiled")
+IMPLEMENTATIONS = ("jaxlm", "torchlm", "torchlm-compiled")
 UPDATES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One side at one size."""
+    """One implementation at one size: a point of the curves."""
 
     axis: str
     value: int
-    side: str
+    implementation: str
     seconds: float
     """Median of an update."""
     compile_seconds: float
     """First update less a later one."""
     bytes: int
-    """Most memory above what was resident before."""
+    """Peak memory above what was resident before."""
 
 
 def config_at(axis: str, value: int) -> Config:
@@ -70,21 +70,33 @@ def config_at(axis: str, value: int) -> Config:
     return replace(BASE, train=replace(train, batch_size=16, grad_accum=value))
 
 
-def measure(axis: str, value: int, side: str, updates: int = UPDATES) -> Point:
-    """Time and memory of one point."""
+def measure(axis: str, value: int, implementation: str, updates: int = UPDATES) -> Point:
+    """Measure the time and memory of one point.
+
+    Args:
+        axis: one of `AXES`.
+        value: size along it.
+        implementation: one of `IMPLEMENTATIONS`.
+        updates: timed after two that warm up.
+    """
     from parity.bench.rounds import Options, started
 
     options = Options(rounds=1, turn_steps=1, batches=(), prompt_tokens=1, alone=True)
-    with started([side], "train", config_at(axis, value), options) as (process,):
+    with started([implementation], "train", config_at(axis, value), options) as (process,):
         first, _ = (process.ask("train", step=step, count=1)["seconds"] for step in (0, 1))
         process.ask("settle")
         seconds = [process.ask("train", step=2 + number, count=1)["seconds"] for number in range(updates)]
-        found = process.ask("memory")
+        peak = process.ask("memory")
         start = process.facts["start_bytes"]
     later = statistics.median(seconds)
-    held = found["rss_bytes"] - start if found["device_bytes"] is None else found["device_bytes"]
+    peak_bytes = peak["rss_bytes"] - start if peak["device_bytes"] is None else peak["device_bytes"]
     return Point(
-        axis=axis, value=value, side=side, seconds=later, compile_seconds=max(0.0, first - later), bytes=max(held, 1)
+        axis=axis,
+        value=value,
+        implementation=implementation,
+        seconds=later,
+        compile_seconds=max(0.0, first - later),
+        bytes=max(peak_bytes, 1),
     )
 
 
@@ -108,10 +120,12 @@ def plot(points: Sequence[Point], path: Path) -> None:
         for column, axis in enumerate(axes_of):
             axes = figure.add_subplot(len(rows), len(axes_of), row * len(axes_of) + column + 1)
             style(axes, f"{axis}: {label}", 9)
-            for side, line in _lines(points, axis):
+            for implementation, line in _lines(points, axis):
                 x, y = [p.value for p in line], [max(getattr(p, name) * scale, 1e-3) for p in line]
                 slope = "" if name == "compile_seconds" else f"  ^{exponent(x, y):.2f}"
-                axes.loglog(x, y, marker="o", markersize=3.5, color=COLOURS[side], label=side + slope)
+                axes.loglog(
+                    x, y, marker="o", markersize=3.5, color=COLOURS[implementation], label=implementation + slope
+                )
             ticks = sorted({point.value for point in points if point.axis == axis})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
@@ -120,29 +134,30 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 
 def _lines(points: Sequence[Point], axis: str) -> Iterator[tuple[str, list[Point]]]:
-    for side in SIDES:
-        line = [point for point in points if (point.axis, point.side) == (axis, side)]
+    for implementation in IMPLEMENTATIONS:
+        line = [point for point in points if (point.axis, point.implementation) == (axis, implementation)]
         if line:
-            yield side, line
+            yield implementation, line
 
 
 def _print(points: Sequence[Point]) -> None:
-    """A Markdown table: what stands in docs/benchmarks.md."""
-    print("| over | side | time, s | exponent | memory, MB | exponent | compile, s |\n|---|---|---|---|---|---|---|")
+    """Print a Markdown table, as in docs/benchmarks.md."""
+    print("| over | implementation | time, s | exponent | memory, MB | exponent | compile, s |")
+    print("|---|---|---|---|---|---|---|")
     for axis in dict.fromkeys(point.axis for point in points):
-        for side, line in _lines(points, axis):
+        for implementation, line in _lines(points, axis):
             x, first, last = [p.value for p in line], line[0], line[-1]
             time = f"{first.seconds:.3g} – {last.seconds:.3g} | {exponent(x, [p.seconds for p in line]):.2f}"
-            held = f"{first.bytes / 1e6:,.0f} – {last.bytes / 1e6:,.0f} | {exponent(x, [p.bytes for p in line]):.2f}"
+            memory = f"{first.bytes / 1e6:,.0f} – {last.bytes / 1e6:,.0f} | {exponent(x, [p.bytes for p in line]):.2f}"
             compiling = f"{first.compile_seconds:.1f} – {last.compile_seconds:.1f}"
-            print(f"| {axis}, {x[0]} – {x[-1]} | {side} | {time} | {held} | {compiling} |")
+            print(f"| {axis}, {x[0]} – {x[-1]} | {implementation} | {time} | {memory} | {compiling} |")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure as the command line says."""
     args = cli.parse_arguments(_parser(), argv)
-    for option, words, known in (("--axes", args.axes, AXES), ("--only", args.only, SIDES)):
+    for option, words, known in (("--axes", args.axes, AXES), ("--only", args.only, IMPLEMENTATIONS)):
         for word in words:
             if word not in known:
                 raise UserError(f"{option}: found {word!r}, expected {', '.join(known)}")
@@ -154,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = []
     for axis in args.axes:
         for value in AXES[axis][: args.most]:
-            for side in args.only:
-                points.append(measure(axis, value, side))
-                print(f"{axis} {value}, {side}: {points[-1].seconds:.3g} s", file=sys.stderr)
+            for implementation in args.only:
+                points.append(measure(axis, value, implementation))
+                print(f"{axis} {value}, {implementation}: {points[-1].seconds:.3g} s", file=sys.stderr)
     _print(points)
     (out / "growth.json").write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
     plot(points, out / "growth.png")
@@ -168,10 +183,12 @@ def _parser() -> Any:
     parser = cli.command_parser(
         "python -m parity.growth",
         "How time and memory of an update grow with the sizes of model and batch.",
-        "[--axes AXIS ...] [--only SIDE ...] [--out FOLDER]",
+        "[--axes AXIS ...] [--only IMPLEMENTATION ...] [--out FOLDER]",
     )
     parser.add_argument("--axes", type=list[str], default=list(AXES), help=f"Any of {', '.join(AXES)}.")
-    parser.add_argument("--only", type=list[str], default=["jaxlm", "torchlm"], help=f"Any of {', '.join(SIDES)}.")
+    parser.add_argument(
+        "--only", type=list[str], default=["jaxlm", "torchlm"], help=f"Any of {', '.join(IMPLEMENTATIONS)}."
+    )
     parser.add_argument("--most", type=int, default=9, help="Only so many values of each, the smallest.")
     parser.add_argument("--out", type=str, default="runs/growth", help="Folder for growth.json and growth.png.")
     return parser

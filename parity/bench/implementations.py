@@ -1,7 +1,7 @@
-"""The sides of a benchmark: each twin, a peer, and a bare matrix product, all driven the same way.
+"""The implementations of a benchmark: each twin, transformers, and a bare matmul, all driven the same way.
 
-A side trains by `step`, writes by `write`, and says by `wait` that nothing is under way any more. A framework is loaded
-only when one of its sides is made, in the process of `parity.bench.worker`.
+An implementation trains by `step`, generates by `generate`, and `wait` returns when the device has nothing left to do.
+A framework is loaded only when one of its implementations is made, in the process of `parity.bench.worker`.
 """
 
 import time
@@ -15,24 +15,30 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.generate.prompting import Generator, write_tokens
 from lmcore.model.flops import peak_flops
-from parity.bench.base import SHOWN, Side, step_flops, torch_device_bytes, wait_for_torch
+from parity.bench.base import SHOWN, Implementation, step_flops, torch_device_bytes, wait_for_torch
 
-__all__ = ["make_side"]
+__all__ = ["make_implementation"]
 
 
-def make_side(name: str, config: Config, mode: str) -> Side:
-    """A side by its name in `parity.bench.rounds.SIDES`; without an optimizer where the mode is not train."""
+def make_implementation(name: str, config: Config, mode: str) -> Implementation:
+    """Return an implementation, its weights from the shared NumPy initialization.
+
+    Args:
+        name: one of `parity.bench.modes.IMPLEMENTATIONS`.
+        config: shape of the model and batch.
+        mode: train or generate; the optimizer is there for train only.
+    """
     kind, _, compiled = name.partition("-")
     config = replace(config, train=replace(config.train, compile=bool(compiled)))
     if kind == "jaxlm":
-        return JaxSide(config, mode)
+        return JaxImplementation(config, mode)
     if kind == "torchlm":
-        return TorchSide(config, mode)
-    if kind == "product":
-        return Product(config)
-    from parity.bench.peer import TransformersSide
+        return TorchImplementation(config, mode)
+    if kind == "matmul":
+        return Matmul(config)
+    from parity.bench.peer import TransformersImplementation
 
-    return TransformersSide(config, mode)
+    return TransformersImplementation(config, mode)
 
 
 class Timed:
@@ -40,27 +46,27 @@ class Timed:
 
     def __init__(self, inner: Generator, wait: Callable[[Any], None]):
         self.inner, self.wait = inner, wait
-        self.read = self.wrote = 0.0
+        self.prefill_seconds = self.decode_seconds = 0.0
 
     def start(self, tokens: np.ndarray, pads: np.ndarray, size: int) -> Any:
         begin = time.perf_counter()
         state = self.inner.start(tokens, pads, size)
         self.wait(state)
-        self.read += time.perf_counter() - begin
+        self.prefill_seconds += time.perf_counter() - begin
         return state
 
     def extend(self, state: Any, uniforms: np.ndarray) -> tuple[np.ndarray, Any]:
         begin = time.perf_counter()
         tokens, state = self.inner.extend(state, uniforms)
         self.wait(state)
-        self.wrote += time.perf_counter() - begin
+        self.decode_seconds += time.perf_counter() - begin
         return tokens, state
 
     def has_nan(self, state: Any) -> bool:
         return self.inner.has_nan(state)
 
 
-class TwinSide(ABC):
+class TwinImplementation(ABC):
     """What both twins share, with the engine that `train` and `generate` use."""
 
     def __init__(self, engine: Any):
@@ -72,30 +78,30 @@ class TwinSide(ABC):
 
     @abstractmethod
     def wait(self, value: Any = None) -> None:
-        """As `Side.wait`."""
+        """As `Implementation.wait`."""
 
     def step(self, batch: np.ndarray, lr: float) -> Any:
         return self.engine.train_step(batch, lr)["loss"]
 
-    def write(self, prompts: np.ndarray) -> tuple[float, float]:
+    def generate(self, prompts: np.ndarray) -> tuple[float, float]:
         config = self.engine.config
         timed = Timed(self.engine.generator(config.sample), self.wait)
 
-        def written(generator: Generator) -> Iterator[np.ndarray]:
+        def tokens_of(generator: Generator) -> Iterator[np.ndarray]:
             context = config.model.max_seq_len
             return write_tokens(generator, prompts.tolist(), config.sample, context=context, pad=0)
 
-        next(written(timed.inner))
-        for _ in written(timed):
+        next(tokens_of(timed.inner))
+        for _ in tokens_of(timed):
             pass
-        return timed.read, timed.wrote
+        return timed.prefill_seconds, timed.decode_seconds
 
     def _start(self, prompts: np.ndarray) -> Any:
         generator = self.engine.generator(self.engine.config.sample)
         return generator.start(prompts, np.zeros(len(prompts), np.int32), prompts.shape[1] + 1)
 
 
-class JaxSide(TwinSide):
+class JaxImplementation(TwinImplementation):
     """jaxlm, always compiled; on a CPU on one XLA device per core, as its commands run."""
 
     def __init__(self, config: Config, mode: str):
@@ -119,7 +125,7 @@ class JaxSide(TwinSide):
         return sum(found["peak_bytes_in_use"] for found in stats) if all(stats) else None
 
 
-class TorchSide(TwinSide):
+class TorchImplementation(TwinImplementation):
     """torchlm, eager or with `train.compile`."""
 
     def __init__(self, config: Config, mode: str):
@@ -140,8 +146,8 @@ class TorchSide(TwinSide):
         return torch_device_bytes(self.engine.device)
 
 
-class Product:
-    """A square matrix product in the type of the run: the rate that this machine reaches at best."""
+class Matmul:
+    """A square matmul in the type of the run: the rate that this machine reaches at best."""
 
     parameters = 0
 

@@ -1,4 +1,4 @@
-"""transformers' Llama as a side of a benchmark: the same shape, weights, loss, clip and optimizer, by its own code.
+"""transformers' Llama in a benchmark: the same shape, weights, loss, clip and optimizer, by its own code.
 
 Training is what a user of it writes in PyTorch: autocast for bfloat16, float32 cross-entropy, fused AdamW. Generation
 is its own `generate` with its default cache, the whole model in the type of the run, since it has no mixed one.
@@ -14,10 +14,10 @@ from lmcore.generate.prompting import CHUNK
 from lmcore.model.flops import peak_flops
 from parity.bench.base import SHOWN, step_flops, torch_device_bytes, wait_for_torch
 
-__all__ = ["TransformersSide"]
+__all__ = ["TransformersImplementation"]
 
 
-class TransformersSide:
+class TransformersImplementation:
     """transformers' Llama, eager or compiled."""
 
     def __init__(self, config: Config, mode: str):
@@ -71,8 +71,8 @@ class TransformersSide:
             logits = self.model(torch.from_numpy(prompts).long().to(self.torch_device)).logits
         return logits[:, -1, :SHOWN].float().cpu().numpy()
 
-    def write(self, prompts: np.ndarray) -> tuple[float, float]:
-        """As every side does; the first token, which its `generate` chooses with the reading, counts as written."""
+    def generate(self, prompts: np.ndarray) -> tuple[float, float]:
+        """As `GeneratingImplementation` says; the first token, sampled with the prefill, counts as decoded."""
         import torch
 
         sample = self.config.sample
@@ -113,7 +113,7 @@ class Clock:
 
 
 def initial_llama(config: Config) -> Any:
-    """transformers' Llama with the contract's initial weights.
+    """transformers' Llama with the weights of the shared NumPy initialization.
 
     Raises:
         UserError: it has no such model.
@@ -141,7 +141,7 @@ def initial_llama(config: Config) -> Any:
 
 
 def adamw(config: Config, model: Any) -> Any:
-    """The contract's AdamW: decay on matrices only."""
+    """AdamW as the twins have it: weight decay on matrices only."""
     import torch
 
     optim = config.optim

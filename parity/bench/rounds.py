@@ -1,9 +1,9 @@
-"""Sides that take turns: one process each, of which one at a time computes, while the others wait on their pipes.
+"""Implementations in turns: one process each, of which one at a time computes, while the others wait on their pipes.
 
-On a CPU all sides are alive together and every round asks each of them once, in an order that turns, so that a machine
-that is busy for a while slows all alike; ratios are then taken round by round. A turn begins with work that is not
-timed: after a rest, the first step has to win back memory and caches from the others, which no training run does. On an
-accelerator, whose memory one side may need for itself, the sides follow one another.
+On a CPU all implementations are alive together and every round asks each of them once, in an order that rotates, so
+that a machine that is busy for a while slows all alike; ratios are then taken round by round. A turn begins with work
+that is not timed: after a rest, the first step has to win back memory and caches from the others, which no training run
+does. On an accelerator, whose memory one implementation may need for itself, they follow one another.
 """
 
 import contextlib
@@ -32,29 +32,29 @@ class Options:
     """How a benchmark is taken."""
 
     rounds: int
-    """Timed turns of each side."""
+    """Timed turns of each implementation."""
     turn_steps: int
     """Timed updates per turn; 0 takes 2 on a CPU, 10 on an accelerator, where a loop does not wait for each."""
     batches: tuple[int, ...]
-    """Numbers of prompts to write after at once."""
+    """Batch sizes of generation."""
     prompt_tokens: int
     """Length of a prompt."""
     alone: bool
-    """Whether the sides follow one another instead of taking turns."""
+    """Whether the implementations follow one another instead of taking turns."""
     say: Callable[[str], None] = lambda line: None
     """Told what is going on."""
 
 
 class Process:
-    """A side in a process of its own."""
+    """An implementation in a process of its own."""
 
-    def __init__(self, side: str, mode: str, config: Config, folder: Path):
-        self.side = side
-        self.log = folder / f"{side}.log"
+    def __init__(self, implementation: str, mode: str, config: Config, folder: Path):
+        self.implementation = implementation
+        self.log = folder / f"{implementation}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "parity.bench.worker"],
-                env=environment(mode, folder / f"{side}-cache"),
+                env=environment(mode, folder / f"{implementation}-cache"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -62,10 +62,10 @@ class Process:
             )
         self.idle: list[tuple[float, float]] = []
         self.facts: dict[str, Any] = {}
-        self.order("make", side=side, mode=mode, config=asdict(config))
+        self.order("make", implementation=implementation, mode=mode, config=asdict(config))
 
     def made(self) -> None:
-        """Wait for the side to be there."""
+        """Wait for the implementation to be there."""
         self.facts = self.answer()
         self.idle.clear()
 
@@ -91,7 +91,7 @@ class Process:
         line = self.process.stdout.readline()
         if not line:
             words = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            raise RuntimeError(f"{self.side} died with {self.process.wait()}:\n{words}")
+            raise RuntimeError(f"{self.implementation} died with {self.process.wait()}:\n{words}")
         answer = json.loads(line)
         if "mistake" in answer:
             raise UserError(answer["mistake"])
@@ -99,7 +99,7 @@ class Process:
         return answer
 
     @property
-    def idle_share(self) -> float:
+    def idle_fraction(self) -> float:
         """Cores that this process kept busy while others had their turn: 0 if it slept."""
         wall, cpu = np.sum(self.idle, axis=0)
         return float(cpu / wall)
@@ -119,13 +119,13 @@ def environment(mode: str, cache: Path) -> dict[str, str]:
 
 
 @contextmanager
-def started(sides: Sequence[str], mode: str, config: Config, options: Options) -> Iterator[list[Process]]:
-    """Processes of these sides, ended when the context closes."""
+def started(implementations: Sequence[str], mode: str, config: Config, options: Options) -> Iterator[list[Process]]:
+    """Processes of these implementations, ended when the context closes."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        options.say(f"starting {', '.join(sides)}")
+        options.say(f"starting {', '.join(implementations)}")
         processes = []
-        for side in sides:
-            processes.append(Process(side, mode, config, Path(folder)))
+        for implementation in implementations:
+            processes.append(Process(implementation, mode, config, Path(folder)))
             stack.callback(processes[-1].end)
         for process in processes:
             process.made()
@@ -135,11 +135,11 @@ def started(sides: Sequence[str], mode: str, config: Config, options: Options) -
 def take_turns(
     processes: Sequence[Process], options: Options, ask: Callable[[Process, int], dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every round asks each side once; each round another side begins."""
-    answers: dict[str, list[dict[str, Any]]] = {process.side: [] for process in processes}
+    """Every round asks each implementation once; each round another implementation begins."""
+    answers: dict[str, list[dict[str, Any]]] = {process.implementation: [] for process in processes}
     for number in range(options.rounds):
         first = number % len(processes)
         for process in [*processes[first:], *processes[:first]]:
-            options.say(f"round {number + 1} of {options.rounds}: {process.side}")
-            answers[process.side].append(ask(process, number))
+            options.say(f"round {number + 1} of {options.rounds}: {process.implementation}")
+            answers[process.implementation].append(ask(process, number))
     return answers

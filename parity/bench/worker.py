@@ -1,4 +1,4 @@
-"""One side of a benchmark, alone in its process: it computes when it is told to, and otherwise waits on a pipe.
+"""One implementation of a benchmark, alone in its process: it computes on request, and otherwise waits on a pipe.
 
 `parity.bench.rounds` writes an order to standard input, one JSON line `{"do": NAME, ...}`, and reads one back.
 Whatever a library prints goes to standard error. Times are on the wall; `cpu` is processor time over all threads.
@@ -17,8 +17,8 @@ import numpy as np
 
 from lmcore.config import Config, from_dict
 from lmcore.errors import UserError
-from parity.bench.base import Side, Writer
-from parity.bench.implementations import make_side
+from parity.bench.base import GeneratingImplementation, Implementation
+from parity.bench.implementations import make_implementation
 
 __all__ = ["Worker", "main"]
 
@@ -27,7 +27,7 @@ class Worker:
     """What an order can ask for: a public method by its name, its fields the arguments, its result the answer."""
 
     config: Config
-    side: Side
+    implementation: Implementation
 
     def __init__(self) -> None:
         self.rested = time.perf_counter(), time.process_time()
@@ -36,7 +36,7 @@ class Worker:
         """Answer an order, with what processor time was used since the last one, when this process should have slept.
 
         Raises:
-            UserError: the side cannot do what is asked.
+            UserError: the implementation cannot do what is asked.
         """
         wall, cpu = self.rested
         idle = {"idle_seconds": time.perf_counter() - wall, "idle_cpu_seconds": time.process_time() - cpu}
@@ -44,13 +44,13 @@ class Worker:
         self.rested = time.perf_counter(), time.process_time()
         return answer | idle
 
-    def make(self, side: str, mode: str, config: dict[str, Any]) -> dict[str, Any]:
+    def make(self, implementation: str, mode: str, config: dict[str, Any]) -> dict[str, Any]:
         """Load the framework and put the initial weights in place."""
         self.config = from_dict(Config, config)
-        self.side = make_side(side, self.config, mode)
-        self.side.wait()
+        self.implementation = make_implementation(implementation, self.config, mode)
+        self.implementation.wait()
         names = "device", "parameters", "peak", "step_flops"
-        return {"start_bytes": resident("VmRSS")} | {name: getattr(self.side, name) for name in names}
+        return {"start_bytes": resident("VmRSS")} | {name: getattr(self.implementation, name) for name in names}
 
     def train(self, step: int, count: int, warm: int = 0) -> dict[str, Any]:
         """Do `count` updates, on the batches of `step` and those that follow; the first `warm` are not timed."""
@@ -60,25 +60,25 @@ class Worker:
             np.random.default_rng([train.seed, number]).integers(vocab_size, size=shape, dtype=np.int32)
             for number in range(step, step + count)
         ]
-        losses = [self.side.step(batch, lr) for batch in batches[:warm]]
-        self.side.wait(losses)
+        losses = [self.implementation.step(batch, lr) for batch in batches[:warm]]
+        self.implementation.wait(losses)
         begin, busy = time.perf_counter(), time.process_time()
-        losses += [self.side.step(batch, lr) for batch in batches[warm:]]
-        self.side.wait(losses)
+        losses += [self.implementation.step(batch, lr) for batch in batches[warm:]]
+        self.implementation.wait(losses)
         timed = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - busy}
         return timed | {"losses": [float(loss) for loss in losses]}
 
-    def logits(self, rows: int, length: int) -> dict[str, Any]:
+    def logits(self, sequences: int, length: int) -> dict[str, Any]:
         """Some logits of the tokens that follow the prompts."""
-        assert isinstance(self.side, Writer)
-        return {"logits": self.side.logits(self._prompts(rows, length)).ravel().tolist()}
+        assert isinstance(self.implementation, GeneratingImplementation)
+        return {"logits": self.implementation.logits(self._prompts(sequences, length)).ravel().tolist()}
 
-    def write(self, rows: int, length: int) -> dict[str, Any]:
-        """Read prompts and write after them."""
-        assert isinstance(self.side, Writer)
+    def generate(self, sequences: int, length: int) -> dict[str, Any]:
+        """Prefill prompts and decode after them."""
+        assert isinstance(self.implementation, GeneratingImplementation)
         busy = time.process_time()
-        read, wrote = self.side.write(self._prompts(rows, length))
-        return {"read_seconds": read, "write_seconds": wrote, "cpu_seconds": time.process_time() - busy}
+        prefill, decode = self.implementation.generate(self._prompts(sequences, length))
+        return {"prefill_seconds": prefill, "decode_seconds": decode, "cpu_seconds": time.process_time() - busy}
 
     def settle(self) -> dict[str, Any]:
         """Let the most memory resident count from now on."""
@@ -88,11 +88,11 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """Most memory in use at once so far."""
-        return {"rss_bytes": resident("VmHWM"), "device_bytes": self.side.device_bytes()}
+        return {"rss_bytes": resident("VmHWM"), "device_bytes": self.implementation.device_bytes()}
 
-    def _prompts(self, rows: int, length: int) -> np.ndarray:
-        rng = np.random.default_rng([self.config.train.seed, rows])
-        return rng.integers(self.config.model.vocab_size, size=(rows, length), dtype=np.int32)
+    def _prompts(self, sequences: int, length: int) -> np.ndarray:
+        rng = np.random.default_rng([self.config.train.seed, sequences])
+        return rng.integers(self.config.model.vocab_size, size=(sequences, length), dtype=np.int32)
 
 
 def resident(field: str) -> int:

@@ -1,4 +1,4 @@
-"""The report's pictures as SVG, drawn by hand so that the page needs nothing else; the page gives the colours."""
+"""The report's charts as SVG, written by hand so that the page needs nothing else; the page gives the colours."""
 
 import html
 import math
@@ -16,11 +16,11 @@ SMALLEST = 1e-17
 
 def heat_map(result: Result, tolerance: float | None) -> str:
     """Relative difference of every activation: a row for each layer, a column for each operation."""
-    found = {d.name: d for d in result.differences}
-    layers = sorted({int(name[7 : name.index(" ")]) for name in found if name.startswith("layers.")})
+    by_name = {d.name: d for d in result.differences}
+    layers = sorted({int(name[7 : name.index(" ")]) for name in by_name if name.startswith("layers.")})
     left, top, width, height = 74, 92, 50, 26
     parts = []
-    inside = [name.partition(" ")[2] for name in found if name.startswith("layers.")]
+    inside = [name.partition(" ")[2] for name in by_name if name.startswith("layers.")]
     operations = list(dict.fromkeys(inside)) or list(OPERATIONS)
     for column, operation in enumerate(operations):
         x = left + column * width + width / 2
@@ -32,18 +32,18 @@ def heat_map(result: Result, tolerance: float | None) -> str:
         y = top + row * height
         parts.append(f'<text class="label" x="{left - 8}" y="{y + height / 2 + 4}" text-anchor="end">{label}</text>')
         for column, name in enumerate(names):
-            if name in found:
-                parts.append(_cell(found[name], left + column * width, y, width, height, tolerance))
-    whole = left + len(operations) * width + 20, top + len(rows) * height + 8
+            if name in by_name:
+                parts.append(_cell(by_name[name], left + column * width, y, width, height, tolerance))
+    size = left + len(operations) * width + 20, top + len(rows) * height + 8
     label = f"Largest relative difference of each activation, {result.dtype}"
-    return _svg(*whole, label, "".join(parts), small=True)
+    return _svg(*size, label, "".join(parts), small=True)
 
 
 def _cell(d: Difference, x: float, y: float, width: float, height: float, tolerance: float | None) -> str:
     beyond = tolerance is not None and not d.within(tolerance)
     top = math.log10(tolerance or 1.0)
-    share = 0.0 if d.max_rel == 0 else (_log(d.max_rel) - math.log10(SMALLEST)) / (top - math.log10(SMALLEST))
-    opacity = 1.0 if beyond else 0.06 + 0.6 * max(0.0, min(1.0, share))
+    fraction = 0.0 if d.max_rel == 0 else (_log(d.max_rel) - math.log10(SMALLEST)) / (top - math.log10(SMALLEST))
+    opacity = 1.0 if beyond else 0.06 + 0.6 * max(0.0, min(1.0, fraction))
     shown = "0" if d.max_rel == 0 else "∞" if not math.isfinite(d.max_rel) else f"{d.max_rel:.0e}".replace("e-0", "e-")
     title = html.escape(f"{d.name}: {d.max_rel:.2e} relative, {d.max_abs:.2e} absolute, at {d.where}")
     box = f'x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{height - 2}" rx="4"'
@@ -57,35 +57,35 @@ def _cell(d: Difference, x: float, y: float, width: float, height: float, tolera
 
 
 def loss_curves(result: Result) -> str:
-    """Both losses in the band of the noise, and below them how far apart they are, against the noise floor."""
+    """Both losses in the band of the noise, and below them their absolute difference beside the noise floor."""
     curves = result.curves
     steps = len(curves["jax"])
-    left, right, wide = 66, 16, 860
+    left, right, width = 66, 16, 860
     high = [loss + noise for loss, noise in zip(curves["torch"], curves["highest"], strict=True)]
     low = [loss - noise for loss, noise in zip(curves["torch"], curves["highest"], strict=True)]
     finite = [y for y in [*curves["jax"], *curves["torch"]] if math.isfinite(y)]
     bottom, top = min(finite, default=0.0), max(finite, default=1.0)
     margin = 0.06 * (top - bottom) or 1.0
-    upper = _Frame(left, 14, wide - left - right, 210, steps, bottom - margin, top + margin)
-    parts = [upper.grid([_nice(bottom + share * (top - bottom)) for share in (0, 0.25, 0.5, 0.75, 1)], "{:.2f}")]
+    upper = _Frame(left, 14, width - left - right, 210, steps, bottom - margin, top + margin)
+    parts = [upper.grid([_nice(bottom + fraction * (top - bottom)) for fraction in (0, 0.25, 0.5, 0.75, 1)], "{:.2f}")]
     parts.append(upper.band(low, high))
     parts.append(upper.line(curves["jax"], "jax") + upper.line(curves["torch"], "torch"))
-    parts.append(_legend(wide - right, 26, [("jax", "JAX"), ("torch", "torch"), ("noise", "noise of one ulp")]))
-    apart = [abs(a - b) for a, b in zip(curves["jax"], curves["torch"], strict=True)]
+    parts.append(_legend(width - right, 26, [("jax", "JAX"), ("torch", "torch"), ("noise", "noise of one ulp")]))
+    differences = [abs(a - b) for a, b in zip(curves["jax"], curves["torch"], strict=True)]
     allowed = float(result.limit.split()[0])
-    logs = [_log(y) for y in [*apart, *curves["floor"], allowed] if y > 0]
+    logs = [_log(y) for y in [*differences, *curves["floor"], allowed] if y > 0]
     bottom, top = math.floor(min(logs)), math.ceil(max(logs))
-    lower = _Frame(left, 262, wide - left - right, 150, steps, bottom, max(top, bottom + 1))
+    lower = _Frame(left, 262, width - left - right, 150, steps, bottom, max(top, bottom + 1))
     marks = list(range(int(bottom), int(top) + 1, max(1, (int(top) - int(bottom)) // 4)))
     parts.append(lower.grid(marks, "1e{:.0f}") + lower.steps())
     parts.append(lower.line([max(_log(y), bottom) for y in curves["floor"]], "noise"))
-    parts.append(lower.line([max(_log(y), bottom) for y in apart], "apart"))
+    parts.append(lower.line([max(_log(y), bottom) for y in differences], "difference"))
     y = lower.y(_log(allowed))
-    parts.append(f'<line class="limit" x1="{left}" x2="{wide - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    parts.append(f'<line class="limit" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts.append(f'<text class="limit-label" x="{left + 6}" y="{y + 14:.1f}">allowed {allowed:.1e}</text>')
-    parts.append(_legend(wide - right, 248, [("apart", "|JAX − torch|"), ("noise", "noise floor")]))
+    parts.append(_legend(width - right, 248, [("difference", "|JAX − torch|"), ("noise", "noise floor")]))
     parts.append(f'<text class="label" x="{left}" y="252">absolute difference of the losses</text>')
-    return _svg(wide, 450, f"Losses of {steps} steps and their difference, {result.dtype}", "".join(parts))
+    return _svg(width, 450, f"Losses of {steps} steps and their difference, {result.dtype}", "".join(parts))
 
 
 class _Frame:
@@ -121,7 +121,7 @@ class _Frame:
         return "".join(parts)
 
     def steps(self) -> str:
-        marks = sorted({round(share * (self.count - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
+        marks = sorted({round(fraction * (self.count - 1)) for fraction in (0, 0.25, 0.5, 0.75, 1)})
         y = self.upper + self.height + 20
         return "".join(
             f'<text class="label" x="{self.x(step):.1f}" y="{y}" text-anchor="middle">'
@@ -130,11 +130,17 @@ class _Frame:
         )
 
 
-def gradient_bars(result: Result, tolerance: float | None, most: int = 60) -> str:
-    """Relative difference of every parameter's gradient on a logarithmic scale; of many, those that differ most."""
+def gradient_bars(result: Result, tolerance: float | None, max_bars: int = 60) -> str:
+    """Return bars for the relative difference of every parameter's gradient, on a logarithmic scale.
+
+    Args:
+        result: the line of rung 5.
+        tolerance: largest relative difference that passes; None draws no limit.
+        max_bars: of more parameters than this, those that differ most.
+    """
     shown = result.differences
-    if len(shown) > most:
-        worst = sorted(shown, key=lambda d: d.max_rel)[-most:]
+    if len(shown) > max_bars:
+        worst = sorted(shown, key=lambda d: d.max_rel)[-max_bars:]
         shown = tuple(d for d in shown if d in worst)
     left, width, height, top = 330, 500, 17, 30
     ends = [_log(d.max_rel) for d in shown if 0 < d.max_rel < math.inf]

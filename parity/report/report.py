@@ -107,13 +107,13 @@ def result_table(results: Sequence[Result], title: str) -> "Table":
 
 def environment() -> dict[str, str]:
     """Versions and machine."""
-    found = {"Python": platform.python_version()}
+    versions = {"Python": platform.python_version()}
     for package in ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores"}
+            versions[package] = "not installed"
+    return versions | {"machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores"}
 
 
 def _number(value: float | None) -> str:

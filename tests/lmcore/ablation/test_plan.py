@@ -1,6 +1,7 @@
 """Proves that an ablation's file is checked entry by entry before anything runs, and that its report says what ran."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,19 @@ def test_the_report_is_a_table_a_page_and_a_picture(study: tuple[Path, list[Outc
     blue = np.isclose(picture[..., :3], (0.121, 0.466, 0.705), atol=0.02).all(axis=2)
     assert blue.sum() > 200  # the first change's curves
     assert ((picture[..., :3] < 0.02).all(axis=2)).sum() > 500  # the base's
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_fits_its_window(
+    study: tuple[Path, list[Outcome]], tmp_path: Path, width: int, in_browser: Callable[[str, int, str], Any]
+):
+    write_report(tmp_path, read_plan(study[0]), study[1], [], "python -m jaxlm.ablate study.yaml")
+    wide = "[...document.querySelectorAll('.card')].map(card => card.scrollWidth > card.clientWidth)"
+    probed = in_browser(
+        (tmp_path / "report.html").read_text(), width, f"[document.documentElement.scrollWidth, ...{wide}]"
+    )
+    assert probed[0] <= width
+    assert probed[1:] == [False, False, width == 400]  # facts, table, and the curves, which scroll in their card
 
 
 def coloured(path: Path) -> int:

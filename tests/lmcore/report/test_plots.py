@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from lmcore.report.plots import BLUE, ORANGE, count, draw_run, frame, new_plot, plot_loss, smooth
 from lmcore.run.trackers import Row
@@ -43,6 +44,11 @@ def test_the_best_validation_point_is_marked_with_its_value():
     assert (best.get_text(), tuple(best.xy)) == ("best 2.500", (80, 2.5))
     assert {line.get_color() for line in axes.lines} == {BLUE, ORANGE}
     assert figure.axes == [axes]
+    frame(axes)
+    figure.draw_without_rendering()
+    label = Text.get_window_extent(best)  # an annotation's own extent has the line to its point, too
+    assert label.x0 > axes.get_window_extent().x1, "where no curve can be"
+    assert label.x1 <= figure.bbox.x1
 
 
 def test_losses_that_are_not_finite_leave_a_gap():

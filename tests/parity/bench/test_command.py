@@ -1,9 +1,10 @@
-"""The benchmark: real sides end to end, numbers that follow from the samples, and planted faults that are caught."""
+"""The benchmark: real implementations end to end, numbers that follow from samples, planted faults that are caught."""
 
 import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,15 +40,15 @@ TWO = Options(rounds=1, turn_steps=1, batches=(2,), prompt_tokens=7, alone=False
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run of all eager sides wrote as JSON."""
+    """What a run of all eager implementations wrote as JSON."""
     out = tmp_path_factory.mktemp("bench")
     peers = ["--peers", "hf"] if find_spec("transformers") else []
-    sides = ["jaxlm", "torchlm", *(["transformers"] if peers else [])]
-    assert main([*TINY, *peers, "--only", *sides, "--out", str(out)]) == 0
+    implementations = ["jaxlm", "torchlm", *(["transformers"] if peers else [])]
+    assert main([*TINY, *peers, "--only", *implementations, "--out", str(out)]) == 0
     (written,) = out.glob("*.json")
     assert written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "</html>" in written.with_suffix(".html").read_text()
-    return json.loads(written.read_text()) | {"sides": sides, "path": written}
+    return json.loads(written.read_text()) | {"implementations": implementations, "path": written}
 
 
 def of_mode(measured: dict[str, Any], mode: str) -> list[dict[str, Any]]:
@@ -55,24 +56,27 @@ def of_mode(measured: dict[str, Any], mode: str) -> list[dict[str, Any]]:
 
 
 def test_every_side_has_its_turns_in_both_modes(measured: dict[str, Any]):
-    sides = measured["sides"]
-    assert [m["side"] for m in of_mode(measured, "train")] == [*sides, "product"]
-    found = [(m["what"], m["side"]) for m in of_mode(measured, "generate")]
-    whats = ("read 1 text of 7", "write 1 text of 20", "read 3 texts of 7", "write 3 texts of 20")
-    assert sorted(found) == sorted((what, side) for what in whats for side in sides)
+    implementations = measured["implementations"]
+    assert [m["implementation"] for m in of_mode(measured, "train")] == [*implementations, "matmul"]
+    found = [(m["what"], m["implementation"]) for m in of_mode(measured, "generate")]
+    whats = (
+        *("prefill 1 sequence of 7 tokens", "decode 1 sequence of 20 tokens"),
+        *("prefill 3 sequences of 7 tokens", "decode 3 sequences of 20 tokens"),
+    )
+    assert sorted(found) == sorted((what, implementation) for what in whats for implementation in implementations)
     assert all(len(m["seconds"]) == 2 and min(m["seconds"]) > 0 for m in measured["measures"])
 
 
 def test_sides_have_the_same_model_and_say_how_near_they_are(measured: dict[str, Any]):
     for m in measured["measures"]:
-        if m["side"] != "product":
+        if m["implementation"] != "matmul":
             assert m["facts"]["parameters"] == 2 * (20 * 20 * 2 + 20 * 10 * 2 + 3 * 20 * 64 + 2 * 20) + 101 * 20 + 20
             assert m["facts"]["difference"] <= TOLERANCE["float32"]
 
 
 def test_rates_and_shares_follow_from_the_samples(measured: dict[str, Any]):
-    *trained, product = of_mode(measured, "train")
-    base = next((m for m in trained if m["side"] == "transformers"), trained[1])
+    *trained, matmul = of_mode(measured, "train")
+    base = next((m for m in trained if m["implementation"] == "transformers"), trained[1])
     flops = flops_per_token(MODEL, 24) * 6 * 24
     for m in trained:
         derived, rates = m["derived"], [m["amount"] / s for s in m["seconds"]]
@@ -83,12 +87,12 @@ def test_rates_and_shares_follow_from_the_samples(measured: dict[str, Any]):
             statistics.median(theirs / mine for mine, theirs in zip(m["seconds"], base["seconds"], strict=True))
         )
         assert derived["flops_per_second"] == pytest.approx(flops / derived["step_seconds"])
-        both = zip(m["seconds"], product["seconds"], strict=True)
-        shares = [2 * flops / mine / (product["amount"] / bare) for mine, bare in both]
-        assert derived["share_of_product"] == pytest.approx(statistics.median(shares))
+        both = zip(m["seconds"], matmul["seconds"], strict=True)
+        shares = [2 * flops / mine / (matmul["amount"] / bare) for mine, bare in both]
+        assert derived["share_of_matmul_peak"] == pytest.approx(statistics.median(shares))
         assert "mfu" not in derived
     assert base["derived"]["ratio"] == 1
-    assert product["amount"] == 3 * 2 * 2048**3
+    assert matmul["amount"] == 3 * 2 * 2048**3
 
 
 def test_memory_is_of_the_side_alone_and_idle_sides_sleep(measured: dict[str, Any]):
@@ -96,16 +100,16 @@ def test_memory_is_of_the_side_alone_and_idle_sides_sleep(measured: dict[str, An
         facts = m["facts"]
         assert 20e6 < facts["start_bytes"] <= facts["rss_bytes"] < 3e9
         assert facts["device_bytes"] is None
-        assert facts["idle_share"] < 0.5
+        assert facts["idle_fraction"] < 0.5
 
 
 def test_a_report_is_read_back_as_it_was(measured: dict[str, Any]):
     report = load(measured["path"])
     again = json.loads(json.dumps(report.to_dict()))
-    assert again == {name: value for name, value in measured.items() if name not in ("sides", "path")}
+    assert again == {name: value for name, value in measured.items() if name not in ("implementations", "path")}
 
 
-# Sides that do not compute the same.
+# Implementations that do not compute the same.
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, group: str, field: str, value: float) -> None:
@@ -113,7 +117,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, group: str, field: str, value: floa
     order = Process.order
 
     def other(self: Process, do: str, **arguments: Any) -> None:
-        if do == "make" and self.side == "torchlm":
+        if do == "make" and self.implementation == "torchlm":
             arguments["config"][group][field] = value
         order(self, do, **arguments)
 
@@ -145,10 +149,12 @@ def test_beyond_the_tolerance_is_not_the_same(found: list[float]):
 # Reports.
 
 
-def measure(side: str, seconds: list[float], **facts: Any) -> Measure:
+def measure(implementation: str, seconds: list[float], **facts: Any) -> Measure:
     facts = {"steps": 2, "step_flops": 6e9, "first_seconds": 3.0, "peak": 1e12, "device": "GPU"} | facts
     kind: dict[str, Any] = {"mode": "train", "dtype": "bfloat16", "what": "train 2 × 4", "unit": "tokens/s"}
-    return Measure(**kind, side=side, amount=16.0, seconds=seconds, cpu_seconds=seconds, facts=facts)
+    return Measure(
+        **kind, implementation=implementation, amount=16.0, seconds=seconds, cpu_seconds=seconds, facts=facts
+    )
 
 
 def report(*measures: Measure) -> Report:
@@ -156,12 +162,12 @@ def report(*measures: Measure) -> Report:
     return Report(command="python -m parity.bench", date="2026-11-24T02:00:00+00:00", measures=list(measures), **said)
 
 
-def test_mfu_is_a_share_of_the_makers_peak():
-    made = measure("jaxlm", [0.5, 0.5, 0.5, 0.5])
-    derived = report(made).derived(made, made)
+def test_mfu_is_a_fraction_of_the_vendors_peak():
+    half = measure("jaxlm", [0.5, 0.5, 0.5, 0.5])
+    derived = report(half).derived(half, half)
     assert derived["mfu"] == pytest.approx(6e9 / 0.25 / 1e12)
     assert derived["compile_seconds"] == pytest.approx(2.75)
-    single = replace(made, dtype="float32")
+    single = replace(half, dtype="float32")
     assert "mfu" not in report(single).derived(single, single)
 
 
@@ -178,11 +184,68 @@ def test_a_page_shows_every_side_and_fetches_nothing():
     assert not any(word in text for word in ("http:", "https:", "url(", "<script", "src="))
 
 
-def test_a_change_counts_where_the_samples_lie_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+LAYOUT = """({
+    page: document.documentElement.scrollWidth,
+    cut: [...document.querySelectorAll(".card")].filter(card => card.scrollWidth > card.clientWidth).length,
+    bars: [...document.querySelectorAll(".bars i")].map(bar => bar.getBoundingClientRect().width),
+})"""
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_page_fits_its_window_and_its_bars_are_as_long_as_the_medians(
+    width: int, in_browser: Callable[[str, int, str], Any]
+):
+    names = ("jaxlm", "torchlm", "torchlm-compiled", "transformers", "transformers-compiled")
+    memory = {"rss_bytes": 2.4e9, "device_bytes": 31e9, "step_flops": 1.4e13}
+    measures = [measure(name, [1e-4 * (1 + number)] * 4, **memory) for number, name in enumerate(names)]
+    matmul = replace(measure("matmul", [0.005] * 4), unit="FLOP/s", what="matmul", amount=3e12)
+    text = page(report(*measures, matmul))
+    assert text.count("<th>share of matmul peak</th>") == 1
+    layout = in_browser(text, width, LAYOUT)
+    assert layout["page"] <= width
+    assert layout["cut"] == 0
+    longest = layout["bars"][0]
+    assert longest > width / 2
+    assert layout["bars"] == pytest.approx([longest / (1 + number) for number in range(5)], abs=1)
+    wider = in_browser(text.replace("</style>", "table { min-width: 1300px; }</style>"), width, LAYOUT)
+    assert wider["cut"] == 1, "a table that is too wide would be seen"
+
+
+def test_a_report_of_the_first_schema_is_read_under_the_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whats = ("read 1 text of 32", "write 32 texts of 250", "train 2 × 4")
+    common: dict[str, Any] = {"dtype": "float32", "amount": 16.0, "cpu_seconds": [], "derived": {"median": 1.0}}
+    common |= {
+        "mode": "generate",
+        "unit": "tokens/s",
+        "facts": {"rows": 1, "idle_share": 0.0, "weight_bytes": 8},
+        "seconds": [1.0, 1.0],
+    }
+    measures = [common | {"side": "torchlm", "what": what} for what in whats]
+    measures.append(common | {"side": "product", "what": "a matrix product", "unit": "FLOP/s"})
+    fields: dict[str, Any] = {"settings": {}, "machine": {}, "versions": {}, "flags": {}, "measures": measures}
+    old = {"schema": 1, "command": "python -m parity.bench", "date": "2026-11-24T02:00:00+00:00"} | fields
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = load(tmp_path / "old.json").measures
+    assert [(m.implementation, m.what) for m in found] == [
+        ("torchlm", "prefill 1 sequence of 32 tokens"),
+        ("torchlm", "decode 32 sequences of 250 tokens"),
+        ("torchlm", "train 2 × 4"),
+        ("matmul", "matmul"),
+    ]
+    assert found[0].facts == {"sequences": 1, "idle_fraction": 0.0, "weight_bytes": 8}
+    report(*(replace(m, seconds=[2.0, 2.0]) for m in found)).save_json(tmp_path / "new.json")
+    assert main(["--compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("× 0.50" in line and "slower" in line for line in lines) == 4
+
+
+def test_a_change_counts_where_the_interquartile_ranges_do_not_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     old = report(measure("jaxlm", [1.0, 1.1, 1.2, 1.3]), measure("torchlm", [1.0, 1.1, 1.2, 1.3]))
     new = report(measure("jaxlm", [1.1, 1.2, 1.3, 1.4]), measure("torchlm", [2.0, 2.2, 2.4, 2.6]))
     near, far = changes(old, new)
-    assert (near.apart, far.apart) == (False, True)
+    assert (near.beyond_spread, far.beyond_spread) == (False, True)
     assert far.ratio == pytest.approx(0.5)
     old.save_json(tmp_path / "old.json")
     new.save_json(tmp_path / "new.json")
@@ -230,7 +293,7 @@ def test_a_mistake_gets_one_line(words: list[str], message: str, capsys: pytest.
         ("[]", "found schema 'list'"),
         ('{"schema": 0}', "found schema 0"),
         ('{"schema": 1, "measures": []}', "a field is missing"),
-        ('{"schema": 1, "measures": [{"derived": {}, "side": "x"}]}', "a field is missing"),
+        ('{"schema": 1, "measures": [{"derived": {}, "implementation": "x"}]}', "a field is missing"),
     ],
 )
 def test_a_file_that_is_no_report_is_refused(
@@ -270,10 +333,10 @@ def test_preparing_text_is_timed_beside_the_library(tmp_path: Path, capsys: pyte
     words = ["--mode", "prepare", "--data.files", str(text), "--model.vocab_size", "300", "--rounds", "2"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     (written,) = (tmp_path / "out").glob("*.json")
-    sides = {m["side"]: m for m in json.loads(written.read_text())["measures"]}
-    assert set(sides) == {"prepare", "encode_batch", "encode_batch_fast"}
-    assert sides["encode_batch"]["derived"]["ratio"] == 1
-    assert len({m["amount"] for m in sides.values()}) == 1
+    implementations = {m["implementation"]: m for m in json.loads(written.read_text())["measures"]}
+    assert set(implementations) == {"prepare", "encode_batch", "encode_batch_fast"}
+    assert implementations["encode_batch"]["derived"]["ratio"] == 1
+    assert len({m["amount"] for m in implementations.values()}) == 1
 
 
 # Growth.
@@ -302,7 +365,7 @@ def test_one_size_grows_and_the_others_stay(axis: str):
 @pytest.mark.slow
 def test_growth_is_measured_and_drawn(tmp_path: Path):
     point = growth.measure("batch", 2, "torchlm", updates=1)
-    assert (point.value, point.side) == (2, "torchlm")
+    assert (point.value, point.implementation) == (2, "torchlm")
     assert 1e5 < point.bytes < 1e9
     growth.plot([point, replace(point, value=4, seconds=2 * point.seconds)], tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
