@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lmcore.describe import environment
 from parity.check.result import Result, judge
 from parity.difference import Difference, compare_all
 from parity.report.page import page
-from parity.report.report import Report, environment, result_table
+from parity.report.report import Report, result_table
 from parity.taps import OPERATIONS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
