@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from lmcore.errors import note
 
 __all__ = [
     "bfloat16_products",
+    "cpu_features",
     "cpu_name",
     "even_parts",
     "malloc_settings",
@@ -33,21 +35,46 @@ def even_parts(rows: int, most: int) -> int:
 
 @cache
 def _cpu_info() -> str:
-    """What Linux says of the processor."""
+    """What Linux says of the processor, or macOS in lines of the same form."""
+    if sys.platform == "darwin":
+        done = subprocess.run(["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"], capture_output=True, text=True)
+        return done.stdout
     info = Path("/proc/cpuinfo")
     return info.read_text(encoding="utf-8") if info.exists() else ""
 
 
 def cpu_name() -> str:
     """What the processor calls itself."""
-    lines = _cpu_info().splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    lines = [line.partition(":") for line in _cpu_info().splitlines()]
+    named = (value.strip() for name, _, value in lines if name.strip() in ("model name", "machdep.cpu.brand_string"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+FEATURES = {
+    "x86": {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"},
+    "arm": {"NEON": "asimd", "BF16": "bf16", "SVE": "sve"},
+}
+"""Instructions that matter to a matmul -> what Linux calls them."""
+MACOS = {"avx2": "avx2_0", "asimd": "advsimd", "bf16": "arm.feat_bf16"}
+"""Linux's names -> macOS's, where they differ, in lower case."""
+
+
+def cpu_features() -> dict[str, bool]:
+    """Which instructions that matter to a matmul the processor has; nothing where the system does not say."""
+    family = "arm" if platform.machine().lower() in ("aarch64", "arm64") else "x86"
+    named = FEATURES[family]
+    if sys.platform == "darwin":
+        pairs = [line.lower().partition(":") for line in _cpu_info().splitlines()]
+        found = {name.removeprefix("hw.optional.") for name, _, value in pairs if value.strip() == "1"}
+        named = {feature: MACOS.get(flag, flag) for feature, flag in named.items()}
+    else:
+        found = set(_cpu_info().split())
+    return {feature: flag in found for feature, flag in named.items()} if found else {}
 
 
 def bfloat16_products() -> bool:
     """Whether the processor multiplies bfloat16 numbers itself: x86 with AVX-512 BF16, as Linux reports it."""
-    return "avx512_bf16" in _cpu_info().split()
+    return cpu_features().get("AVX-512 BF16", False)
 
 
 def memory_bytes() -> int:

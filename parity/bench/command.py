@@ -5,8 +5,6 @@ command line.
 Without arguments: training and generation of a small Llama in float32 and bfloat16.
 """
 
-import os
-import platform
 import shlex
 import shutil
 import sys
@@ -260,9 +258,8 @@ def _measure(mode: str, dtype: str, plan: Plan, say: Callable[[str], None]) -> "
 
 def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
     """All but the measures."""
-    from lmcore.hardware import cpu_name, memory_bytes, usable_cores
+    from lmcore.describe import machine, variables, versions
     from parity.bench.report import Report
-    from parity.report.report import environment
 
     model, train, options = plan.config.model, plan.config.train, plan.options
     heads = f"{model.n_heads} query heads, {model.n_kv_heads} key/value heads"
@@ -273,20 +270,13 @@ def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
         "batch": f"{train.batch_size} × {train.seq_len}, in {parts}",
         "turns": f"{options.rounds} rounds, implementations {'one after the other' if options.alone else 'in turns'}",
     }
-    versions = environment()
-    del versions["machine"]
-    watched = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GLIBC_TUNABLES")
     return Report(
         command=shlex.join(["python", "-m", "parity.bench", *words]),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         settings=settings,
-        machine={
-            "processor": f"{cpu_name()}, {usable_cores()} cores",
-            "memory": f"{memory_bytes() / 2**30:.0f} GiB",
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        versions=versions,
-        flags={name: os.environ[name] for name in watched if name in os.environ},
+        machine=machine(),
+        versions=versions(),
+        flags=variables(),
         measures=[],
     )
 

@@ -5,7 +5,6 @@ line. WHAT is a run or a checkpoint of either framework, or a Hugging Face Llama
 weights are checked.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lmcore import config as configs
 from lmcore.config import Config, Precision, cli, from_dict
+from lmcore.describe import environment
 from lmcore.errors import UserError, command
 from lmcore.optim.table import OPTIMIZERS
 
@@ -69,7 +69,7 @@ def check(
     from parity.check.processes import climb_apart, climb_one, processes_for
     from parity.check.rungs.base import Options
     from parity.check.subject import open_subject
-    from parity.report.report import Report, environment
+    from parity.report.report import Report
 
     subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
     facts, results = _facts(subject), []
@@ -84,9 +84,7 @@ def check(
             results += found
             if report is not None:
                 report(dtype, found)
-    flags = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS") if name in os.environ}
-    facts |= environment() | flags
-    return Report(subject=subject.what, results=tuple(results), facts=facts)
+    return Report(subject=subject.what, results=tuple(results), facts=facts | environment())
 
 
 def _facts(subject: "Subject") -> dict[str, str]:

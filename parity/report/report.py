@@ -1,21 +1,18 @@
 """What a check found, as a verdict, a table for the terminal, JSON, and (in `parity.report.page`) a web page."""
 
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcore.hardware import usable_cores
 from parity.check.result import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Report", "environment", "result_table"]
+__all__ = ["Report", "result_table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +100,6 @@ def result_table(results: Sequence[Result], title: str) -> "Table":
         numbers = _number(r.max_abs), _number(r.max_rel)
         table.add_row(rung, r.what + note, *numbers, _escape(r.where), r.limit, verdict, f"{r.seconds:.1f}")
     return table
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine."""
-    versions = {"Python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions | {"machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores"}
 
 
 def _number(value: float | None) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from lmcore.describe import environment
 from parity.check.result import Result, judge
 from parity.difference import Difference, compare_all
 from parity.report.page import page
-from parity.report.report import Report, environment, result_table
+from parity.report.report import Report, result_table
 from parity.taps import OPERATIONS
 
 
