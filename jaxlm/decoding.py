@@ -1,4 +1,4 @@
-"""Writing tokens: a cache of keys and values, and the choice of each next token, many in one compiled call."""
+"""Generation: prefill into a KV cache, and the choice of each next token, many in one compiled call."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
 from jaxlm.functional import Model, Params
 from jaxlm.model import Cache, Decoder
 from jaxlm.sharding import batch_sharding
@@ -18,9 +19,7 @@ from lmcore.config import SampleConfig
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens whose probabilities are summed first, when one of all is looked for."""
-TURNED = ".T"
-"""Ends the name of a weight that lies output × input."""
+"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
 
 
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
@@ -67,21 +66,24 @@ def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tu
 
 
 def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
-    """The greatest x for which the weights of the distances below x sum to less than `limit`; distances ≥ 0.
+    """The largest distance before which the weights sum to less than `limit`, or more that keeps no other token."""
+    fast, plain = (partial(f, limit=limit) for f in (cutoff_by_bits, cutoff_by_sorting))
+    return jax.lax.platform_dependent(distances, weights, cpu=fast, default=plain)
 
-    Found bit by bit, since floats ≥ 0 are in the order of their bit patterns: XLA's sort takes far longer on a CPU.
+
+def cutoff_by_sorting(
+    distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float
+) -> Float[Array, "B 1"]:
+    """Return the largest distance before which, in order, the weights sum to less than `limit`.
+
+    Args:
+        distances: how far each token is behind the likeliest; 0 or more.
+        weights: what each token counts: 1 for top-k, its probability for top-p.
+        limit: the sum that a kept token has less than before it.
     """
-    size = jnp.finfo(distances.dtype).bits
-    infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, distances.dtype), f"int{size}")
-
-    def set_bit(index: Array, found: Array) -> Array:
-        tried = found | jnp.left_shift(jnp.ones_like(found), size - 2 - index)
-        below = distances < jax.lax.bitcast_convert_type(tried, distances.dtype)
-        small = jnp.sum(jnp.where(below, weights, 0), axis=-1, keepdims=True) < limit
-        return jnp.where(small & (tried <= infinity), tried, found)
-
-    bits = jax.lax.fori_loop(0, size - 1, set_bit, jnp.zeros((len(distances), 1), infinity.dtype))
-    return jax.lax.bitcast_convert_type(bits, distances.dtype)
+    ordered, counted = jax.lax.sort((distances, weights), num_keys=1)
+    before = jnp.cumsum(counted, axis=-1) - counted
+    return jnp.max(jnp.where(before < limit, ordered, 0), axis=-1, keepdims=True)
 
 
 class Decoding(NamedTuple):
@@ -107,7 +109,7 @@ class Generator:
         self.model = Model(config)
         self.params: Params = {}
         self.laid_out: dict[bool, Params] = {}
-        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="turned")
+        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="transposed")
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
@@ -116,18 +118,19 @@ class Generator:
         self.params, self.laid_out = params, {}
 
     def weights(self, texts: int) -> Params:
-        """What `decoder` takes, as products for so many texts a device read it fastest; made when first asked for."""
-        turned = texts == 1
-        if turned not in self.laid_out:
-            self.laid_out[turned] = self._prepare(self.params, turned=turned)
-        return self.laid_out[turned]
+        """Return what `decoder` takes, laid out for so many sequences on each device; made when first asked for."""
+        transposed = texts == 1
+        if transposed not in self.laid_out:
+            self.laid_out[transposed] = self._prepare(self.params, transposed=transposed)
+        return self.laid_out[transposed]
 
     def decoder(self, weights: Params) -> Decoder:
         """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
 
-        There XLA takes the transpose into the product; outside of the loop it would make a transposed copy first.
+        There XLA takes the transpose into the matmul; outside of the loop it would make a transposed copy first.
         """
-        return self.model({n.removesuffix(TURNED): w.T if n.endswith(TURNED) else w for n, w in weights.items()})
+        params = {n.removesuffix(TRANSPOSED): w.T if n.endswith(TRANSPOSED) else w for n, w in weights.items()}
+        return self.model(params)
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
@@ -166,18 +169,3 @@ class Generator:
 
         state, tokens = jax.lax.scan(one, state, uniforms.T)
         return tokens.T, state
-
-
-def for_decoding(params: Params, dtype: jnp.dtype, turned: bool) -> Params:
-    """A copy whose products read their weights as fast as they can, once for every token.
-
-    Weights of products are in `dtype` already. Those to be `turned` are laid out output × input, and their names say
-    so: XLA's product with one row on a CPU is half as fast again there, one with more rows slower by a third. The
-    output head has its own copy.
-    """
-    weights = params
-    if "lm_head.kernel" not in params:
-        weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
-    kernels = {name: w.astype(dtype) for name, w in weights.items() if name.endswith("kernel")}
-    others = {name: w for name, w in weights.items() if name not in kernels}
-    return others | ({name + TURNED: w.T for name, w in kernels.items()} if turned else kernels)

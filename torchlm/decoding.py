@@ -1,23 +1,21 @@
-"""Writing tokens: a cache of keys and values, and the choice of each next token."""
+"""Generation: prefill into a KV cache, and the choice of each next token."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int32
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmcore.config import SampleConfig
-from torchlm.linear import laid_out
-from torchlm.merged import MERGED, Merged
+from torchlm.fast.decoding import for_decoding
 from torchlm.model import Cache, Decoder
 
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens whose probabilities are summed first, when one of all is looked for."""
+"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
 
 
 def choose_tokens(
@@ -114,27 +112,3 @@ class Generator:
     def has_nan(self, state: Decoding) -> bool:
         """Whether the next token would be drawn from NaN."""
         return bool(torch.isnan(state.logits).any())
-
-
-def for_decoding(model: Decoder) -> Decoder:
-    """A copy whose products read their weights as fast as they can, once for every token.
-
-    Products of the same input are one (see `merged.py`), with weights in `dtype` already and laid out for the machine.
-    The output head has its own copy.
-    """
-    config = replace(model.config, tie_embeddings=False)
-    with torch.device("meta"):
-        copy = Decoder(config, model.dtype)
-        for block in copy.layers:
-            for name in ("self_attn", "mlp"):
-                kind = type(block.get_submodule(name))
-                setattr(block, name, MERGED.get(kind, kind)(config))
-    weights = {name: p.detach() for name, p in model.named_parameters()} | {"lm_head.weight": model.head.detach()}
-    for name, module in copy.named_modules():
-        if isinstance(module, Merged):
-            for kind in dict(module.merged.named_parameters()):
-                weights[f"{name}.merged.{kind}"] = torch.cat([weights.pop(f"{name}.{n}.{kind}") for n in module.names])
-        elif isinstance(module, nn.Linear):
-            weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(model.dtype))
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()

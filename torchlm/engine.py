@@ -20,10 +20,10 @@ from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
 from torchlm.dropout import Key, fold_in, seed_key
+from torchlm.fast.parallel import LossSum, SplitLoss
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
-from torchlm.parallel import LossSum, SplitLoss
 
 __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
