@@ -23,10 +23,15 @@ PART = 128
 
 
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
-    """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
+    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
 
     Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
     k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+
+    Args:
+        logits: of the next token, one row for each sequence.
+        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        options: temperature, top_k, top_p and min_p.
     """
     finite = jnp.finfo(logits.dtype)
     logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
@@ -45,9 +50,10 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
 
 
 def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
-    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
 
-    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
+    both twins must round the same way to choose the same token.
     """
     padded = jnp.pad(probabilities, ((0, 0), (0, -probabilities.shape[1] % PART)))
     parts = padded.reshape(len(padded), -1, PART)
@@ -87,7 +93,7 @@ def cutoff_by_sorting(
 
 
 class Decoding(NamedTuple):
-    """A batch of texts being written: what was read so far, and the logits of the next token."""
+    """A batch of sequences in generation: the cache, and the logits of the next token."""
 
     cache: Cache
     logits: Float[Array, "B V"]
@@ -133,14 +139,14 @@ class Generator:
         return self.model(params)
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
+        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
         weights, tokens, pads = self._placed(tokens, pads)
         return self._start(size, weights, tokens, pads)
 
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Write one token for each column of uniform numbers. `state` is used up."""
+        """Decode one token for each column of uniform numbers. `state` is used up."""
         weights, uniforms = self._placed(uniforms)
         tokens, state = self._extend(weights, state, uniforms)
         return np.asarray(tokens), state

@@ -58,5 +58,11 @@ POSITIONS = {
 def unrotated(
     x: Float[Array, "B T N H"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
 ) -> Float[Array, "B T N H"]:
-    """Return x itself: queries or keys of a model without RoPE."""
+    """Return x itself: queries or keys of a model without RoPE.
+
+    Args:
+        x: queries or keys.
+        cos: not used.
+        sin: not used.
+    """
     return x

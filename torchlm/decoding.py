@@ -21,10 +21,15 @@ PART = 128
 def choose_tokens(
     logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig
 ) -> Int[Tensor, " B"]:
-    """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
+    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
 
     Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
     k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+
+    Args:
+        logits: of the next token, one row for each sequence.
+        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        options: temperature, top_k, top_p and min_p.
     """
     infinity, finite = torch.inf, torch.finfo(logits.dtype)
     logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
@@ -47,9 +52,10 @@ def choose_tokens(
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
 
-    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
+    both twins must round the same way to choose the same token.
     """
     missing = -probabilities.shape[1] % PART
     padded = F.pad(probabilities, (0, missing)) if missing else probabilities
@@ -71,7 +77,7 @@ def _first_above(weights: Float[Tensor, "B N"], points: Float[Tensor, " B"]) -> 
 
 
 class Decoding(NamedTuple):
-    """A batch of texts being written: what was read so far, and the logits of the next token."""
+    """A batch of sequences in generation: the cache, and the logits of the next token."""
 
     cache: Cache
     logits: Float[Tensor, "B V"]
@@ -91,7 +97,7 @@ class Generator:
 
     @torch.inference_mode()
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
+        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
         cache = self.model.empty_cache(torch.from_numpy(pads).to(self.device), size)
         logits, cache = self.model.decode(torch.from_numpy(tokens).to(self.device), cache)
         return Decoding(cache, logits)
@@ -100,7 +106,7 @@ class Generator:
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Write one token for each column of uniform numbers. `state` is used up."""
+        """Decode one token for each column of uniform numbers. `state` is used up."""
         written = []
         for uniform in torch.from_numpy(uniforms).to(self.device).T:
             token = choose_tokens(state.logits, uniform, self.options)

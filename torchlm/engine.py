@@ -55,6 +55,13 @@ def train_step(
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
     Dropout draws by `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
+
+    Args:
+        config: of the run.
+        state: parameters and optimizer state, updated in place.
+        batch: token ids; each row has its targets one position later.
+        lr: learning rate of this update.
+        loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
     """
     assert state.optimizer is not None
     state.model.train()
@@ -80,7 +87,14 @@ def train_step(
 
 
 def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
-    """What the masks of one micro-batch are drawn from."""
+    """Return what the masks of one micro-batch are drawn from.
+
+    Args:
+        config: of the run; `train.dropout_masks` chooses the generator.
+        step: of the update, from 0.
+        index: of the micro-batch in the step, from 0.
+        device: of the key.
+    """
     if config.model.dropout == 0:
         return None
     if config.train.dropout_masks == "threefry":
@@ -94,7 +108,13 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device) -> 
 def eval_step(
     model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Sum of the token losses, and how many targets count."""
+    """Return the sum of the token losses, and how many targets count.
+
+    Args:
+        model: the decoder, which is left in evaluation mode.
+        tokens: token ids.
+        targets: the id that follows each token, or IGNORED.
+    """
     return loss_sum(model.eval(), tokens, targets), torch.sum(targets != IGNORED)
 
 

@@ -61,5 +61,11 @@ POSITIONS = {
 def unrotated(
     x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
 ) -> Float[Tensor, "B T N H"]:
-    """Return x itself: queries or keys of a model without RoPE."""
+    """Return x itself: queries or keys of a model without RoPE.
+
+    Args:
+        x: queries or keys.
+        cos: not used.
+        sin: not used.
+    """
     return x
