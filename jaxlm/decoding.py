@@ -100,10 +100,10 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Writes tokens with the parameters it was last given; `lmcore.generate.prompting` feeds it.
+    """Decodes with the parameters it was last given; `lmcore.generate.prompting` feeds it.
 
-    Texts are split over the mesh's devices where they divide evenly; others are written by the first alone. On a CPU a
-    bfloat16 model writes in float32: XLA widens its weights and its cache there for every token.
+    A batch is split over the mesh's devices where it divides evenly; else the first device decodes it alone. On a CPU a
+    bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
     """
 
     def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
@@ -123,9 +123,9 @@ class Generator:
         """Write with these parameters from now on."""
         self.params, self.laid_out = params, {}
 
-    def weights(self, texts: int) -> Params:
+    def weights(self, sequences: int) -> Params:
         """Return what `decoder` takes, laid out for so many sequences on each device; made when first asked for."""
-        transposed = texts == 1
+        transposed = sequences == 1
         if transposed not in self.laid_out:
             self.laid_out[transposed] = self._prepare(self.params, transposed=transposed)
         return self.laid_out[transposed]
@@ -156,11 +156,11 @@ class Generator:
         return bool(jnp.isnan(state.logits).any())
 
     def _placed(self, *rows: np.ndarray) -> tuple:
-        """The weights, and arrays of one row a text, where the texts are written."""
-        texts, devices = len(rows[0]), self.mesh.size
-        if texts % devices > 0:
-            return {name: w.addressable_data(0) for name, w in self.weights(texts).items()}, *rows
-        return self.weights(texts // devices), *jax.device_put(rows, batch_sharding(self.mesh))
+        """The weights, and arrays of one row for each sequence, on the devices that decode them."""
+        count, devices = len(rows[0]), self.mesh.size
+        if count % devices > 0:
+            return {name: w.addressable_data(0) for name, w in self.weights(count).items()}, *rows
+        return self.weights(count // devices), *jax.device_put(rows, batch_sharding(self.mesh))
 
     def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
         decoder = self.decoder(weights)

@@ -84,7 +84,7 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Writes tokens with `model`; `lmcore.generate.prompting` feeds it."""
+    """Decodes with `model`; `lmcore.generate.prompting` feeds it."""
 
     def __init__(self, model: Decoder, options: SampleConfig):
         self.model = for_decoding(model)

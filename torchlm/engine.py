@@ -243,8 +243,8 @@ def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
     """The contract's initial weights, by name; torch stores a kernel output × input, the contract input × output."""
     params = {}
     for name, p in model.named_parameters():
-        turned = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
-        shape = tuple(reversed(p.shape)) if turned else tuple(p.shape)
+        transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        shape = tuple(reversed(p.shape)) if transposed else tuple(p.shape)
         weight = initial_weight(seed, name, shape, model.config)
-        params[name] = torch.tensor(np.ascontiguousarray(weight.T if turned else weight), dtype=p.dtype)
+        params[name] = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
     return params
