@@ -1,4 +1,4 @@
-"""Writing tokens: a cache of keys and values, and the choice of each next token, many in one compiled call."""
+"""Generation: prefill into a KV cache, and the choice of each next token, many in one compiled call."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
 from jaxlm.functional import Model, Params
 from jaxlm.model import Cache, Decoder
 from jaxlm.sharding import batch_sharding
@@ -18,16 +19,19 @@ from lmcore.config import SampleConfig
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens whose probabilities are summed first, when one of all is looked for."""
-TURNED = ".T"
-"""Ends the name of a weight that lies output × input."""
+"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
 
 
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
-    """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
+    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
 
     Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
     k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+
+    Args:
+        logits: of the next token, one row for each sequence.
+        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        options: temperature, top_k, top_p and min_p.
     """
     finite = jnp.finfo(logits.dtype)
     logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
@@ -46,9 +50,10 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
 
 
 def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
-    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
 
-    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
+    both twins must round the same way to choose the same token.
     """
     padded = jnp.pad(probabilities, ((0, 0), (0, -probabilities.shape[1] % PART)))
     parts = padded.reshape(len(padded), -1, PART)
@@ -67,35 +72,38 @@ def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tu
 
 
 def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
-    """The greatest x for which the weights of the distances below x sum to less than `limit`; distances ≥ 0.
+    """The largest distance before which the weights sum to less than `limit`, or more that keeps no other token."""
+    fast, plain = (partial(f, limit=limit) for f in (cutoff_by_bits, cutoff_by_sorting))
+    return jax.lax.platform_dependent(distances, weights, cpu=fast, default=plain)
 
-    Found bit by bit, since floats ≥ 0 are in the order of their bit patterns: XLA's sort takes far longer on a CPU.
+
+def cutoff_by_sorting(
+    distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float
+) -> Float[Array, "B 1"]:
+    """Return the largest distance before which, in order, the weights sum to less than `limit`.
+
+    Args:
+        distances: how far each token is behind the likeliest; 0 or more.
+        weights: what each token counts: 1 for top-k, its probability for top-p.
+        limit: the sum that a kept token has less than before it.
     """
-    size = jnp.finfo(distances.dtype).bits
-    infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, distances.dtype), f"int{size}")
-
-    def set_bit(index: Array, found: Array) -> Array:
-        tried = found | jnp.left_shift(jnp.ones_like(found), size - 2 - index)
-        below = distances < jax.lax.bitcast_convert_type(tried, distances.dtype)
-        small = jnp.sum(jnp.where(below, weights, 0), axis=-1, keepdims=True) < limit
-        return jnp.where(small & (tried <= infinity), tried, found)
-
-    bits = jax.lax.fori_loop(0, size - 1, set_bit, jnp.zeros((len(distances), 1), infinity.dtype))
-    return jax.lax.bitcast_convert_type(bits, distances.dtype)
+    ordered, counted = jax.lax.sort((distances, weights), num_keys=1)
+    before = jnp.cumsum(counted, axis=-1) - counted
+    return jnp.max(jnp.where(before < limit, ordered, 0), axis=-1, keepdims=True)
 
 
 class Decoding(NamedTuple):
-    """A batch of texts being written: what was read so far, and the logits of the next token."""
+    """A batch of sequences in generation: the cache, and the logits of the next token."""
 
     cache: Cache
     logits: Float[Array, "B V"]
 
 
 class Generator:
-    """Writes tokens with the parameters it was last given; `lmcore.generate.prompting` feeds it.
+    """Decodes with the parameters it was last given; `lmcore.generate.prompting` feeds it.
 
-    Texts are split over the mesh's devices where they divide evenly; others are written by the first alone. On a CPU a
-    bfloat16 model writes in float32: XLA widens its weights and its cache there for every token.
+    A batch is split over the mesh's devices where it divides evenly; else the first device decodes it alone. On a CPU a
+    bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
     """
 
     def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
@@ -107,7 +115,7 @@ class Generator:
         self.model = Model(config)
         self.params: Params = {}
         self.laid_out: dict[bool, Params] = {}
-        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="turned")
+        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="transposed")
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
@@ -115,29 +123,30 @@ class Generator:
         """Write with these parameters from now on."""
         self.params, self.laid_out = params, {}
 
-    def weights(self, texts: int) -> Params:
-        """What `decoder` takes, as products for so many texts a device read it fastest; made when first asked for."""
-        turned = texts == 1
-        if turned not in self.laid_out:
-            self.laid_out[turned] = self._prepare(self.params, turned=turned)
-        return self.laid_out[turned]
+    def weights(self, sequences: int) -> Params:
+        """Return what `decoder` takes, laid out for so many sequences on each device; made when first asked for."""
+        transposed = sequences == 1
+        if transposed not in self.laid_out:
+            self.laid_out[transposed] = self._prepare(self.params, transposed=transposed)
+        return self.laid_out[transposed]
 
     def decoder(self, weights: Params) -> Decoder:
         """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
 
-        There XLA takes the transpose into the product; outside of the loop it would make a transposed copy first.
+        There XLA takes the transpose into the matmul; outside of the loop it would make a transposed copy first.
         """
-        return self.model({n.removesuffix(TURNED): w.T if n.endswith(TURNED) else w for n, w in weights.items()})
+        params = {n.removesuffix(TRANSPOSED): w.T if n.endswith(TRANSPOSED) else w for n, w in weights.items()}
+        return self.model(params)
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
+        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
         weights, tokens, pads = self._placed(tokens, pads)
         return self._start(size, weights, tokens, pads)
 
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Write one token for each column of uniform numbers. `state` is used up."""
+        """Decode one token for each column of uniform numbers. `state` is used up."""
         weights, uniforms = self._placed(uniforms)
         tokens, state = self._extend(weights, state, uniforms)
         return np.asarray(tokens), state
@@ -147,11 +156,11 @@ class Generator:
         return bool(jnp.isnan(state.logits).any())
 
     def _placed(self, *rows: np.ndarray) -> tuple:
-        """The weights, and arrays of one row a text, where the texts are written."""
-        texts, devices = len(rows[0]), self.mesh.size
-        if texts % devices > 0:
-            return {name: w.addressable_data(0) for name, w in self.weights(texts).items()}, *rows
-        return self.weights(texts // devices), *jax.device_put(rows, batch_sharding(self.mesh))
+        """The weights, and arrays of one row for each sequence, on the devices that decode them."""
+        count, devices = len(rows[0]), self.mesh.size
+        if count % devices > 0:
+            return {name: w.addressable_data(0) for name, w in self.weights(count).items()}, *rows
+        return self.weights(count // devices), *jax.device_put(rows, batch_sharding(self.mesh))
 
     def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
         decoder = self.decoder(weights)
@@ -166,18 +175,3 @@ class Generator:
 
         state, tokens = jax.lax.scan(one, state, uniforms.T)
         return tokens.T, state
-
-
-def for_decoding(params: Params, dtype: jnp.dtype, turned: bool) -> Params:
-    """A copy whose products read their weights as fast as they can, once for every token.
-
-    Weights of products are in `dtype` already. Those to be `turned` are laid out output × input, and their names say
-    so: XLA's product with one row on a CPU is half as fast again there, one with more rows slower by a third. The
-    output head has its own copy.
-    """
-    weights = params
-    if "lm_head.kernel" not in params:
-        weights = params | {"lm_head.kernel": params["embed_tokens.weight"].T}
-    kernels = {name: w.astype(dtype) for name, w in weights.items() if name.endswith("kernel")}
-    others = {name: w for name, w in weights.items() if name not in kernels}
-    return others | ({name + TURNED: w.T for name, w in kernels.items()} if turned else kernels)

@@ -11,12 +11,18 @@ Key = jax.Array | None
 
 
 def split(key: Key, count: int) -> list[Key]:
-    """As many keys as are asked for, unrelated to one another; none from none."""
+    """Split a key into `count` independent keys; None stays None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def dropout(x: Float[Array, "*S"], rate: float, key: Key) -> Float[Array, "*S"]:
-    """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
+    """Zero a fraction `rate` of x and scale up the rest; without a key, x itself.
+
+    Args:
+        x: activations, or attention weights.
+        rate: fraction to zero; the rest is divided by 1 − rate.
+        key: what the mask is drawn from; None drops nothing.
+    """
     if key is None:
         return x
     kept = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)  # the same mask in every precision

@@ -43,7 +43,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
-    The state may be stacked (see `jaxlm.layers`).
+    Args:
+        model: the decoder without its parameters.
+        state: parameters and optimizer state, which may be stacked (see `jaxlm.layers`).
+        batch: token ids; each row has its targets one position later.
+        lr: learning rate of this update.
     """
     config = model.config
 
@@ -75,7 +79,14 @@ def train_step(
 def eval_step(
     model: Model, params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Sum of the token losses, and how many targets count."""
+    """Return the sum of the token losses, and how many targets count.
+
+    Args:
+        model: the decoder without its parameters.
+        params: its parameters, which may be stacked (see `jaxlm.layers`).
+        tokens: token ids.
+        targets: the id that follows each token, or IGNORED.
+    """
     return loss_sum(model(params), tokens, targets), jnp.sum(targets != IGNORED)
 
 

@@ -28,7 +28,14 @@ Step = Callable[[nnx.Module, Array, Key, Key], Array]
 def unrolled(
     step: Step, blocks: Sequence[nnx.Module], x: Float[Array, "B T D"], keys: Sequence[tuple[Key, Key]]
 ) -> Float[Array, "B T D"]:
-    """Every block by itself, so that XLA sees them all: the time to compile grows with their number."""
+    """Apply every block by itself, so that XLA sees them all: the time to compile grows with their number.
+
+    Args:
+        step: applies one block.
+        blocks: the blocks, in order.
+        x: the residual stream.
+        keys: of each block, for its attention weights and for its branches.
+    """
     for block, pair in zip(blocks, keys, strict=True):
         x = step(block, x, *pair)
     return x
@@ -41,7 +48,15 @@ def scanned(
     keys: Sequence[tuple[Key, Key]],
     weights: Any = None,
 ) -> Float[Array, "B T D"]:
-    """One block, compiled once, in a loop over the layers' stacked weights; without them, the blocks' are stacked."""
+    """Apply one block, compiled once, in a loop over the layers' stacked weights.
+
+    Args:
+        step: applies one block.
+        blocks: the blocks, in order; the first is the one that is compiled.
+        x: the residual stream.
+        keys: of each block, for its attention weights and for its branches.
+        weights: the blocks' states stacked, layer first; None stacks those of `blocks`.
+    """
     graph, _ = nnx.split(blocks[0])
     if weights is None:
         weights = jax.tree.map(lambda *layers: jnp.stack(layers), *map(nnx.state, blocks))
@@ -61,6 +76,8 @@ LAYERS = {False: unrolled, True: scanned}
 def stack_layers(tree: Tree) -> Tree:
     """Stack the layers, L first, in every dict from parameters' names within the tree."""
 
+    # The tree may be a parameter dict, a train state or an optimizer's state of any depth: whatever dict is keyed by
+    # parameters' names is stacked, and all else, such as a count of updates, stays as it is.
     def stack(node: Any) -> Any:
         if not _names_parameters(node):
             return node

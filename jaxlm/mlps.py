@@ -1,4 +1,6 @@
-"""What `model.mlp` chooses in place of SwiGLU."""
+"""Feed-forward layers: gated, or two plain layers, with the activation that `model.mlp` names."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,48 +8,57 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxlm.linear import LINEARS
-from lmcore.config import ModelConfig
+from lmcore.config import GATED, ModelConfig
 
-__all__ = ["GEGLU", "GELU", "ReLU"]
+__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "make_mlp"]
 
 
-class GEGLU(nnx.Module):
-    """Feed-forward layer gated by the exact GELU (Shazeer 2020, arXiv:2002.05202)."""
+def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """x · Φ(x), exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": gelu,
+    "gelu": gelu,
+    "relu": jax.nn.relu,
+}
+"""`model.mlp` -> the function between its layers."""
+
+
+class GatedMLP(nnx.Module):
+    """down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         linear = LINEARS[config.bias]
+        self.act = ACTIVATIONS[config.mlp]
         self.gate_proj = linear(config.dim, config.ffn_dim, dtype)
         self.up_proj = linear(config.dim, config.ffn_dim, dtype)
         self.down_proj = linear(config.ffn_dim, config.dim, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = self.project(x)
-        return self.down_proj(jax.nn.gelu(gate, approximate=False) * up)
+        return self.down_proj(self.act(gate) * up)
 
     def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
-        """The gate before its GELU, and what it lets through."""
+        """Return the gate before its activation, and what it is multiplied by, B × T × F each."""
         return self.gate_proj(x), self.up_proj(x)
 
 
-class GELU(nnx.Module):
-    """Two layers with x · Φ(x) between them, exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+class MLP(nnx.Module):
+    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         linear = LINEARS[config.bias]
+        self.act = ACTIVATIONS[config.mlp]
         self.up_proj = linear(config.dim, config.ffn_dim, dtype)
         self.down_proj = linear(config.ffn_dim, config.dim, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False))
+        return self.down_proj(self.act(self.up_proj(x)))
 
 
-class ReLU(nnx.Module):
-    """Two layers with max(x, 0) between them (Vaswani et al. 2017, arXiv:1706.03762)."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        linear = LINEARS[config.bias]
-        self.up_proj = linear(config.dim, config.ffn_dim, dtype)
-        self.down_proj = linear(config.ffn_dim, config.dim, dtype)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.relu(self.up_proj(x)))
+def make_mlp(config: ModelConfig, dtype: jnp.dtype) -> GatedMLP | MLP:
+    """Return the feed-forward layer that `model.mlp` names."""
+    return (GatedMLP if config.mlp in GATED else MLP)(config, dtype)

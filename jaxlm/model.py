@@ -1,11 +1,11 @@
-"""The decoder: RMSNorm, rotary grouped-query attention and SwiGLU, in that reading order, as in Llama.
+"""The decoder: RMSNorm, rotary grouped-query attention and blocks of attention and feed-forward, in reading order.
 
-Other configs choose other parts by a field each, when the model is made: norms from `norms.py`, positions from
-`positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
+The default is a Llama. Other configs choose other parts by a field each, when the model is made: norms from `norms.py`,
+positions from `positions.py`, activations from `mlps.py` and linear layers from `linear.py`.
 
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
-mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
+mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of the matmuls.
 """
 
 from collections.abc import Callable
@@ -17,31 +17,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import attention, by_head, cache_mask, causal_attention
+from jaxlm.attention import attention, by_head, causal_mask
 from jaxlm.dropout import Key, dropout, split
+from jaxlm.fast.attention import causal_attention
+from jaxlm.fast.linear import linear
 from jaxlm.layers import LAYERS
-from jaxlm.linear import LINEARS, Linear, product
-from jaxlm.mlps import GEGLU, GELU, ReLU
-from jaxlm.norms import LayerNorm, NoNorm
-from jaxlm.positions import POSITIONS, unturned
+from jaxlm.linear import LINEARS, Linear
+from jaxlm.mlps import make_mlp
+from jaxlm.norms import LayerNorm, NoNorm, unnormed
+from jaxlm.positions import POSITIONS, unrotated
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
 
-__all__ = [
-    "Attention",
-    "Block",
-    "Cache",
-    "Decoder",
-    "Embedding",
-    "PostNormBlock",
-    "RMSNorm",
-    "SandwichBlock",
-    "SwiGLU",
-    "rotate",
-]
+__all__ = ["Attention", "Block", "Cache", "Decoder", "Embedding", "RMSNorm", "rotate"]
 
 Attend = Callable[[Array, Array, Array], Array]
-"""Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
+"""Attention of queries B T N H to keys and values B S K H -> B T N H."""
 
 
 class Embedding(nnx.Module):
@@ -62,8 +53,8 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        wide = x.astype(self.weight.dtype)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        full = x.astype(self.weight.dtype)
+        normed = full * jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * self.weight[(None,) * (x.ndim - 1)].astype(x.dtype)
 
 
@@ -74,11 +65,17 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"]
 ) -> Float[Array, "B T N H"]:
-    """Turn feature pairs (i, i + H/2) of every head by their position's angles, in the tables' type."""
+    """Rotate feature pairs (i, i + H/2) of every head by their position's angles, in the tables' dtype.
+
+    Args:
+        x: queries or keys.
+        cos: cosine of each feature's angle.
+        sin: sine of each feature's angle, negative in the first half of the features, so that one roll does.
+    """
     cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
-    wide = x.astype(cos.dtype)
-    turned = wide * cos + jnp.roll(wide, x.shape[-1] // 2, axis=-1) * sin
-    return turned.astype(x.dtype)
+    full = x.astype(cos.dtype)
+    rotated = full * cos + jnp.roll(full, x.shape[-1] // 2, axis=-1) * sin
+    return rotated.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -93,7 +90,7 @@ class Attention(nnx.Module):
         self.q_norm = norm(config.head_dim, config.norm_eps)
         self.k_norm = norm(config.head_dim, config.norm_eps)
         self.o_proj = linear(config.n_heads * config.head_dim, config.dim, dtype)
-        self.turn = rotate if config.position == "rope" else unturned
+        self.rotate = rotate if config.position == "rope" else unrotated
 
     def __call__(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"], attend: Attend
@@ -104,42 +101,28 @@ class Attention(nnx.Module):
     def heads(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Queries, keys and values, the first two normed and turned."""
+        """Return queries, keys and values, the first two normed and rotated."""
         q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        return self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin), v
-
-
-class SwiGLU(nnx.Module):
-    """Feed-forward layer gated by SiLU (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        linear = LINEARS[config.bias]
-        self.gate_proj = linear(config.dim, config.ffn_dim, dtype)
-        self.up_proj = linear(config.dim, config.ffn_dim, dtype)
-        self.down_proj = linear(config.ffn_dim, config.dim, dtype)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = self.project(x)
-        return self.down_proj(jax.nn.silu(gate) * up)
-
-    def project(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
-        """The gate before its SiLU, and what it lets through."""
-        return self.gate_proj(x), self.up_proj(x)
-
-
-MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
-"""`model.mlp` -> its class."""
+        return self.rotate(self.q_norm(q), cos, sin), self.rotate(self.k_norm(k), cos, sin), v
 
 
 class Block(nnx.Module):
-    """Attention, then feed-forward, each normed before and added to the residual stream after."""
+    """Attention, then feed-forward, each a branch of the residual stream, with norms where `norm_placement` has them.
+
+    pre: before each branch; post: of the stream, after each branch is added (Vaswani et al. 2017, arXiv:1706.03762);
+    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290).
+    """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        norm = NORMS[config.norm]
-        self.input_layernorm = norm(config.dim, config.norm_eps)
+        norm = partial(NORMS[config.norm], config.dim, config.norm_eps)
+        self.placement = config.norm_placement
+        before, after = self.placement in ("pre", "sandwich"), self.placement in ("post", "sandwich")
+        self.input_layernorm = norm() if before else unnormed
         self.self_attn = Attention(config, dtype)
-        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config, dtype)
+        self.attention_output_layernorm = norm() if after else unnormed
+        self.post_attention_layernorm = norm() if before else unnormed
+        self.mlp = make_mlp(config, dtype)
+        self.mlp_output_layernorm = norm() if after else unnormed
         self.dropout = config.dropout
 
     def __call__(
@@ -151,76 +134,39 @@ class Block(nnx.Module):
         key: Key = None,
     ) -> Float[Array, "B T D"]:
         attn_key, mlp_key = split(key, 2)
-        x = x + dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend), self.dropout, attn_key)
-        return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, mlp_key)
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        x = self.add(x, mixed, self.attention_output_layernorm, attn_key)
+        return self.add(x, self.mlp(self.post_attention_layernorm(x)), self.mlp_output_layernorm, mlp_key)
 
-
-class PostNormBlock(nnx.Module):
-    """Attention, then feed-forward, the residual stream itself normed after each (Vaswani et al. 2017)."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        norm = NORMS[config.norm]
-        self.self_attn = Attention(config, dtype)
-        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config, dtype)
-        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
-        self.dropout = config.dropout
-
-    def __call__(
+    def add(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T H"],
-        sin: Float[Array, "#B T H"],
-        attend: Attend,
-        key: Key = None,
+        branch: Float[Array, "B T D"],
+        norm: Callable[[Array], Array],
+        key: Key,
     ) -> Float[Array, "B T D"]:
-        attn_key, mlp_key = split(key, 2)
-        x = x + dropout(self.self_attn(x, cos, sin, attend), self.dropout, attn_key)
-        x = self.attention_output_layernorm(x)
-        return self.mlp_output_layernorm(x + dropout(self.mlp(x), self.dropout, mlp_key))
+        """Add a branch to the residual stream, and norm the one or the other.
 
-
-class SandwichBlock(nnx.Module):
-    """Attention, then feed-forward, each normed before and after (Ding et al. 2021, arXiv:2105.13290)."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        norm = NORMS[config.norm]
-        self.input_layernorm = norm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config, dtype)
-        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
-        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config, dtype)
-        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
-        self.dropout = config.dropout
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T H"],
-        sin: Float[Array, "#B T H"],
-        attend: Attend,
-        key: Key = None,
-    ) -> Float[Array, "B T D"]:
-        attn_key, mlp_key = split(key, 2)
-        mixed = self.attention_output_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, attend))
-        x = x + dropout(mixed, self.dropout, attn_key)
-        fed = self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
-        return x + dropout(fed, self.dropout, mlp_key)
-
-
-BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
-"""`model.norm_placement` -> its class."""
+        Args:
+            x: the residual stream.
+            branch: what attention or the feed-forward layer made of it.
+            norm: of the sum where `norm_placement` is post, else of the branch.
+            key: what the branch's dropout mask is drawn from; None drops nothing.
+        """
+        if self.placement == "post":
+            return norm(x + dropout(branch, self.dropout, key))
+        return x + dropout(norm(branch), self.dropout, key)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the columns seen so far, one array per layer, for decoding."""
+    """The KV cache: keys and values of the positions seen so far, one array per layer."""
 
     keys: tuple[Float[Array, "BK S H"], ...]
     values: tuple[Float[Array, "BK S H"], ...]
     pads: Int[Array, " B"]
-    """Columns of left padding in each row."""
+    """Positions of left padding in each sequence."""
     length: Int[Array, ""]
-    """Columns filled, the same for all rows."""
+    """Positions filled, the same number for all sequences."""
 
 
 class Decoder(nnx.Module):
@@ -236,18 +182,18 @@ class Decoder(nnx.Module):
         self.through = LAYERS[config.scan_layers]
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.embed_positions = POSITIONS[config.position](config)
-        self.layers = nnx.List([BLOCKS[config.norm_placement](config, dtype) for _ in range(config.n_layers)])
+        self.layers = nnx.List([Block(config, dtype) for _ in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
         self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size, dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Logits of the next token at every position, in the parameters' type."""
+        """Return the logits of the next token at every position, in the parameters' dtype."""
         return self.logits(self.hidden(tokens))
 
     def hidden(self, tokens: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T D"]:
-        """Final normed activations; a key switches dropout on."""
+        """Return the final normed activations; a key switches dropout on."""
         positions = jnp.arange(tokens.shape[1])[None]
         cos, sin = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
@@ -262,30 +208,30 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Output head, its products in `dtype` and its result in the parameters' type."""
+        """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
         if not self.config.tie_embeddings:
             return self.lm_head(hidden).astype(hidden.dtype)
         kernel = self.embed_tokens.weight[...].T
-        return product(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
+        return linear(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
 
     def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]:
-        """Cosines and sines of the given positions, in the parameters' type."""
+        """Return cosines and sines of the given positions, in the parameters' dtype."""
         cos, sin = (jnp.asarray(table, self.embed_tokens.weight.dtype) for table in rope_tables(self.config))
         return cos[positions], sin[positions]
 
     def empty_cache(self, pads: Int[Array, " B"], size: int) -> Cache:
-        """Room for `size` columns, of which row b leaves its first pads[b] empty."""
+        """Return a cache of `size` positions for each sequence; the first pads[b] of sequence b stay unseen."""
         shape = (len(pads) * self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.layers) for _ in range(2))
         return Cache(keys, values, pads, jnp.zeros((), jnp.int32))
 
     def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Append T columns to the cache; logits of the token after the last of them."""
-        columns = cache.length + jnp.arange(tokens.shape[1])
-        positions = jnp.maximum(columns[None] - cache.pads[:, None], 0)
+        """Append T positions to the cache; return the logits of the token after the last of them."""
+        slots = cache.length + jnp.arange(tokens.shape[1])  # in the cache, where padding comes first
+        positions = jnp.maximum(slots[None] - cache.pads[:, None], 0)
         cos, sin = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
-        mask = cache_mask(columns, cache.pads, keys[0].shape[1])
+        mask = causal_mask(slots, keys[0].shape[1], cache.pads)
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
             keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], by_head(k), cache.length, axis=1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-__all__ = ["LayerNorm", "NoNorm"]
+__all__ = ["LayerNorm", "NoNorm", "unnormed"]
 
 
 class LayerNorm(nnx.Module):
@@ -17,8 +17,8 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        wide = x.astype(self.weight.dtype)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        full = x.astype(self.weight.dtype)
+        centred = full - jnp.mean(full, axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
         return (normed * self.weight[None, None] + self.bias[None, None]).astype(x.dtype)
 
@@ -31,3 +31,8 @@ class NoNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return x
+
+
+def unnormed(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Return x itself: where a block's `norm_placement` has no norm, which is then no module either."""
+    return x

@@ -62,17 +62,29 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs
 
 
 def apply_updates(params: PyTree[Array], directions: PyTree[Array], lr: Float[Array, ""]) -> PyTree[Array]:
-    """params − lr · directions."""
+    """Return params − lr · directions.
+
+    Args:
+        params: the parameters.
+        directions: what `update` of the optimizer returned, in the parameters' shapes.
+        lr: learning rate of this update.
+    """
     return jax.tree.map(lambda p, d: p - lr * d, params, directions)
 
 
 def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer for what `stack_layers` stacked: it sees one layer, and acts on all of them at once."""
+    """Return the same optimizer for what `stack_layers` stacked: it sees one layer, and acts on all of them at once.
+
+    An optimizer may use a parameter's shape: Muon orthogonalizes matrices, Adafactor factors them, decay skips vectors.
+    A stack of matrices has one axis more, so the optimizer is mapped over the layers by `vmap`, and sees each parameter
+    in its own shape. The parameters outside of the layers are updated apart, without the map.
+    """
 
     def update(grads: Any, state: Any, params: Any = None, *, lr: Any) -> tuple[Any, Any]:
         if not any(name.startswith(STACK) for name in params):
             return optimizer.update(grads, state, params, lr=lr)
 
+        # optax keeps values in dicts keyed as the parameters are, beside counts that have no layers.
         def named(node: Any) -> bool:
             return isinstance(node, dict) and not params.keys().isdisjoint(node)
 
@@ -82,6 +94,7 @@ def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradi
 
             return jax.tree.map(keep, tree, is_leaf=named)
 
+        # Counts are the same in both; the first update's are kept.
         def merged(one: Any, other: Any) -> Any:
             return one | other if named(one) else one
 

@@ -1,6 +1,6 @@
 """How the embedding learns of positions, where `model.position` is not rope: by what is added to it.
 
-`unturned` takes the place of the rotation of queries and keys.
+`unrotated` takes the place of the rotation of queries and keys.
 """
 
 import math
@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 from lmcore.config import ModelConfig
 from lmcore.model.rope import sinusoidal_table
 
-__all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions", "unturned"]
+__all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions", "unrotated"]
 
 
 class NoPositions(nnx.Module):
-    """x itself, where positions turn queries and keys, or are nowhere told."""
+    """x itself, where positions rotate queries and keys, or the model has none."""
 
     def __init__(self, config: ModelConfig):
         pass
@@ -55,8 +55,14 @@ POSITIONS = {
 """`model.position` -> what is added to the embedding."""
 
 
-def unturned(
+def unrotated(
     x: Float[Array, "B T N H"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
 ) -> Float[Array, "B T N H"]:
-    """x itself: queries or keys that no rotation tells their position."""
+    """Return x itself: queries or keys of a model without RoPE.
+
+    Args:
+        x: queries or keys.
+        cos: not used.
+        sin: not used.
+    """
     return x

@@ -18,22 +18,21 @@ PAIRS = {"sharding.py": "device.py"}
 ALONE = {
     "jaxlm/layers.py": "torch compiles a block by itself, where asked to; it has no loop to build",
     "jaxlm/functional.py": "a torch module holds its parameters; nothing splits and merges them",
-    "torchlm/gradients.py": "eager autograd passes over memory at every step of a formula; XLA fuses them",
-    "torchlm/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
-    "torchlm/merged.py": "XLA compiles the whole loop of decoding; in eager torch each product is a call",
+    "torchlm/fast/norms.py": "eager autograd passes over memory at every step of a formula; XLA fuses them",
+    "torchlm/fast/loss.py": "XLA needs no help to fuse head and loss; eager torch does",
+    "torchlm/fast/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
 THREEFRY = "jax has this generator; in torch it is written out"
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
-AUTOCAST = "autocast gives products their type from outside, so torch's own modules serve and take no dtype"
+AUTOCAST = "autocast gives matmuls their dtype from outside, so torch's own modules serve and take none"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
 
 DIFFERENCES = {
     "attention.py": {
         "attention": "torch's scaled_dot_product_attention takes heads as an axis and may go without a mask",
-        "block_attention": "only on a CPU; in jax, part of causal_attention",
-        "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
+        "additive": "torch's kernel adds its mask to the scores; XLA fuses the choice",
         "by_head": "batch and heads are one axis in jax, two in torch's kernel",
     },
     "checkpoint.py": {
@@ -42,9 +41,28 @@ DIFFERENCES = {
     },
     "decoding.py": {
         "Generator": MODULE,
-        "for_decoding": MODULE,
+        "cutoff_by_sorting": "XLA's sort is slow on a CPU, torch's is not: torch has only this way, in choose_tokens",
     },
     "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY),
+    "fast/attention.py": {
+        "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
+        "block_attention": "a loop of its own in torch, which saves passes over memory that XLA fuses",
+    },
+    "fast/decoding.py": {
+        "for_decoding": MODULE,
+        "cutoff_by_bits": "XLA's sort is slow on a CPU, torch's is not",
+        "Merged": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
+        "MergedAttention": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
+        "MergedGatedMLP": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
+    },
+    "fast/linear.py": {
+        "linear": "a kernel is stored input × output in jax, output × input in torch",
+        "laid_out": "XLA lays its arrays out itself, but for a transpose",
+        "cpu_linear": "XLA has one library for matmuls on a CPU, and needs help with gradients only",
+        "onednn_linear": "torch's own choice of library for a matmul on a CPU is not the fastest; XLA has one",
+        "on_cpu": "a tensor knows its device; a traced array does not",
+        "sums_dtype": "XLA can be asked for the sums of bfloat16 factors in float32; torch always rounds them",
+    },
     "engine.py": {
         "dropout_key": "jax has one generator of masks, and folds its key in place",
         "TrainState": MODULE,
@@ -57,30 +75,19 @@ DIFFERENCES = {
     "linear.py": {
         "Linear": AUTOCAST,
         "BiasedLinear": AUTOCAST,
-        "laid_out": "XLA lays its arrays out itself, but for a transpose",
-        "product": "a kernel is stored input × output in jax, output × input in torch",
-        "sums_dtype": "XLA can be asked for the sums of bfloat16 factors in float32; torch always rounds them",
-        "onednn_product": "torch's own choice of library for a product on a CPU is not the fastest; XLA has one",
-    },
-    "loss.py": {
-        "HeadLoss": "XLA needs no help to fuse head and loss; eager torch does",
-        "add_product": "XLA needs no help to fuse head and loss; eager torch does",
     },
     "mlps.py": {
-        "GEGLU.__init__": AUTOCAST,
-        "GELU.__init__": AUTOCAST,
-        "ReLU.__init__": AUTOCAST,
+        "GatedMLP.__init__": AUTOCAST,
+        "MLP.__init__": AUTOCAST,
+        "make_mlp": AUTOCAST,
     },
     "model.py": {
         "Embedding": AUTOCAST,
         "Attention.__init__": AUTOCAST,
-        "SwiGLU.__init__": AUTOCAST,
         "Block.__init__": AUTOCAST,
-        "PostNormBlock.__init__": AUTOCAST,
-        "SandwichBlock.__init__": AUTOCAST,
-        "Decoder.products": AUTOCAST,
+        "Decoder.autocast": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
-        "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its products",
+        "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its matmuls",
     },
     "optim.py": {
         "clip_by_global_norm": MODULE,
@@ -164,7 +171,7 @@ def differing(jax_source: str, torch_source: str) -> dict[str, tuple[str | None,
 
 
 def pairs() -> list[tuple[str, str]]:
-    files = sorted(path.name for path in (ROOT / "jaxlm").glob("*.py"))
+    files = sorted(path.relative_to(ROOT / "jaxlm").as_posix() for path in (ROOT / "jaxlm").rglob("*.py"))
     return [(name, PAIRS.get(name, name)) for name in files if f"jaxlm/{name}" not in ALONE]
 
 
@@ -180,7 +187,7 @@ def test_the_twins_differ_only_where_it_is_said_why(ours: str, theirs: str):
 
 
 def test_no_file_of_either_twin_is_forgotten():
-    files = {p.name for p in (ROOT / "torchlm").glob("*.py")}
+    files = {p.relative_to(ROOT / "torchlm").as_posix() for p in (ROOT / "torchlm").rglob("*.py")}
     assert files == {theirs for _, theirs in pairs()} | {n for n in files if f"torchlm/{n}" in ALONE}
     assert all((ROOT / path).exists() for path in ALONE)
 

@@ -1,8 +1,10 @@
-"""The mixing of values by attention weights: causal over a whole sequence, and over a cache of earlier columns.
+"""Attention as mathematics: causal over a whole sequence, and over a KV cache.
 
-Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the type of q, k and v. Shape letters as in
-`torchlm.model`. Keys and values lie head by head, because torch's kernel on a CPU takes half as long again or more over
-a cache of many texts that lies S × K × H.
+Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the dtype of q, k and v. Shape letters as in
+`torchlm.model`. `torchlm.fast.attention` computes the same in blocks of queries.
+
+Keys and values lie head by head, because torch's kernel on a CPU takes half as long again or more over a cache of many
+sequences that lies S × K × H.
 """
 
 import math
@@ -13,19 +15,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torchlm.dropout import Key, dropout
-from torchlm.linear import matmul
+from torchlm.fast.linear import matmul
 
-__all__ = ["attention", "by_head", "cache_mask", "causal_attention"]
-
-QUERY_BLOCK = 128
-"""Queries per block on a CPU: small enough to skip most of the masked half, large enough for fast products."""
-LONGEST_IN_BLOCKS = 1024
-"""Longer sequences go to torch's own kernel on a CPU too: slower, but it keeps no weights for the backward pass."""
+__all__ = ["additive", "attention", "by_head", "causal_attention", "causal_mask"]
 
 
 def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
     """Keys or values with heads before positions."""
     return x.transpose(1, 2)
+
+
+def causal_mask(
+    positions: Int[Tensor, " T"], size: int, pads: Int[Tensor, " B"] | None = None
+) -> Bool[Tensor, "#B T S"]:
+    """Return which of the first `size` key positions each query may attend to: its own and those before it.
+
+    Args:
+        positions: the queries' own positions among the keys.
+        size: number of key positions, S.
+        pads: positions of left padding in each sequence, which no query attends to; None where there are none.
+    """
+    keys = torch.arange(size, device=positions.device)
+    mask = (keys[None] <= positions[:, None])[None]
+    return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
+
+
+def additive(mask: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, "#B T S"]:
+    """Return a mask as numbers to add to the scores, 0 or −∞, which is what torch's kernels make of any."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def attention(
@@ -34,16 +51,23 @@ def attention(
     v: Float[Tensor, "B K S H"],
     mask: Bool[Tensor, "#B T S"] | Float[Tensor, "#B T S"] | None,
     rate: float = 0.0,
+    factors: Float[Tensor, "B N T S"] | None = None,
 ) -> Float[Tensor, "B T N H"]:
-    """softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
+    """Return softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
-    A mask of numbers, 0 or −∞, is added to the scores, as torch's kernel does with any. Without a mask, over the keys
-    up to the query's own position. Torch's own generator drops a share `rate` of weights.
+    Args:
+        q: queries; query head n attends to key/value head n // G.
+        k: keys, from `by_head`.
+        v: values, from `by_head`.
+        mask: True where a query may attend to a key, or numbers from `additive`; None is causal.
+        rate: fraction of the attention weights that torch's own generator drops.
+        factors: what the attention weights are multiplied by, such as dropout's mask; None multiplies by nothing.
     """
-    q = by_head(q)
+    q, grouped = by_head(q), q.shape[2] != k.shape[1]
+    if factors is not None:  # which torch's kernel does not take
+        return _weighted(q, k, v, mask, factors).transpose(1, 2)
     if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    grouped = q.shape[1] != k.shape[1]
     added = None if mask is None else mask.unsqueeze(1)
     mixed = F.scaled_dot_product_attention(q, k, v, added, rate, is_causal=mask is None, enable_gqa=grouped)
     return mixed.transpose(1, 2)
@@ -56,42 +80,30 @@ def causal_attention(
     rate: float = 0.0,
     key: Key = None,
 ) -> Float[Tensor, "B T N H"]:
-    """Attention of every position to itself and those before it; a key drops a share `rate` of its weights."""
-    own = not isinstance(key, Tensor)  # torch's kernels take no mask of ours
-    if own and (q.device.type != "cpu" or q.shape[1] > LONGEST_IN_BLOCKS):
+    """Return the attention of every position to itself and those before it.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        rate: fraction of the attention weights that a key drops.
+        key: what dropout's mask is drawn from; None drops nothing.
+    """
+    if not isinstance(key, Tensor):
         return attention(q, by_head(k), by_head(v), None, 0.0 if key is None else rate)
+    batch, length, n_heads, _ = q.shape
+    accumulation = torch.promote_types(q.dtype, torch.float32)
+    factors = dropout(torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device), rate, key)
+    mask = causal_mask(torch.arange(length, device=q.device), length)
+    return attention(q, by_head(k), by_head(v), mask, factors=factors)
+
+
+def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factors: Tensor) -> Tensor:
+    """`attention` step by step, in N × T order."""
+    assert mask is not None
+    mask = mask if mask.dtype != torch.bool else additive(mask, factors.dtype)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     with torch.autocast(q.device.type, enabled=False):  # the scores are float32
-        return block_attention(q, k, v, rate, key)
-
-
-def block_attention(
-    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"], rate: float, key: Key
-) -> Float[Tensor, "B T N H"]:
-    """`causal_attention` by blocks of queries: at these lengths a CPU does it faster than torch's own kernel."""
-    batch, length, n_heads, head_dim = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = (batch * k.shape[2], -1, length, head_dim)  # BK G T H
-    q = by_head(q.to(wide) / math.sqrt(head_dim)).reshape(grouped)
-    k, v = by_head(k.to(wide)).reshape(grouped)[:, 0].mT, by_head(v).reshape(grouped)[:, 0]
-    if isinstance(key, Tensor):  # drawn for the whole square, so that no mask depends on how the queries are cut
-        factors = dropout(torch.ones(batch, n_heads, length, length, dtype=wide, device=q.device), rate, key)
-    blocks = []
-    for start in range(0, length, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, length)
-        later = torch.full((end - start, end), -math.inf, dtype=wide, device=q.device).triu(start + 1)
-        queries = q[:, :, start:end].flatten(1, 2)
-        scores = torch.baddbmm(later.repeat(q.shape[1], 1), queries, k[..., :end])
-        weights = torch.softmax(scores, dim=-1)
-        if isinstance(key, Tensor):
-            weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
-        elif key is not None:
-            weights = dropout(weights, rate, key)
-        mixed = matmul(weights.to(v.dtype), v[:, :end])
-        blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
-    return torch.cat(blocks, dim=2).transpose(1, 2)
-
-
-def cache_mask(columns: Int[Tensor, " T"], pads: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B T S"]:
-    """Which of a cache's first `size` columns each query sees: from its row's padding up to its own column."""
-    seen = torch.arange(size, device=columns.device)
-    return (seen[None, None] <= columns[None, :, None]) & (seen[None, None] >= pads[:, None, None])
+        scores = q.to(factors.dtype) @ k.to(factors.dtype).mT / math.sqrt(q.shape[-1]) + mask[:, None]
+        weights = torch.softmax(scores, dim=-1) * factors
+        return matmul(weights.to(v.dtype), v)

@@ -1,32 +1,35 @@
-"""Writing tokens: a cache of keys and values, and the choice of each next token."""
+"""Generation: prefill into a KV cache, and the choice of each next token."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int32
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmcore.config import SampleConfig
-from torchlm.linear import laid_out
-from torchlm.merged import MERGED, Merged
+from torchlm.fast.decoding import for_decoding
 from torchlm.model import Cache, Decoder
 
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens whose probabilities are summed first, when one of all is looked for."""
+"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
 
 
 def choose_tokens(
     logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig
 ) -> Int[Tensor, " B"]:
-    """Temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at one uniform number.
+    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
 
     Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
     k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+
+    Args:
+        logits: of the next token, one row for each sequence.
+        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        options: temperature, top_k, top_p and min_p.
     """
     infinity, finite = torch.inf, torch.finfo(logits.dtype)
     logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
@@ -49,9 +52,10 @@ def choose_tokens(
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
 
-    Looked for among the sums of parts of the vocabulary, then within one part: running sums over all of it are slow.
+    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
+    both twins must round the same way to choose the same token.
     """
     missing = -probabilities.shape[1] % PART
     padded = F.pad(probabilities, (0, missing)) if missing else probabilities
@@ -73,14 +77,14 @@ def _first_above(weights: Float[Tensor, "B N"], points: Float[Tensor, " B"]) -> 
 
 
 class Decoding(NamedTuple):
-    """A batch of texts being written: what was read so far, and the logits of the next token."""
+    """A batch of sequences in generation: the cache, and the logits of the next token."""
 
     cache: Cache
     logits: Float[Tensor, "B V"]
 
 
 class Generator:
-    """Writes tokens with `model`; `lmcore.generate.prompting` feeds it."""
+    """Decodes with `model`; `lmcore.generate.prompting` feeds it."""
 
     def __init__(self, model: Decoder, options: SampleConfig):
         self.model = for_decoding(model)
@@ -93,7 +97,7 @@ class Generator:
 
     @torch.inference_mode()
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Read left-padded prompts into a cache of `size` columns; row b begins with pads[b] columns to ignore."""
+        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
         cache = self.model.empty_cache(torch.from_numpy(pads).to(self.device), size)
         logits, cache = self.model.decode(torch.from_numpy(tokens).to(self.device), cache)
         return Decoding(cache, logits)
@@ -102,7 +106,7 @@ class Generator:
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Write one token for each column of uniform numbers. `state` is used up."""
+        """Decode one token for each column of uniform numbers. `state` is used up."""
         written = []
         for uniform in torch.from_numpy(uniforms).to(self.device).T:
             token = choose_tokens(state.logits, uniform, self.options)
@@ -114,27 +118,3 @@ class Generator:
     def has_nan(self, state: Decoding) -> bool:
         """Whether the next token would be drawn from NaN."""
         return bool(torch.isnan(state.logits).any())
-
-
-def for_decoding(model: Decoder) -> Decoder:
-    """A copy whose products read their weights as fast as they can, once for every token.
-
-    Products of the same input are one (see `merged.py`), with weights in `dtype` already and laid out for the machine.
-    The output head has its own copy.
-    """
-    config = replace(model.config, tie_embeddings=False)
-    with torch.device("meta"):
-        copy = Decoder(config, model.dtype)
-        for block in copy.layers:
-            for name in ("self_attn", "mlp"):
-                kind = type(block.get_submodule(name))
-                setattr(block, name, MERGED.get(kind, kind)(config))
-    weights = {name: p.detach() for name, p in model.named_parameters()} | {"lm_head.weight": model.head.detach()}
-    for name, module in copy.named_modules():
-        if isinstance(module, Merged):
-            for kind in dict(module.merged.named_parameters()):
-                weights[f"{name}.merged.{kind}"] = torch.cat([weights.pop(f"{name}.{n}.{kind}") for n in module.names])
-        elif isinstance(module, nn.Linear):
-            weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(model.dtype))
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()

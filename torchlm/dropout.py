@@ -22,14 +22,20 @@ ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 
 
 def split(key: Key, count: int) -> list[Key]:
-    """As many keys as are asked for, unrelated to one another; none from none."""
+    """Split a key into `count` independent keys; None stays None."""
     if not isinstance(key, Tensor):
         return [key] * count
     return list(torch.stack(threefry(key, torch.arange(count, device=key.device)), dim=-1))
 
 
 def dropout(x: Float[Tensor, "*S"], rate: float, key: Key) -> Float[Tensor, "*S"]:
-    """Zero a share `rate` of x and scale up the rest; without a key, x itself."""
+    """Zero a fraction `rate` of x and scale up the rest; without a key, x itself.
+
+    Args:
+        x: activations, or attention weights.
+        rate: fraction to zero; the rest is divided by 1 − rate.
+        key: what the mask is drawn from; None drops nothing.
+    """
     if key is None:
         return x
     if not isinstance(key, Tensor):
@@ -48,7 +54,13 @@ def fold_in(key: Int[Tensor, "2"], number: int) -> Int[Tensor, "2"]:
 
 
 def bernoulli(key: Int[Tensor, "2"], chance: float, shape: torch.Size) -> Bool[Tensor, "*S"]:
-    """True with this chance: where 23 bits, as a fraction of one, are below it in float32."""
+    """Draw True with this probability: where 23 bits, as a fraction of one, are below it in float32.
+
+    Args:
+        key: two words of 32 bits.
+        chance: probability of True.
+        shape: of the result.
+    """
     high, low = threefry(key, torch.arange(shape.numel(), device=key.device))
     uniform = ((high ^ low) >> 9).to(torch.float32) * 2.0**-23
     return (uniform < torch.tensor(chance, dtype=torch.float32, device=key.device)).reshape(shape)

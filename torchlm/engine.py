@@ -20,10 +20,10 @@ from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
 from torchlm.dropout import Key, fold_in, seed_key
+from torchlm.fast.parallel import LossSum, SplitLoss
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
-from torchlm.parallel import LossSum, SplitLoss
 
 __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
@@ -55,6 +55,13 @@ def train_step(
     """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
 
     Dropout draws by `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
+
+    Args:
+        config: of the run.
+        state: parameters and optimizer state, updated in place.
+        batch: token ids; each row has its targets one position later.
+        lr: learning rate of this update.
+        loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
     """
     assert state.optimizer is not None
     state.model.train()
@@ -80,7 +87,14 @@ def train_step(
 
 
 def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
-    """What the masks of one micro-batch are drawn from."""
+    """Return what the masks of one micro-batch are drawn from.
+
+    Args:
+        config: of the run; `train.dropout_masks` chooses the generator.
+        step: of the update, from 0.
+        index: of the micro-batch in the step, from 0.
+        device: of the key.
+    """
     if config.model.dropout == 0:
         return None
     if config.train.dropout_masks == "threefry":
@@ -94,7 +108,13 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device) -> 
 def eval_step(
     model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Sum of the token losses, and how many targets count."""
+    """Return the sum of the token losses, and how many targets count.
+
+    Args:
+        model: the decoder, which is left in evaluation mode.
+        tokens: token ids.
+        targets: the id that follows each token, or IGNORED.
+    """
     return loss_sum(model.eval(), tokens, targets), torch.sum(targets != IGNORED)
 
 
@@ -223,8 +243,8 @@ def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
     """The contract's initial weights, by name; torch stores a kernel output × input, the contract input × output."""
     params = {}
     for name, p in model.named_parameters():
-        turned = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
-        shape = tuple(reversed(p.shape)) if turned else tuple(p.shape)
+        transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        shape = tuple(reversed(p.shape)) if transposed else tuple(p.shape)
         weight = initial_weight(seed, name, shape, model.config)
-        params[name] = torch.tensor(np.ascontiguousarray(weight.T if turned else weight), dtype=p.dtype)
+        params[name] = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
     return params

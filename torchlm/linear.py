@@ -1,104 +1,33 @@
-"""Matrix products with weights; in float32 on a CPU by oneDNN, which makes two of a layer's three faster than MKL."""
+"""Linear layers: a matmul with a weight, with or without a bias."""
 
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["LINEARS", "BiasedLinear", "Linear", "laid_out", "matmul", "product"]
+from torchlm.fast.linear import linear
 
-ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name)
-    for name in ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
-)
-"""Whether torch has oneDNN, and under the private names by which it is called here; `F.linear` serves without."""
-CPU_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether oneDNN makes bfloat16 products here, for which a processor needs AVX-512. Torch's own take fifty times as
-long, so without, bfloat16 factors are multiplied in float32, which is exact, and the sums rounded."""
-LEAST_ROWS = 64
-"""Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
+__all__ = ["LINEARS", "BiasedLinear", "Linear"]
 
 
 class Linear(nn.Linear):
-    """Matrix product without bias; the weight is stored output × input (jax stores input × output)."""
+    """A matmul without bias; the weight is stored output × input (jax stores input × output)."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return product(x, self.weight)
+        return linear(x, self.weight)
 
 
 class BiasedLinear(nn.Linear):
-    """Matrix product, then a bias, added in the product's type."""
+    """A matmul, then a bias, added in the matmul's dtype."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        y = product(x, self.weight)
+        y = linear(x, self.weight)
         return y + self.bias.to(y.dtype)
 
 
 LINEARS = {False: Linear, True: BiasedLinear}
 """`model.bias` -> the kind of linear layer in a block."""
-
-
-def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
-    """x weightᵀ, in the type that x or autocast asks for, or in that of a weight from `laid_out`."""
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, None, "none", [], "")
-    outputs, inputs = weight.shape
-    rows = x.numel() // inputs
-    if rows < 2 or x.device.type != "cpu":
-        return F.linear(x, weight)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype == torch.bfloat16 and not CPU_BFLOAT16:
-        with torch.autocast("cpu", enabled=False):
-            return product(x.to(dtype).float(), weight.to(dtype).float()).to(dtype)
-    by_onednn = ONEDNN and dtype == torch.float32 and (outputs > inputs or rows >= LEAST_ROWS)
-    return onednn_product(x, weight) if by_onednn else F.linear(x, weight)
-
-
-def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*#B J K"]) -> Float[Tensor, "*B I K"]:
-    """a b, of the factors' type."""
-    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
-        return (a.float() @ b.float()).to(a.dtype)
-    return a @ b
-
-
-def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """The same weight, as a product with one row reads it fastest on its device; it cannot be trained.
-
-    On a CPU that is oneDNN's own order in bfloat16, where it has such products, and, for more outputs than inputs,
-    input × output in float32: for an output head about three times faster than output × input, for smaller matrices
-    less. In float32, oneDNN's order gained nothing.
-    """
-    if weight.device.type != "cpu":
-        return weight
-    if weight.dtype == torch.bfloat16:
-        weight = weight.contiguous()
-        return torch.ops.mkldnn._reorder_linear_weight(weight) if CPU_BFLOAT16 else weight
-    return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
-
-
-@torch.library.custom_op("twinlm::onednn_product", mutates_args=())
-def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
-    """`product` as an operator of its own, which torch.compile leaves as it is."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-@onednn_product.register_fake
-def _shape(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """At x and weight. The weight's sums over all rows, which MKL does faster."""
-    x, weight = ctx.saved_tensors
-    return onednn_product(grad, weight.T), grad.flatten(0, -2).T @ x.flatten(0, -2)
-
-
-onednn_product.register_autograd(_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))

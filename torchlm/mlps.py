@@ -1,55 +1,65 @@
-"""What `model.mlp` chooses in place of SwiGLU."""
+"""Feed-forward layers: gated, or two plain layers, with the activation that `model.mlp` names."""
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig
+from lmcore.config import GATED, ModelConfig
 from torchlm.linear import LINEARS
 
-__all__ = ["GEGLU", "GELU", "ReLU"]
+__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "make_mlp"]
 
 
-class GEGLU(nn.Module):
-    """Feed-forward layer gated by the exact GELU (Shazeer 2020, arXiv:2002.05202)."""
+def gelu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """x · Φ(x), exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return F.gelu(x, approximate="none")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": gelu,
+    "gelu": gelu,
+    "relu": F.relu,
+}
+"""`model.mlp` -> the function between its layers."""
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         linear = LINEARS[config.bias]
+        self.act = ACTIVATIONS[config.mlp]
         self.gate_proj = linear(config.dim, config.ffn_dim)
         self.up_proj = linear(config.dim, config.ffn_dim)
         self.down_proj = linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         gate, up = self.project(x)
-        return self.down_proj(F.gelu(gate) * up)
+        return self.down_proj(self.act(gate) * up)
 
     def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
-        """The gate before its GELU, and what it lets through."""
+        """Return the gate before its activation, and what it is multiplied by, B × T × F each."""
         return self.gate_proj(x), self.up_proj(x)
 
 
-class GELU(nn.Module):
-    """Two layers with x · Φ(x) between them, exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+class MLP(nn.Module):
+    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         linear = LINEARS[config.bias]
+        self.act = ACTIVATIONS[config.mlp]
         self.up_proj = linear(config.dim, config.ffn_dim)
         self.down_proj = linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.gelu(self.up_proj(x)))
+        return self.down_proj(self.act(self.up_proj(x)))
 
 
-class ReLU(nn.Module):
-    """Two layers with max(x, 0) between them (Vaswani et al. 2017, arXiv:1706.03762)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        linear = LINEARS[config.bias]
-        self.up_proj = linear(config.dim, config.ffn_dim)
-        self.down_proj = linear(config.ffn_dim, config.dim)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.relu(self.up_proj(x)))
+def make_mlp(config: ModelConfig) -> GatedMLP | MLP:
+    """Return the feed-forward layer that `model.mlp` names."""
+    return (GatedMLP if config.mlp in GATED else MLP)(config)

@@ -1,11 +1,11 @@
-"""The decoder: RMSNorm, rotary grouped-query attention and SwiGLU, in that reading order, as in Llama.
+"""The decoder: RMSNorm, rotary grouped-query attention and blocks of attention and feed-forward, in reading order.
 
-Other configs choose other parts by a field each, when the model is made: norms from `norms.py`, positions from
-`positions.py`, feed-forward layers from `mlps.py`, linear layers from `linear.py`, and a block below.
+The default is a Llama. Other configs choose other parts by a field each, when the model is made: norms from `norms.py`,
+positions from `positions.py`, activations from `mlps.py` and linear layers from `linear.py`.
 
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, F feed-forward width, V vocabulary, L layers. Parameters are float32 (float64 in the float64
-mode) and so are the residual stream, norms and softmax; `dtype` is the type of the matrix products.
+mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of the matmuls.
 """
 
 from collections.abc import Callable
@@ -13,35 +13,26 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
-from torchlm.attention import attention, by_head, cache_mask, causal_attention
+from torchlm.attention import additive, attention, by_head, causal_mask
 from torchlm.dropout import Key, dropout, split
-from torchlm.gradients import rms_normed
-from torchlm.linear import LINEARS, Linear, product
-from torchlm.mlps import GEGLU, GELU, ReLU
-from torchlm.norms import LayerNorm, NoNorm
-from torchlm.positions import POSITIONS, unturned
+from torchlm.fast.attention import causal_attention
+from torchlm.fast.linear import linear
+from torchlm.fast.norms import rms_normed
+from torchlm.linear import LINEARS, Linear
+from torchlm.mlps import make_mlp
+from torchlm.norms import LayerNorm, NoNorm, unnormed
+from torchlm.positions import POSITIONS, unrotated
 
-__all__ = [
-    "Attention",
-    "Block",
-    "Cache",
-    "Decoder",
-    "PostNormBlock",
-    "RMSNorm",
-    "SandwichBlock",
-    "SwiGLU",
-    "rotate",
-]
+__all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "rotate"]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Mixes values: queries B T N H, keys and values B S K H -> B T N H."""
+"""Attention of queries B T N H to keys and values B S K H -> B T N H."""
 
 
 class RMSNorm(nn.Module):
@@ -53,8 +44,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        wide = x.to(self.weight.dtype)
-        normed = rms_normed(wide, self.eps)
+        full = x.to(self.weight.dtype)
+        if torch.is_grad_enabled():
+            normed = rms_normed(full, self.eps)
+        else:
+            normed = full * torch.rsqrt(torch.mean(full * full, dim=-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
@@ -65,11 +59,17 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 def rotate(
     x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T H"], sin: Float[Tensor, "#B T H"]
 ) -> Float[Tensor, "B T N H"]:
-    """Turn feature pairs (i, i + H/2) of every head by their position's angles, in the tables' type."""
+    """Rotate feature pairs (i, i + H/2) of every head by their position's angles, in the tables' dtype.
+
+    Args:
+        x: queries or keys.
+        cos: cosine of each feature's angle.
+        sin: sine of each feature's angle, negative in the first half of the features, so that one roll does.
+    """
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # the same for all heads
-    wide = x.to(cos.dtype)
-    turned = torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin)
-    return turned.to(x.dtype)
+    full = x.to(cos.dtype)
+    rotated = torch.addcmul(full * cos, full.roll(x.shape[-1] // 2, dims=-1), sin)
+    return rotated.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         self.q_norm = norm(config.head_dim, config.norm_eps)
         self.k_norm = norm(config.head_dim, config.norm_eps)
         self.o_proj = linear(config.n_heads * config.head_dim, config.dim)
-        self.turn = rotate if config.position == "rope" else unturned
+        self.rotate = rotate if config.position == "rope" else unrotated
 
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T H"], sin: Float[Tensor, "#B T H"], attend: Attend
@@ -96,44 +96,29 @@ class Attention(nn.Module):
     def heads(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
     ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
-        """Queries, keys and values, the first two normed and turned."""
+        """Return queries, keys and values, the first two normed and rotated."""
         q, k, v = (y.view(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        return self.turn(self.q_norm(q), cos, sin), self.turn(self.k_norm(k), cos, sin), v
-
-
-class SwiGLU(nn.Module):
-    """Feed-forward layer gated by SiLU (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        linear = LINEARS[config.bias]
-        self.gate_proj = linear(config.dim, config.ffn_dim)
-        self.up_proj = linear(config.dim, config.ffn_dim)
-        self.down_proj = linear(config.ffn_dim, config.dim)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.project(x)
-        return self.down_proj(F.silu(gate) * up)
-
-    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
-        """The gate before its SiLU, and what it lets through."""
-        return self.gate_proj(x), self.up_proj(x)
-
-
-MLPS = {"swiglu": SwiGLU, "geglu": GEGLU, "gelu": GELU, "relu": ReLU}
-"""`model.mlp` -> its class."""
+        return self.rotate(self.q_norm(q), cos, sin), self.rotate(self.k_norm(k), cos, sin), v
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normed before and added to the residual stream after."""
+    """Attention, then feed-forward, each a branch of the residual stream, with norms where `norm_placement` has them.
+
+    pre: before each branch; post: of the stream, after each branch is added (Vaswani et al. 2017, arXiv:1706.03762);
+    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        norm = NORMS[config.norm]
-        self.input_layernorm = norm(config.dim, config.norm_eps)
+        norm = partial(NORMS[config.norm], config.dim, config.norm_eps)
+        self.placement = config.norm_placement
+        before, after = self.placement in ("pre", "sandwich"), self.placement in ("post", "sandwich")
+        self.input_layernorm = norm() if before else unnormed
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
+        self.attention_output_layernorm = norm() if after else unnormed
+        self.post_attention_layernorm = norm() if before else unnormed
+        self.mlp = make_mlp(config)
+        self.mlp_output_layernorm = norm() if after else unnormed
         self.dropout = config.dropout
 
     def forward(
@@ -145,78 +130,39 @@ class Block(nn.Module):
         key: Key = None,
     ) -> Float[Tensor, "B T D"]:
         attn_key, mlp_key = split(key, 2)
-        x = x + dropout(self.self_attn(self.input_layernorm(x), cos, sin, attend), self.dropout, attn_key)
-        return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, mlp_key)
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        x = self.add(x, mixed, self.attention_output_layernorm, attn_key)
+        return self.add(x, self.mlp(self.post_attention_layernorm(x)), self.mlp_output_layernorm, mlp_key)
 
-
-class PostNormBlock(nn.Module):
-    """Attention, then feed-forward, the residual stream itself normed after each (Vaswani et al. 2017)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        norm = NORMS[config.norm]
-        self.self_attn = Attention(config)
-        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
-        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
-        self.dropout = config.dropout
-
-    def forward(
+    def add(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T H"],
-        sin: Float[Tensor, "#B T H"],
-        attend: Attend,
-        key: Key = None,
+        branch: Float[Tensor, "B T D"],
+        norm: Callable[[Tensor], Tensor],
+        key: Key,
     ) -> Float[Tensor, "B T D"]:
-        attn_key, mlp_key = split(key, 2)
-        x = x + dropout(self.self_attn(x, cos, sin, attend), self.dropout, attn_key)
-        x = self.attention_output_layernorm(x)
-        return self.mlp_output_layernorm(x + dropout(self.mlp(x), self.dropout, mlp_key))
+        """Add a branch to the residual stream, and norm the one or the other.
 
-
-class SandwichBlock(nn.Module):
-    """Attention, then feed-forward, each normed before and after (Ding et al. 2021, arXiv:2105.13290)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        norm = NORMS[config.norm]
-        self.input_layernorm = norm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.attention_output_layernorm = norm(config.dim, config.norm_eps)
-        self.post_attention_layernorm = norm(config.dim, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
-        self.mlp_output_layernorm = norm(config.dim, config.norm_eps)
-        self.dropout = config.dropout
-
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T H"],
-        sin: Float[Tensor, "#B T H"],
-        attend: Attend,
-        key: Key = None,
-    ) -> Float[Tensor, "B T D"]:
-        attn_key, mlp_key = split(key, 2)
-        mixed = self.attention_output_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, attend))
-        x = x + dropout(mixed, self.dropout, attn_key)
-        fed = self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
-        return x + dropout(fed, self.dropout, mlp_key)
-
-
-BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
-"""`model.norm_placement` -> its class."""
+        Args:
+            x: the residual stream.
+            branch: what attention or the feed-forward layer made of it.
+            norm: of the sum where `norm_placement` is post, else of the branch.
+            key: what the branch's dropout mask is drawn from; None drops nothing.
+        """
+        if self.placement == "post":
+            return norm(x + dropout(branch, self.dropout, key))
+        return x + dropout(norm(branch), self.dropout, key)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the columns seen so far, one tensor per layer, for decoding; updated in place."""
+    """The KV cache: keys and values of the positions seen so far, one tensor per layer; updated in place."""
 
     keys: tuple[Float[Tensor, "B K S H"], ...]
     values: tuple[Float[Tensor, "B K S H"], ...]
     pads: Int[Tensor, " B"]
-    """Columns of left padding in each row."""
+    """Positions of left padding in each sequence."""
     length: int
-    """Columns filled, the same for all rows."""
+    """Positions filled, the same number for all sequences."""
 
 
 class Decoder(nn.Module):
@@ -232,7 +178,7 @@ class Decoder(nn.Module):
         self.remat = remat
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.embed_positions = POSITIONS[config.position](config)
-        self.layers = nn.ModuleList([BLOCKS[config.norm_placement](config) for _ in range(config.n_layers)])
+        self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
         self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
@@ -243,11 +189,11 @@ class Decoder(nn.Module):
             self.register_buffer(name, torch.tensor(table, dtype=wide, device="cpu"), persistent=False)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Logits of the next token at every position, in the parameters' type."""
+        """Return the logits of the next token at every position, in the parameters' dtype."""
         return self.logits(self.hidden(tokens))
 
-    def products(self) -> torch.autocast:
-        """Context in which matrix products are in `dtype`."""
+    def autocast(self) -> torch.autocast:
+        """Return the context in which matmuls are in `dtype`."""
         lower = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.embed_tokens.weight.device.type, self.dtype if lower else None, enabled=lower)
 
@@ -257,12 +203,12 @@ class Decoder(nn.Module):
         return self.get_parameter("embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight")
 
     def hidden(self, tokens: Int[Tensor, "B T"], key: Key = None) -> Float[Tensor, "B T D"]:
-        """Final normed activations; a key switches dropout on."""
+        """Return the final normed activations; a key switches dropout on."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         cos, sin = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
         x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
-        with self.products():
+        with self.autocast():
             for block, weights_key, block_key in zip(self.layers, keys[::2], keys[1::2], strict=True):
                 attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
                 step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
@@ -270,17 +216,17 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """Output head, its products in `dtype` and its result in the parameters' type."""
-        with self.products():
-            return product(hidden, self.head).to(hidden.dtype)
+        """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
+        with self.autocast():
+            return linear(hidden, self.head).to(hidden.dtype)
 
     def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]:
-        """Cosines and sines of the given positions, in the parameters' type."""
+        """Return cosines and sines of the given positions, in the parameters' dtype."""
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
         return cos[positions], sin[positions]
 
     def empty_cache(self, pads: Int[Tensor, " B"], size: int) -> Cache:
-        """Room for `size` columns, of which row b leaves its first pads[b] empty."""
+        """Return a cache of `size` positions for each sequence; the first pads[b] of sequence b stay unseen."""
         shape = (len(pads), self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (
             tuple(torch.zeros(shape, dtype=self.dtype, device=pads.device) for _ in self.layers) for _ in range(2)
@@ -288,13 +234,12 @@ class Decoder(nn.Module):
         return Cache(keys, values, pads, 0)
 
     def decode(self, tokens: Int[Tensor, "B T"], cache: Cache) -> tuple[Float[Tensor, "B V"], Cache]:
-        """Append T columns to the cache; logits of the token after the last of them."""
+        """Append T positions to the cache; return the logits of the token after the last of them."""
         end = cache.length + tokens.shape[1]
-        columns = torch.arange(cache.length, end, device=tokens.device)
-        positions = (columns[None] - cache.pads[:, None]).clamp_min(0)
+        slots = torch.arange(cache.length, end, device=tokens.device)  # in the cache, where padding comes first
+        positions = (slots[None] - cache.pads[:, None]).clamp_min(0)
         cos, sin = self.rope(positions)
-        seen = cache_mask(columns, cache.pads, end)
-        mask = torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, -torch.inf)  # as the kernel takes it
+        mask = additive(causal_mask(slots, end, cache.pads), self.dtype)  # once for all layers
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
@@ -303,7 +248,7 @@ class Decoder(nn.Module):
             return attention(q, keys[:, :, :end], values[:, :, :end], mask)
 
         x = self.embed_positions(self.embed_tokens(tokens), positions)
-        with self.products():
+        with self.autocast():
             for layer, block in enumerate(self.layers):
                 x = block(x, cos, sin, partial(attend, layer))
         return self.logits(self.norm(x[:, -1:])[:, 0]), cache._replace(length=end)

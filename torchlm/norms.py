@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["LayerNorm", "NoNorm"]
+__all__ = ["LayerNorm", "NoNorm", "unnormed"]
 
 
 class LayerNorm(nn.Module):
@@ -17,8 +17,8 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        wide = x.to(self.weight.dtype)
-        centred = wide - torch.mean(wide, dim=-1, keepdim=True)
+        full = x.to(self.weight.dtype)
+        centred = full - torch.mean(full, dim=-1, keepdim=True)
         normed = centred * torch.rsqrt(torch.mean(centred * centred, dim=-1, keepdim=True) + self.eps)
         return (normed * self.weight + self.bias).to(x.dtype)
 
@@ -31,3 +31,8 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return x
+
+
+def unnormed(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """Return x itself: where a block's `norm_placement` has no norm, which is then no module either."""
+    return x

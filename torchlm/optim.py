@@ -72,7 +72,13 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
 
 
 def apply_updates(optimizer: torch.optim.Optimizer, lr: float, scaler: torch.amp.GradScaler | None = None) -> None:
-    """One update of the parameters at this learning rate; a scaler leaves it out where a gradient is not finite."""
+    """Update the parameters in place at this learning rate.
+
+    Args:
+        optimizer: from `make_optimizer`, its gradients clipped.
+        lr: learning rate of this update.
+        scaler: for float16: leaves the update out where a gradient is not finite.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     if scaler is None:

@@ -1,52 +1,12 @@
-"""The product whose gradients are written by hand: the same numbers as jax's own rule gives."""
+"""Linear layers are in their own dtype, forward and backward."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
-from jaxlm import linear
-from jaxlm.linear import Linear, product
-
-SHAPES = [((5, 3), 7), ((2, 3, 8), 1), ((2, 0, 3), 4)]
+from jaxlm.linear import Linear
 
 
-def gradients(multiply, x, kernel, direction):
-    y, transpose = jax.vjp(multiply, x, kernel)
-    return y, *transpose(direction)
-
-
-@pytest.mark.parametrize(("rows", "outputs"), SHAPES)
-def test_it_is_the_product_and_its_gradients(rows: tuple[int, ...], outputs: int) -> None:
-    rng = np.random.default_rng(0)
-    x, kernel, direction = (
-        jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in (rows, (rows[-1], outputs), (*rows[:-1], outputs))
-    )
-    found = gradients(product, x, kernel, direction)
-    for ours, own in zip(found, gradients(jnp.matmul, x, kernel, direction), strict=True):
-        np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6)
-    assert [g.shape for g in found[1:]] == [x.shape, kernel.shape]
-
-
-@pytest.mark.parametrize("instructions", [True, False])
-@pytest.mark.parametrize(("rows", "outputs"), SHAPES)
-def test_bfloat16_factors_are_summed_in_float32_and_rounded_once(
-    rows: tuple[int, ...], outputs: int, instructions: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linear, "bfloat16_products", lambda: instructions)
-    rng = np.random.default_rng(0)
-    narrow = [
-        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
-        for shape in (rows, (rows[-1], outputs), (*rows[:-1], outputs))
-    ]
-    wide = gradients(jnp.matmul, *(a.astype(jnp.float32) for a in narrow))
-    for ours, exact in zip(gradients(product, *narrow), wide, strict=True):
-        assert ours.dtype == jnp.bfloat16
-        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
-
-
-def test_products_and_their_gradients_are_in_the_layers_type() -> None:
+def test_matmuls_and_their_gradients_are_in_the_layers_dtype() -> None:
     layer = Linear(4, 6, jnp.dtype("bfloat16"))
     x = jnp.ones((2, 4))
     y, transpose = jax.vjp(layer, x)

@@ -1,6 +1,6 @@
 """The decoder against an independent Llama, and each part against its definition, in float64 and on odd sizes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +11,6 @@ import pytest
 from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
-from jaxlm import attention as attention_module
-from jaxlm.attention import causal_attention
 from jaxlm.dropout import dropout
 from jaxlm.functional import Model, Params
 from jaxlm.model import RMSNorm, rotate
@@ -106,50 +104,6 @@ def test_a_token_changes_nothing_before_it() -> None:
     before, after = made(params)(tokens), made(params)(changed)
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert (np.abs(before - after)[:, 6:].max(axis=(0, 2)) > 1e-6).all()
-
-
-def drawn_heads() -> list[jax.Array]:
-    """Queries, keys and values of 2 texts of 11 tokens, 6 query heads and 2 of keys and values."""
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=(2, 11, heads, 4))) for heads in (6, 2, 2)]
-
-
-def mixed_by_definition(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    scores = jnp.einsum("btkgh,bskh->bkgts", q.reshape(2, 11, 2, 3, 4), k) / 2.0
-    scores = jnp.where(jnp.tri(11, dtype=bool), scores, -jnp.inf)
-    return jnp.einsum("bkgts,bskh->btkgh", jax.nn.softmax(scores), v).reshape(q.shape)
-
-
-@pytest.mark.parametrize(("block", "most"), [(1, 11), (3, 11), (4, 11), (11, 1), (128, 8), (2, 3), (3, 2), (4, 1)])
-def test_blocks_of_queries_change_nothing(block: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither what is mixed nor its gradients; with few blocks, each is made in turns of `block` queries."""
-    monkeypatch.setattr(attention_module, "QUERY_BLOCK", block)
-    monkeypatch.setattr(attention_module, "MOST_BLOCKS", most)
-    factors = jnp.asarray(np.random.default_rng(1).normal(size=(2, 11, 6, 4)))
-    given = drawn_heads()
-
-    def value(attend: Callable, *given: jax.Array) -> jax.Array:
-        return (attend(*given) * factors).sum()
-
-    np.testing.assert_allclose(jax.jit(causal_attention)(*given), mixed_by_definition(*given), rtol=1e-12, atol=1e-13)
-    found, expected = (
-        jax.jit(jax.grad(partial(value, attend), (0, 1, 2)))(*given)
-        for attend in (causal_attention, mixed_by_definition)
-    )
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-13)
-
-
-def test_a_long_sequence_keeps_no_weights_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "QUERY_BLOCK", 2)
-
-    def largest_kept(most: int) -> int:
-        monkeypatch.setattr(attention_module, "MOST_BLOCKS", most)
-        kept = jax.vjp(causal_attention, *drawn_heads())[1]
-        return max(leaf.size for leaf in jax.tree.leaves(kept))
-
-    assert largest_kept(most=2) <= 2 * 6 * 12 * 4  # no more than the padded queries
-    assert largest_kept(most=8) >= 2 * 6 * 2 * 10  # weights of a block
 
 
 def test_rms_norm_is_its_formula() -> None:

@@ -24,7 +24,7 @@ __all__ = ["execution", "small_config"]
 
 VOCABULARY, LENGTH = 61, 23
 LONG = 1100
-"""Tokens beyond which both twins compute attention piece by piece (`QUERY_BLOCK`, `LONGEST_IN_BLOCKS`)."""
+"""Tokens beyond which both twins compute attention piece by piece: see `fast/attention.py`."""
 HOW: dict[str, dict[str, dict[str, Any]]] = {
     "remat": {"train": {"remat": True}},
     "scan_layers": {"model": {"scan_layers": True}},

@@ -199,7 +199,7 @@ KNOBS: dict[str, tuple[int, Callable[[float], Plant]]] = {
     "top_p": (8, _option("top_p")),
     "min_p": (8, _option("min_p")),
     "restored first moment": (10, _times("torchlm.engine.restore_state", _scaled_moments)),
-    "a core's gradients": (11, _times("torchlm.parallel._with_gradients", _scaled_parts)),
+    "a core's gradients": (11, _times("torchlm.fast.parallel._with_gradients", _scaled_parts)),
 }
 """What is multiplied by 1 + δ in torch -> the rung that must notice."""
 SMALLEST = 13

@@ -90,10 +90,10 @@ def sees_next(attend: Any) -> Any:
     def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         import torch
 
-        from torchlm.attention import attention, by_head
+        from torchlm.attention import attention, by_head, causal_mask
 
         length = q.shape[1]
-        return attention(q, by_head(k), by_head(v), torch.ones(1, length, length, dtype=torch.bool).tril(1))
+        return attention(q, by_head(k), by_head(v), causal_mask(torch.arange(length) + 1, length))
 
     return faulty
 
@@ -105,10 +105,9 @@ def no_residual(forward: Any) -> Any:
     return faulty
 
 
-def gelu(silu: Any) -> Any:
-    import torch
-
-    return torch.nn.functional.gelu
+def gelu(activations: Any) -> Any:
+    """GELU in the place of SiLU."""
+    return activations | {"swiglu": activations["geglu"]}
 
 
 def rounded(function: Any) -> Any:
@@ -247,9 +246,9 @@ def unscaled_outputs(initial_weight: Any) -> Any:
     )
 
 
-def blind_to_itself(cache_mask: Any) -> Any:
+def blind_to_itself(causal_mask: Any) -> Any:
     """A decoded token does not see its own key."""
-    return lambda columns, pads, size: cache_mask(columns - int(len(columns) == 1), pads, size)
+    return lambda positions, size, pads: causal_mask(positions - int(len(positions) == 1), size, pads)
 
 
 def late_positions(rope: Any) -> Any:
@@ -257,8 +256,8 @@ def late_positions(rope: Any) -> Any:
     return lambda self, positions: rope(self, positions + int(positions.shape[1] == 1))
 
 
-def sees_padding(cache_mask: Any) -> Any:
-    return lambda columns, pads, size: cache_mask(columns, pads * 0, size)
+def sees_padding(causal_mask: Any) -> Any:
+    return lambda positions, size, pads: causal_mask(positions, size, pads * 0)
 
 
 # Faults of repetition.

@@ -148,13 +148,13 @@ MUTANTS = (
     Mutant("RoPE theta", "jax", 3, faults.patch("jaxlm.model.rope_tables", faults.changed(rope_theta=500000.0))),
     Mutant("norm eps × 10", "torch", 3, faults.patch("torchlm.model.RMSNorm.__init__", faults.eps_times_ten)),
     Mutant("norm after weight", "torch", 3, faults.patch("torchlm.model.RMSNorm.forward", faults.weight_before_norm)),
-    Mutant("gate and up swapped", "torch", 3, faults.patch("torchlm.model.SwiGLU.forward", faults.swapped)),
+    Mutant("gate and up swapped", "torch", 3, faults.patch("torchlm.mlps.GatedMLP.forward", faults.swapped)),
     Mutant("KV heads tiled", "torch", 3, faults.patch("torchlm.model.causal_attention", faults.tiled_heads)),
     Mutant("KV heads tiled (JAX)", "jax", 3, faults.patch("jaxlm.model.causal_attention", faults.tiled_heads)),
     Mutant("softmax scale 1/H", "jax", 3, faults.patch("jaxlm.attention.math", lambda _: faults.RootlessMath)),
     Mutant("mask off by one", "torch", 3, faults.patch("torchlm.model.causal_attention", faults.sees_next)),
     Mutant("residual left out", "torch", 3, faults.patch("torchlm.model.Block.forward", faults.no_residual)),
-    Mutant("GELU for SiLU", "torch", 3, faults.patch("torchlm.model.F.silu", faults.gelu)),
+    Mutant("GELU for SiLU", "torch", 3, faults.patch("torchlm.mlps.ACTIVATIONS", faults.gelu)),
     Mutant("softmax in float32", "torch", 3, faults.patch("torchlm.attention.torch.softmax", faults.rounded)),
     Mutant("mean of means", "torch", 4, faults.patch("torchlm.engine.loss_sum", faults.mean_of_means)),
     Mutant("ignored targets counted", "torch", 4, faults.patch("torchlm.loss.cross_entropy", faults.counts_ignored)),
@@ -195,9 +195,9 @@ MUTANTS = (
     Mutant(
         "one stop token of three", "both", 8, faults.patch("lmcore.data.tokenizer.Tokenizer.__init__", faults.one_stop)
     ),
-    Mutant("cache misses last column", "torch", 8, faults.patch("torchlm.model.cache_mask", faults.blind_to_itself)),
+    Mutant("cache misses last column", "torch", 8, faults.patch("torchlm.model.causal_mask", faults.blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, faults.patch("torchlm.model.Decoder.rope", faults.late_positions)),
-    Mutant("padding seen in decoding", "jax", 8, faults.patch("jaxlm.model.cache_mask", faults.sees_padding)),
+    Mutant("padding seen in decoding", "jax", 8, faults.patch("jaxlm.model.causal_mask", faults.sees_padding)),
     Mutant("moments not saved", "torch", 10, faults.patch("torchlm.engine.save_state", faults.drops_moments)),
     Mutant("moments restored as zeros", "jax", 10, faults.patch("jaxlm.engine.restore_state", faults.zeroes_moments)),
     Mutant("count restored as zero", "torch", 10, faults.patch("torchlm.engine.restore_state", faults.forgets_count)),
@@ -209,7 +209,10 @@ MUTANTS = (
     ),
     Mutant("scanned layers rolled", "jax", 11, faults.patch("jaxlm.functional.scanned", faults.rolled_layers)),
     Mutant(
-        "half of a core's gradient", "torch", 11, faults.patch("torchlm.parallel._with_gradients", faults.part_lost)
+        "half of a core's gradient",
+        "torch",
+        11,
+        faults.patch("torchlm.fast.parallel._with_gradients", faults.part_lost),
     ),
     Mutant(
         "remat halves gradients", "torch", 11, faults.patch("torchlm.model.checkpoint", faults.half_branch_gradient)
@@ -222,7 +225,7 @@ MUTANTS = (
         "no gradient to far keys",
         "jax",
         11,
-        faults.patch("jaxlm.attention.attention_in_turns", faults.frozen_keys),
+        faults.patch("jaxlm.fast.attention.attention_in_turns", faults.frozen_keys),
         context=1100,
         rungs=(11,),
     ),

@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import jaxlm.train
 import torchlm.engine
+import torchlm.mlps
 import torchlm.model
 from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
 from lmcore.errors import UserError
@@ -105,7 +106,7 @@ def test_the_command_proves_and_reports(text: Path, tmp_path: Path, capsys):
 
 
 def test_the_command_names_the_first_divergent_layer(text: Path, tmp_path: Path, capsys):
-    real = torchlm.model.SwiGLU.forward
+    real = torchlm.mlps.GatedMLP.forward
 
     def faulty(self, x):
         y = real(self, x)
@@ -118,7 +119,7 @@ def test_the_command_names_the_first_divergent_layer(text: Path, tmp_path: Path,
         faulty.layer = self.mlp  # the last one made stays
 
     with (
-        mock.patch.object(torchlm.model.SwiGLU, "forward", faulty),
+        mock.patch.object(torchlm.mlps.GatedMLP, "forward", faulty),
         mock.patch.object(torchlm.model.Block, "__init__", remember),
     ):
         code = main([*TINY, "--data.files", str(text), "--dtype", "float32", "--rungs", "3-5"])
@@ -384,7 +385,7 @@ def test_listening_changes_nothing():
         head = pair.start["embed_tokens.weight"]
         np.testing.assert_allclose(heard["final norm"] @ head.T, twin.logits(rows), rtol=1e-12, atol=1e-12)
     pair.loaded(pair.torch)
-    assert torchlm.model.causal_attention.__module__ == "torchlm.attention"
+    assert torchlm.model.causal_attention.__module__ == "torchlm.fast.attention"
     assert not any(module._forward_hooks for module in pair.torch.engine.state.model.modules())
 
 

@@ -1,6 +1,6 @@
-"""Formulas with their gradients written out, where eager autograd would pass over memory twice as often.
+"""The norm's gradient written out, where eager autograd would pass over memory twice as often.
 
-In jaxlm the same formulas stand where they are used, since XLA fuses what autograd makes of them.
+In jaxlm the same formula stands where it is used, since XLA fuses what autograd makes of it.
 """
 
 from typing import Any
@@ -13,12 +13,8 @@ __all__ = ["rms_normed"]
 
 
 def rms_normed(x: Float[Tensor, "*B D"], eps: float) -> Float[Tensor, "*B D"]:
-    """x / √(mean(x²) + eps)."""
-    return _RMSNormed.apply(x, eps) if torch.is_grad_enabled() else x * _inverse_rms(x, eps)
-
-
-def _inverse_rms(x: Float[Tensor, "*B D"], eps: float) -> Float[Tensor, "*B 1"]:
-    return torch.rsqrt(torch.mean(x * x, dim=-1, keepdim=True) + eps)
+    """Return x / √(mean(x²) + eps)."""
+    return _RMSNormed.apply(x, eps)
 
 
 class _RMSNormed(torch.autograd.Function):
@@ -26,7 +22,7 @@ class _RMSNormed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_rms(x, eps)
+        inverse = torch.rsqrt(torch.mean(x * x, dim=-1, keepdim=True) + eps)
         normed = x * inverse
         ctx.save_for_backward(normed, inverse)
         return normed

@@ -1,0 +1,89 @@
+"""`jaxlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end, or by cuDNN.
+
+A causal mask hides half of a square of scores. In blocks, most of that half is never computed; and since a CPU's cache
+holds the scores of a block, the passes of the softmax over them are fast.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.attention import attention, by_head, causal_mask
+from jaxlm.attention import causal_attention as plain_attention
+from jaxlm.dropout import Key, dropout
+
+__all__ = ["causal_attention"]
+
+QUERY_BLOCK = 128
+"""Minimum number of queries in a block: few enough to skip most of the masked half, enough for fast matmuls."""
+MAX_BLOCKS = 8
+"""A longer sequence gets larger blocks, not more: each is compiled by itself."""
+
+
+def causal_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    rate: float = 0.0,
+    key: Key = None,
+) -> Float[Array, "B T N H"]:
+    """Return the attention of every position to itself and those before it.
+
+    By cuDNN's flash attention where it serves (NVIDIA, 16 bits, its head widths, nothing dropped); elsewhere by the
+    plain form, of a longer sequence in blocks.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        rate: fraction of the attention weights that a key drops.
+        key: what dropout's mask is drawn from; None drops nothing.
+    """
+    batch, length, n_heads, head_dim = q.shape
+    served = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and key is None
+    if served and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    if length <= QUERY_BLOCK:
+        return plain_attention(q, k, v, rate, key)
+    k, v = by_head(k), by_head(v)
+    # Drawn for the whole square, so that no mask depends on how the queries are cut.
+    factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
+    size = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        seen = q[:, start:end], k[:, :end], v[:, :end]
+        if factors is None and size > QUERY_BLOCK:
+            blocks.append(attention_in_turns(*seen, start))
+            continue
+        mask = causal_mask(jnp.arange(start, end), end)
+        dropped = None if factors is None else factors[:, :, start:end, :end]
+        blocks.append(attention(*seen, mask, dropped))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def attention_in_turns(
+    q: Float[Array, "B T N H"], k: Float[Array, "BK S H"], v: Float[Array, "BK S H"], start: int
+) -> Float[Array, "B T N H"]:
+    """Return the causal attention of a large block, QUERY_BLOCK queries at a time, which are recomputed for gradients.
+
+    `lax.map` compiles one turn for all, and `jax.checkpoint` keeps no attention weights for the backward pass: no more
+    of them exist at once than those of QUERY_BLOCK queries, so memory grows with the length alone.
+
+    Args:
+        q: queries of the block.
+        k: keys up to the block's end, from `by_head`.
+        v: values up to the block's end, from `by_head`.
+        start: position of the first query among the keys.
+    """
+    length = q.shape[1]
+    q = jnp.pad(q, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))  # to whole turns; cut off again below
+    parts = q.reshape(len(q), -1, QUERY_BLOCK, *q.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, Array]) -> Array:
+        first, queries = part
+        return attention(queries, k, v, causal_mask(first + jnp.arange(QUERY_BLOCK), v.shape[1]))
+
+    mixed = jax.lax.map(one, (start + QUERY_BLOCK * jnp.arange(len(parts)), parts))
+    return mixed.swapaxes(0, 1).reshape(q.shape)[:, :length]

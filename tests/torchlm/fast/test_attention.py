@@ -1,0 +1,82 @@
+"""Attention in blocks of queries against its plain form, which is torch's own kernel or, with a mask of ours, steps."""
+
+import numpy as np
+import pytest
+import torch
+
+from torchlm import attention as plain
+from torchlm.attention import additive, causal_mask
+from torchlm.dropout import Key, seed_key
+from torchlm.fast import attention as fast
+from torchlm.fast.attention import causal_attention
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+CPU = torch.device("cpu")
+
+
+def drawn_heads(dtype: torch.dtype, length: int = 11) -> list[torch.Tensor]:
+    rng = np.random.default_rng(0)
+    heads = (torch.from_numpy(rng.normal(size=(2, length, n, 4))) for n in (6, 2, 2))
+    return [x.to(dtype).requires_grad_() for x in heads]
+
+
+def values_and_gradients(attend, given: list[torch.Tensor], rate: float, key: Key) -> list[torch.Tensor]:
+    mixed = attend(*given, rate, key)
+    direction = torch.from_numpy(np.random.default_rng(1).normal(size=mixed.shape)).to(mixed.dtype)
+    return [mixed.detach(), *torch.autograd.grad(mixed, given, direction)]
+
+
+@pytest.mark.parametrize("block", [1, 4, 11, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("key", [None, seed_key(4, CPU)], ids=["whole", "threefry"])
+def test_blocks_are_the_plain_form_with_its_gradients(
+    block: int, dtype: torch.dtype, key: Key, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fast, "QUERY_BLOCK", block)
+    given = drawn_heads(dtype)
+    expected = values_and_gradients(plain.causal_attention, drawn_heads(torch.float64), 0.3, key)
+    found = values_and_gradients(causal_attention, given, 0.3, key)
+    wrong = values_and_gradients(causal_attention, [given[0], given[1].flip(1), given[2]], 0.3, key)
+    for one, other, control in zip(found, expected, wrong, strict=True):
+        assert one.dtype == dtype
+        allowed = TOLERANCE[dtype] * other.abs().max()
+        assert (one.double() - other).abs().max() <= allowed
+        assert (control.double() - other).abs().max() > allowed
+
+
+def test_the_plain_form_is_the_same_by_torchs_kernel_and_step_by_step():
+    q, k, v = drawn_heads(torch.float64)
+    kernel, ones = plain.causal_attention(q, k, v), torch.ones(2, 6, 11, 11, dtype=torch.float64)
+    mask = causal_mask(torch.arange(11), 11)
+    for given in (mask, additive(mask, torch.float64)):
+        torch.testing.assert_close(
+            plain.attention(q, plain.by_head(k), plain.by_head(v), given, factors=ones), kernel, rtol=0, atol=1e-13
+        )
+    later = causal_mask(torch.arange(11) + 1, 11)
+    wrong = plain.attention(q, plain.by_head(k), plain.by_head(v), later, factors=ones)
+    assert (wrong - kernel).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("attend", [causal_attention, plain.causal_attention])
+def test_torchs_own_generator_drops_the_same_fraction(attend):
+    torch.manual_seed(0)
+    q, k, v = torch.zeros(4, 200, 2, 1), torch.zeros(4, 200, 2, 1), torch.ones(4, 200, 2, 1)
+    mixed = attend(q, k, v, 0.25, "native")
+    assert abs(float(mixed.mean()) - 1) < 0.02
+    first = mixed[:, 0].flatten()  # of a single key: dropped, or scaled up
+    assert {round(float(value), 5) for value in first} <= {0.0, round(1 / 0.75, 5)}
+    assert torch.equal(attend(q, k, v, 0.25, None), torch.ones_like(mixed)) or torch.allclose(
+        attend(q, k, v, 0.25, None), torch.ones_like(mixed)
+    )
+    assert not torch.allclose(mixed, torch.ones_like(mixed), atol=0.05)
+
+
+def test_a_long_sequence_goes_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object) -> None:
+        raise AssertionError("in blocks")
+
+    monkeypatch.setattr(fast, "block_attention", never)
+    monkeypatch.setattr(fast, "LONGEST_IN_BLOCKS", 10)
+    assert causal_attention(*drawn_heads(torch.float32)).shape == (2, 11, 6, 4)
+    with pytest.raises(AssertionError, match="in blocks"):
+        causal_attention(*drawn_heads(torch.float32, length=10))

@@ -1,0 +1,87 @@
+"""`torchlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end.
+
+A causal mask hides half of a square of scores. In blocks, most of that half is never computed; and since a CPU's cache
+holds the scores of a block, the passes of the softmax over them are fast.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlm.attention import additive, by_head, causal_mask
+from torchlm.attention import causal_attention as plain_attention
+from torchlm.dropout import Key, dropout
+from torchlm.fast.linear import matmul
+
+__all__ = ["causal_attention"]
+
+QUERY_BLOCK = 128
+"""Queries in a block: few enough to skip most of the masked half, enough for fast matmuls."""
+LONGEST_IN_BLOCKS = 1024
+"""Longer sequences go to torch's own kernel on a CPU too: slower, but it keeps no weights for the backward pass."""
+
+
+def causal_attention(
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B T K H"],
+    v: Float[Tensor, "B T K H"],
+    rate: float = 0.0,
+    key: Key = None,
+) -> Float[Tensor, "B T N H"]:
+    """Return the attention of every position to itself and those before it.
+
+    On a CPU in blocks, up to a length; elsewhere, and without a dropout mask of ours beyond it, the plain form.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        rate: fraction of the attention weights that a key drops.
+        key: what dropout's mask is drawn from; None drops nothing.
+    """
+    long = q.shape[1] > LONGEST_IN_BLOCKS and not isinstance(key, Tensor)
+    if q.device.type != "cpu" or long:
+        return plain_attention(q, k, v, rate, key)
+    with torch.autocast("cpu", enabled=False):  # the scores are float32
+        return block_attention(q, k, v, rate, key)
+
+
+def block_attention(
+    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"], rate: float, key: Key
+) -> Float[Tensor, "B T N H"]:
+    """Return `causal_attention` by blocks of queries: at these lengths a CPU does it faster than torch's own kernel.
+
+    The G query heads of a key/value head become G · T rows of one matmul, so that no key or value is repeated. The
+    scale goes into the queries and the mask into `baddbmm`, so that neither takes a pass over the scores.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        rate: fraction of the attention weights that a key drops.
+        key: what dropout's mask is drawn from; None drops nothing.
+    """
+    batch, length, n_heads, head_dim = q.shape
+    accumulation = torch.promote_types(q.dtype, torch.float32)
+    grouped = (batch * k.shape[2], -1, length, head_dim)  # BK G T H
+    q = by_head(q.to(accumulation) / math.sqrt(head_dim)).reshape(grouped)
+    k, v = by_head(k.to(accumulation)).reshape(grouped)[:, 0].mT, by_head(v).reshape(grouped)[:, 0]
+    if isinstance(key, Tensor):  # drawn for the whole square, so that no mask depends on how the queries are cut
+        ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
+        factors = dropout(ones, rate, key)
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        mask = additive(causal_mask(torch.arange(start, end, device=q.device), end), accumulation)[0]
+        queries = q[:, :, start:end].flatten(1, 2)
+        scores = torch.baddbmm(mask.repeat(q.shape[1], 1), queries, k[..., :end])
+        weights = torch.softmax(scores, dim=-1)
+        if isinstance(key, Tensor):
+            weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
+        elif key is not None:
+            weights = dropout(weights, rate, key)
+        mixed = matmul(weights.to(v.dtype), v[:, :end])
+        blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
+    return torch.cat(blocks, dim=2).transpose(1, 2)

@@ -1,0 +1,82 @@
+"""Matmuls on a CPU: in float32 by oneDNN, which computes two of a layer's three faster than MKL; `F.linear` elsewhere.
+
+All of torch's private operators that this package calls are here. Where they are not to be had, `F.linear` serves.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["laid_out", "linear", "matmul"]
+
+ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name)
+    for name in ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
+)
+"""Whether torch has oneDNN, and under the private names by which it is called here."""
+CPU_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN has bfloat16 matmuls here, for which a processor needs AVX-512. Torch's own take fifty times as long,
+so without, bfloat16 factors are multiplied in float32, which is exact, and the sums rounded."""
+MIN_ROWS = 64
+"""Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
+
+
+def linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
+    """Return x weightᵀ, in the dtype that x or autocast asks for, or in that of a weight from `laid_out`."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, None, "none", [], "")
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    if rows < 2 or x.device.type != "cpu":
+        return F.linear(x, weight)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype == torch.bfloat16 and not CPU_BFLOAT16:
+        with torch.autocast("cpu", enabled=False):
+            return linear(x.to(dtype).float(), weight.to(dtype).float()).to(dtype)
+    by_onednn = ONEDNN and dtype == torch.float32 and (outputs > inputs or rows >= MIN_ROWS)
+    return onednn_linear(x, weight) if by_onednn else F.linear(x, weight)
+
+
+def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*#B J K"]) -> Float[Tensor, "*B I K"]:
+    """Return a b, in the dtype that both have."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
+        return (a.float() @ b.float()).to(a.dtype)
+    return a @ b
+
+
+def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+    """Return the same weight, stored as a matmul with one row reads it fastest on its device; it cannot be trained.
+
+    On a CPU that is oneDNN's own order in bfloat16, where it has such matmuls, and, for more outputs than inputs,
+    input × output in float32: for an output head about three times faster than output × input, for smaller matrices
+    less. In float32, oneDNN's order gained nothing.
+    """
+    if weight.device.type != "cpu":
+        return weight
+    if weight.dtype == torch.bfloat16:
+        weight = weight.contiguous()
+        return torch.ops.mkldnn._reorder_linear_weight(weight) if CPU_BFLOAT16 else weight
+    return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
+
+
+@torch.library.custom_op("twinlm::onednn_linear", mutates_args=())
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` as an operator of its own, which torch.compile leaves as it is."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@onednn_linear.register_fake
+def _shape(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """At x and weight. The weight's sums over all rows, which MKL does faster."""
+    x, weight = ctx.saved_tensors
+    return onednn_linear(grad, weight.T), grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+onednn_linear.register_autograd(_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
