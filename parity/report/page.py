@@ -31,10 +31,10 @@ SHORT = dict(zip(TITLES, SHORT_TITLES, strict=True))
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --muted: #5c6675; --line: #e1e6ee; --paper: #f6f7fa; --card: #fff;
-  --jax: #2a6fbb; --torch: #d95f02; --good: #1a7f4b; --good-soft: #e4f4ea; --bad: #c0292f; --bad-soft: #fbe6e6;
+  --reference: #2a6fbb; --port: #d95f02; --good: #1a7f4b; --good-soft: #e4f4ea; --bad: #c0292f; --bad-soft: #fbe6e6;
   --note: #0d7288; --noise: #9aa5b4; --cell-ink: #16324f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --muted: #97a3b4; --line: #2c3542; --paper: #11161d;
-  --card: #19202a; --jax: #6cabf0; --torch: #ff9a4d; --good: #5fd08f; --good-soft: #14301f; --bad: #ff7b7b;
+  --card: #19202a; --reference: #6cabf0; --port: #ff9a4d; --good: #5fd08f; --good-soft: #14301f; --bad: #ff7b7b;
   --bad-soft: #3a1a1d; --note: #63c5da; --noise: #6b7889; --cell-ink: #e6f0fb; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI",
@@ -83,13 +83,13 @@ svg { width: 100%; height: auto; display: block; font: 12px system-ui, sans-seri
 svg.small { font-size: 11.5px; }
 svg text { fill: var(--muted); } svg .name { fill: var(--ink); font-size: 11.5px; }
 svg .value { fill: var(--muted); font-size: 11px; font-variant-numeric: tabular-nums; }
-svg .cell.within { fill: var(--jax); } svg .cell.beyond { fill: #c0292f; }
+svg .cell.within { fill: var(--reference); } svg .cell.beyond { fill: #c0292f; }
 svg .value.within { fill: var(--cell-ink); } svg .value.beyond { fill: #fff; font-weight: 700; }
-svg .bar.within { fill: var(--jax); fill-opacity: .8; } svg .bar.beyond { fill: #c0292f; }
+svg .bar.within { fill: var(--reference); fill-opacity: .8; } svg .bar.beyond { fill: #c0292f; }
 svg .grid { stroke: var(--line); } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .jax { stroke: var(--jax); stroke-width: 5; stroke-opacity: .4; }
-svg .torch { stroke: var(--torch); stroke-width: 1.6; }
-svg .noise { stroke: var(--noise); stroke-width: 1.6; } svg .apart { stroke: var(--ink); stroke-width: 1.6; }
+svg .reference { stroke: var(--reference); stroke-width: 5; stroke-opacity: .4; }
+svg .port { stroke: var(--port); stroke-width: 1.6; }
+svg .noise { stroke: var(--noise); stroke-width: 1.6; } svg .deviation { stroke: var(--ink); stroke-width: 1.6; }
 svg .band { fill: var(--noise); fill-opacity: .28; }
 svg .limit { stroke: #c0292f; stroke-dasharray: 4 4; } svg .limit-label { fill: var(--bad); font-size: 11px; }
 footer { margin-top: 40px; color: var(--muted); font-size: 12.5px; }
@@ -101,7 +101,7 @@ footer { margin-top: 40px; color: var(--muted); font-size: 12.5px; }
 """
 
 
-def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts: dict[str, str]) -> str:
+def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts: dict[str, str], compared: str) -> str:
     """Return the whole page of a `parity.report.report.Report`.
 
     Args:
@@ -110,6 +110,7 @@ def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts:
         subject: what was checked.
         results: all lines.
         facts: what else is to be known, in words.
+        compared: the two implementations.
     """
     good = "good" if ok else "bad"
     dtypes = list(dict.fromkeys(result.dtype for result in results))
@@ -118,7 +119,7 @@ def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>parity: {'same model' if ok else 'they differ'}</title>",
         f"<style>{STYLE}</style></head><body><main>",
-        '<p class="kicker">parity · JAX against PyTorch</p>',
+        f'<p class="kicker">parity · {html.escape(compared)}</p>',
         f'<section class="verdict {good}"><div class="mark" aria-hidden="true">{"✓" if ok else "✕"}</div>',
         f'<div><h1 id="verdict">{html.escape(verdict)}</h1><p>{html.escape(subject)}</p></div></section>',
     ]

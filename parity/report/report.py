@@ -1,4 +1,4 @@
-"""What a check found, as a verdict, a table for the terminal, JSON, and (in `parity.report.page`) a web page."""
+"""The results of a check, as a verdict, a table for the terminal, JSON, and (in `parity.report.page`) a web page."""
 
 import importlib.metadata
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.hardware import usable_cores
+from parity.backends import BACKENDS
 from parity.check.result import Result
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Report:
     results: tuple[Result, ...]
     facts: dict[str, str] = field(default_factory=dict)
     """What else is to be known: the model, the text, the tools and devices."""
+    compared: str = "JAX against PyTorch"
+    """The two implementations, for the page's heading."""
 
     @property
     def ok(self) -> bool:
@@ -81,11 +84,15 @@ class Report:
         """Write all of it as JSON."""
         path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def save_page(self, path: Path) -> None:
-        """Write a web page that stands alone."""
+    def page(self) -> str:
+        """A web page that stands alone."""
         from parity.report.page import page
 
-        path.write_text(page(self.ok, self.verdict, self.subject, self.results, self.facts), encoding="utf-8")
+        return page(self.ok, self.verdict, self.subject, self.results, self.facts, self.compared)
+
+    def save_page(self, path: Path) -> None:
+        """Write the page."""
+        path.write_text(self.page(), encoding="utf-8")
 
 
 def result_table(results: Sequence[Result], title: str) -> "Table":
@@ -107,13 +114,14 @@ def result_table(results: Sequence[Result], title: str) -> "Table":
 
 def environment() -> dict[str, str]:
     """Versions and machine."""
-    found = {"Python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy"):
+    versions = {"Python": platform.python_version()}
+    frameworks = [package for backend in BACKENDS.values() for package in backend.distributions]
+    for package in (*frameworks, "transformers", "numpy"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores"}
+            versions[package] = "not installed"
+    return versions | {"machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores"}
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 from parity.check.result import Result, judge
 from parity.difference import Difference, compare_all
-from parity.report.page import page
 from parity.report.report import Report, environment, result_table
 from parity.taps import OPERATIONS
 
@@ -100,7 +99,7 @@ class Balanced(HTMLParser):
 
 @pytest.mark.parametrize("fault", [0.0, 1e-6, math.nan])
 def test_the_page_is_whole_and_fetches_nothing(fault: float):
-    text = page(report(fault))
+    text = report(fault).page()
     parser = Balanced()
     parser.feed(text)
     assert parser.open == []
@@ -112,7 +111,7 @@ def test_the_page_is_whole_and_fetches_nothing(fault: float):
 
 
 def test_the_page_shows_the_fault_where_it_is():
-    good, bad = page(report()), page(report(1e-6))
+    good, bad = report().page(), report(1e-6).page()
     assert good.count("cell beyond") == 0
     assert bad.count("cell beyond") == 1
     assert re.search(r"<title>layers\.1 gate: [^<]*</title><rect class=\"cell beyond\"", bad)
@@ -125,7 +124,7 @@ def test_differences_that_are_not_finite_can_be_drawn():
         name="a", max_abs=math.inf, max_rel=math.inf, where=None, left=0.0, right=0.0, note="has shape [1] against [2]"
     )
     lines = (judge(5, "gradients", "float64", [nowhere, nowhere], "gradients"),)
-    assert "has shape [1] against [2]" in page(Report(subject="x", results=lines))
+    assert "has shape [1] against [2]" in Report(subject="x", results=lines).page()
 
 
 def test_the_terminal_table_has_every_line():
