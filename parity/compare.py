@@ -18,7 +18,8 @@ import numpy as np
 from lmcore.describe import environment
 from lmcore.errors import UserError
 from lmcore.lazy import callable_module
-from parity.backends.base import Arrays, framework_settings
+from parity.backends import framework_settings
+from parity.backends.base import Arrays
 from parity.check.result import judge
 from parity.convert.names import Row, Transform, convert_rows, numpy_to_torch, torch_to_numpy
 from parity.difference import compare_all, difference

@@ -1,42 +1,110 @@
-"""What the check asks of a framework (`base`), answered by each: `jax`, `torch`. A third framework is one more file."""
+"""The backends of the check: a framework's twin each, in one dictionary. A third framework is a row here and its file.
 
+`base` says what the check asks of a backend; `jax` and `torch` answer. CONTRIBUTING.md lists what a new one touches.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pkgutil import resolve_name
 
 import numpy as np
 
 from lmcore.config import Config
-from parity.backends.base import Arrays, Device, Pair, Twin
+from parity.backends.base import Arrays, Backend, Device, Pair, Twin
 
-__all__ = ["BACKENDS", "make_pair", "make_twin"]
+__all__ = ["BACKENDS", "PAIR", "framework_settings", "make_pair", "make_twin"]
 
-BACKENDS = {"jax": "parity.backends.jax:JaxTwin", "torch": "parity.backends.torch:TorchTwin"}
-"""Framework -> the class that drives it, imported when it is first asked for."""
+
+@contextmanager
+def _jax_settings() -> Iterator[None]:
+    import jax
+
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir", "jax_platforms")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@contextmanager
+def _torch_settings() -> Iterator[None]:
+    import torch
+
+    precision, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+BACKENDS = {
+    backend.framework: backend
+    for backend in (
+        Backend(
+            framework="jax",
+            label="JAX",
+            title="JAX",
+            package="jaxlm",
+            side="jax",
+            twin="parity.backends.jax:JaxTwin",
+            devices=("auto", "cpu", "cuda"),
+            distributions=("jax", "jaxlib", "flax", "optax"),
+            settings=_jax_settings,
+        ),
+        Backend(
+            framework="torch",
+            label="torch",
+            title="PyTorch",
+            package="torchlm",
+            side="torch",
+            twin="parity.backends.torch:TorchTwin",
+            devices=("auto", "cpu", "cuda", "mps"),
+            distributions=("torch",),
+            settings=_torch_settings,
+        ),
+    )
+}
+"""Framework -> its backend."""
+
+PAIR: dict[str, Device] = {"jax": "cpu", "torch": "cpu"}
+"""What a check compares unless it is asked for others: the reference, then the port, and the device of each."""
 
 
 def make_twin(framework: str, config: Config) -> Twin:
-    """Make the twin of a framework, by its name in `BACKENDS`."""
-    return resolve_name(BACKENDS[framework])(config)
+    """Return a new twin of a framework, by its name in `BACKENDS`."""
+    return resolve_name(BACKENDS[framework].twin)(config)
 
 
 def make_pair(
-    config: Config,
-    tokens: np.ndarray,
-    params: Arrays | None = None,
-    devices: tuple[Device, Device] = ("cpu", "cpu"),
+    config: Config, tokens: np.ndarray, params: Arrays | None = None, devices: Mapping[str, Device] = PAIR
 ) -> Pair:
-    """Both twins of a config from `check_config`, with the same weights: those given, or the initial ones.
+    """Return a new twin of each of two frameworks, with the same weights.
 
     Args:
-        config: whose `train.device` is replaced by `devices`.
-        tokens: ids of the text.
-        params: weights in JAX's names.
-        devices: of JAX and of torch, as in `train.device`.
+        config: from `check_config`; its `train.device` is replaced by `devices`.
+        tokens: ids of the text, a vector.
+        params: weights in canonical names; None for the initial ones of `config`.
+        devices: two frameworks, the reference first -> device, as in `train.device`.
     """
-    on = [replace(config, train=replace(config.train, device=device)) for device in devices]
-    jax, torch = make_twin("jax", on[0]), make_twin("torch", on[1])
+    reference, port = (
+        make_twin(framework, replace(config, train=replace(config.train, device=device)))
+        for framework, device in devices.items()
+    )
     fresh = params is None
-    start = jax.initial() if params is None else params
-    wide = np.float64 if config.train.precision == "float64" else np.float32
-    start = {name: np.asarray(value).astype(wide) for name, value in start.items()}
-    return Pair(jax, torch, config, start, tokens, fresh)
+    start = reference.initial() if params is None else params
+    dtype = np.float64 if config.train.precision == "float64" else np.float32
+    start = {name: np.asarray(value).astype(dtype) for name, value in start.items()}
+    return Pair(reference, port, config, start, tokens, fresh)
+
+
+@contextmanager
+def framework_settings() -> Iterator[None]:
+    """Restore every framework's settings of the process afterwards: engines set number types for all of it."""
+    with ExitStack() as stack:
+        for backend in BACKENDS.values():
+            stack.enter_context(backend.settings())
+        yield

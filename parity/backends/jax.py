@@ -1,6 +1,6 @@
-"""The JAX side of the ladder: the real engine and modules, listened to while they are traced.
+"""The JAX backend of the ladder: the real engine and modules, with hooks while they are traced.
 
-Whatever a listener keeps is an output of the same compiled function that computes it: nothing is run twice, and
+Whatever a hook sees is an output of the same compiled function that computes it: nothing is run twice, and
 nothing is run without `jax.jit`.
 """
 
@@ -25,6 +25,7 @@ from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from lmcore.config import Config, SampleConfig
+from parity.backends import BACKENDS
 from parity.backends.base import Arrays, Step
 from parity.convert.moments import Moments, fill_optax, read_optax
 from parity.taps import Taps
@@ -35,7 +36,8 @@ __all__ = ["JaxTwin"]
 class JaxTwin:
     """A jaxlm engine with the ladder's questions; see `parity.backends.base.Twin`."""
 
-    framework = "jax"
+    backend = BACKENDS["jax"]
+    rounded_correction = "optax's 1 − β^t"
 
     def __init__(self, config: Config):
         self.config = config
@@ -62,8 +64,8 @@ class JaxTwin:
         (count, like, opt_state), shardings = self._first
         if moments is not None:
             count, opt_state = np.array(step, np.int32), fill_optax(opt_state, moments, self.config)
-        given = count, {name: params[name] for name in like}, opt_state
-        self.engine.state = TrainState(*jax.tree.map(_placed, given, self._first[0], shardings))
+        state = count, {name: params[name] for name in like}, opt_state
+        self.engine.state = TrainState(*jax.tree.map(_placed, state, self._first[0], shardings))
 
     def params(self) -> Arrays:
         return _host(self.engine.state.params)
@@ -106,34 +108,37 @@ class JaxTwin:
         total, count = self.engine.eval_step(tokens, targets)
         return float(total), int(count)
 
-    def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
+    def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
         micro = jnp.asarray(batch.reshape(self.config.train.grad_accum, -1, batch.shape[1]))
         params, stacked = self.engine.held.params, self.config.model.scan_layers
-        offered = jax.tree.map(jnp.zeros_like, params)
-        if given is not None:
-            arrays = {name: jnp.asarray(value) for name, value in given.items()}
-            offered = stack_layers(arrays) if stacked else arrays
-        held, metrics, grads = self._step(self.engine.held, micro, lr, offered, given is not None)
+        replacing = jax.tree.map(jnp.zeros_like, params)
+        if grads is not None:
+            arrays = {name: jnp.asarray(value) for name, value in grads.items()}
+            replacing = stack_layers(arrays) if stacked else arrays
+        held, metrics, own = self._step(self.engine.held, micro, lr, replacing, grads is not None)
         self.engine.held = held
         state = self.engine.state
-        kept = read_optax(state.opt_state, self.config).kept
-        grads = unstack_layers(grads, self.config.model.n_layers) if stacked else grads
-        grads = {name: grads[name] for name in state.params}
-        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(grads), _host(state.params), kept)
+        moments = read_optax(state.opt_state, self.config).kept
+        own = unstack_layers(own, self.config.model.n_layers) if stacked else own
+        own = {name: own[name] for name in state.params}
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(own), _host(state.params), moments)
 
     def _traced_step(
-        self, state: Any, micro: jax.Array, lr: Any, given: dict[str, jax.Array], inject: Any
+        self, state: Any, micro: jax.Array, lr: Any, replacing: dict[str, jax.Array], replace: Any
     ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
-        """The engine's train step, with the gradients that reach its clip seen, and replaced if `inject`."""
+        """The engine's train step, with the gradients that reach its clip seen, and replaced if `replace`."""
         clip, seen = jaxlm.engine.clip_by_global_norm, {}
 
         def spy(grads: dict[str, jax.Array], max_norm: float) -> Any:
             seen.update(grads)
-            return clip({name: jnp.where(inject, given[name], g) for name, g in grads.items()}, max_norm)
+            return clip({name: jnp.where(replace, replacing[name], g) for name, g in grads.items()}, max_norm)
 
         with mock.patch.object(jaxlm.engine, "clip_by_global_norm", spy):
             state, metrics = jaxlm.engine.train_step(self.engine.model, state, micro, lr)
         return state, metrics, seen
+
+    def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
+        return float(_bias_correction(beta, np.int32(count)).astype(dtype))
 
     def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
         if options not in self._choose:
@@ -144,11 +149,17 @@ class JaxTwin:
         generator = self.engine.generator(SampleConfig())
         weights = generator.weights(len(tokens))
         logits, cache = self._start(generator, weights, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
-        columns = [logits]
-        for column in range(prompt, tokens.shape[1]):
-            logits, cache = self._extend(generator, weights, jnp.asarray(tokens[:, column : column + 1]), cache)
-            columns.append(logits)
-        return np.stack([np.asarray(c) for c in columns], axis=1)
+        decoded = [logits]
+        for position in range(prompt, tokens.shape[1]):
+            logits, cache = self._extend(generator, weights, jnp.asarray(tokens[:, position : position + 1]), cache)
+            decoded.append(logits)
+        return np.stack([np.asarray(logits) for logits in decoded], axis=1)
+
+
+@jax.jit
+def _bias_correction(beta: jax.Array, count: jax.Array) -> jax.Array:
+    """What optax divides a moment by, compiled as in a train step: in JAX's default float type."""
+    return 1 - beta**count
 
 
 def _traced_start(
@@ -164,7 +175,7 @@ def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: 
 
 @contextmanager
 def listening(decoder: Decoder) -> Iterator[Taps]:
-    """Keep what goes in and out of the decoder's modules while it is traced."""
+    """Collect what goes in and out of the decoder's modules while it is traced."""
     modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(decoder)}
     names = {id(module): name for name, module in modules.items() if name}
     taps = Taps()

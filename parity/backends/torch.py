@@ -1,4 +1,4 @@
-"""The torch side of the ladder: the real engine and modules, listened to through hooks."""
+"""The torch backend of the ladder: the real engine and modules, with hooks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,8 @@ import torchlm.engine
 import torchlm.loss
 import torchlm.model
 from lmcore.config import Config, SampleConfig
-from parity.backends.base import Arrays, Step
+from parity.backends import BACKENDS
+from parity.backends.base import CANONICAL, Arrays, Step
 from parity.convert import names as mapping
 from parity.convert.moments import TORCH, Moments, torch_key
 from parity.convert.names import numpy_to_torch, torch_to_numpy
@@ -29,7 +30,8 @@ __all__ = ["TorchTwin"]
 class TorchTwin:
     """A torchlm engine with the ladder's questions; see `parity.backends.base.Twin`."""
 
-    framework = "torch"
+    backend = BACKENDS["torch"]
+    rounded_correction = ""
 
     def __init__(self, config: Config):
         self.config = config
@@ -40,22 +42,22 @@ class TorchTwin:
         return self.params()
 
     def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
-        converted = mapping.convert_names(params, self.config.model, "jax", "torch")
+        converted = self._from_canonical(params)
         state = self.engine._state({name: numpy_to_torch(value).clone() for name, value in converted.items()})
         self.engine.state = state
         if moments is None:
             return
         assert state.optimizer is not None
         state.step, parameters = step, dict(state.model.named_parameters())
-        for kind, arrays in moments.to(self.config, "jax", "torch").kept.items():
+        for kind, arrays in moments.to(self.config, CANONICAL, self.backend.side).kept.items():
             for name, value in arrays.items():
                 state.optimizer.state[parameters[name]][torch_key(self.config.optim, kind)].copy_(numpy_to_torch(value))
-        for kept in state.optimizer.state.values():
-            if "step" in kept:
-                kept["step"].fill_(moments.count)
+        for tensors in state.optimizer.state.values():
+            if "step" in tensors:
+                tensors["step"].fill_(moments.count)
 
     def params(self) -> Arrays:
-        return self._in_jax_names(self.engine.state.params)
+        return self._to_canonical(self.engine.state.params)
 
     def received(self, batch: np.ndarray) -> np.ndarray:
         seen = []
@@ -86,58 +88,65 @@ class TorchTwin:
         total, count = self.engine.eval_step(tokens, targets)
         return float(total), int(count)
 
-    def step(self, batch: np.ndarray, lr: float, given: Arrays | None = None) -> Step:
-        offered = None if given is None else mapping.convert_names(given, self.config.model, "jax", "torch")
-        clip, seen = torchlm.engine.clip_by_global_norm, {}
+    def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
+        replacing = None if grads is None else self._from_canonical(grads)
+        clip, own = torchlm.engine.clip_by_global_norm, {}
 
         def spy(parameters: Any, max_norm: float) -> Any:
             for name, p in self.engine.state.model.named_parameters():
                 assert p.grad is not None
-                seen[name] = p.grad.clone()
-                if offered is not None:
-                    p.grad.copy_(numpy_to_torch(offered[name]))
+                own[name] = p.grad.clone()
+                if replacing is not None:
+                    p.grad.copy_(numpy_to_torch(replacing[name]))
             return clip(parameters, max_norm)
 
         with mock.patch.object(torchlm.engine, "clip_by_global_norm", spy):
             metrics = self.engine.train_step(batch, lr)
         state = self.engine.state
         assert state.optimizer is not None
-        kept: dict[str, Arrays] = {}
+        arrays: dict[str, Arrays] = {}
         for name, p in state.model.named_parameters():
             for key, tensor in state.optimizer.state[p].items():
                 if key != "step":
-                    kept.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
-        grads, params = map(self._in_jax_names, (seen, state.params))
-        moments = Moments(state.step, kept).to(self.config, "torch", "jax")
-        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), grads, params, moments.kept)
+                    arrays.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
+        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).kept
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        return Step(loss, norm, self._to_canonical(own), self._to_canonical(state.params), moments)
+
+    def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
+        return 1 - beta**count
 
     @torch.inference_mode()
     def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
-        given, draws = (torch.from_numpy(array).to(self.engine.device) for array in (logits, uniforms))
-        return torch_to_numpy(torchlm.decoding.choose_tokens(given, draws, options))
+        device, draws = self.engine.device, torch.from_numpy(uniforms)
+        chosen = torchlm.decoding.choose_tokens(torch.from_numpy(logits).to(device), draws.to(device), options)
+        return torch_to_numpy(chosen)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         model = self.engine.generator(SampleConfig()).model
         cache = model.empty_cache(torch.from_numpy(pads).to(self.engine.device), size)
         logits, cache = model.decode(self._place(tokens[:, :prompt]), cache)
-        columns = [logits]
-        for column in range(prompt, tokens.shape[1]):
-            logits, cache = model.decode(self._place(tokens[:, column : column + 1]), cache)
-            columns.append(logits)
-        return torch_to_numpy(torch.stack(columns, dim=1))
+        decoded = [logits]
+        for position in range(prompt, tokens.shape[1]):
+            logits, cache = model.decode(self._place(tokens[:, position : position + 1]), cache)
+            decoded.append(logits)
+        return torch_to_numpy(torch.stack(decoded, dim=1))
 
     def _place(self, tokens: np.ndarray) -> Tensor:
         return to_device(np.ascontiguousarray(tokens), self.engine.device)
 
-    def _in_jax_names(self, tensors: dict[str, Tensor]) -> Arrays:
+    def _from_canonical(self, arrays: Arrays) -> Arrays:
+        return mapping.convert_names(arrays, self.config.model, CANONICAL, self.backend.side)
+
+    def _to_canonical(self, tensors: dict[str, Tensor]) -> Arrays:
         arrays = {name: torch_to_numpy(value) for name, value in tensors.items()}
-        return mapping.convert_names(arrays, self.config.model, "torch", "jax")
+        return mapping.convert_names(arrays, self.config.model, self.backend.side, CANONICAL)
 
 
 @contextmanager
 def listening(model: Decoder) -> Iterator[Taps]:
-    """Keep what goes in and out of the decoder's modules."""
+    """Collect what goes in and out of the decoder's modules."""
     taps = Taps()
     with ExitStack() as stack:
         for name, module in model.named_modules():

@@ -17,6 +17,7 @@ from lmcore.config import Config, Precision, cli, from_dict
 from lmcore.describe import environment
 from lmcore.errors import UserError, command
 from lmcore.optim.table import OPTIMIZERS
+from parity.backends import BACKENDS, PAIR
 
 if TYPE_CHECKING:
     from parity.backends.base import Device
@@ -44,21 +45,23 @@ def check(
     report: "Callable[[str, list[Result]], None] | None" = None,
     verify: bool = True,
     apart: bool = False,
+    backends: Sequence[str] = tuple(PAIR),
 ) -> "Report":
-    """Check that jaxlm and torchlm are the same model.
+    """Check that jaxlm and torchlm, or two other backends, are the same model.
 
     Args:
         what: a run, a checkpoint or a Hugging Face folder; None for the initial weights of `config`.
         config: read only without `what`; None is the quickstart.
         dtypes: precisions to check in.
         rungs: numbers of the rungs to climb; None climbs all.
-        devices: of JAX and of torch, as in `train.device`.
+        devices: of both backends, JAX and torch by default, as in `train.device`.
         steps: length of the training trajectory.
         files: text to feed the model, as `data.files` takes it.
         report: called with each type and its lines when they are there.
         verify: whether to compare a run's files with their checksums.
         apart: check precisions side by side in processes of their own, where cores and memory allow it; a script that
             asks for this needs `if __name__ == "__main__"`.
+        backends: two names in `parity.backends.BACKENDS`, the reference first.
 
     Returns:
         A report, which is true if nothing differs.
@@ -72,19 +75,21 @@ def check(
     from parity.report.report import Report
 
     subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
-    facts, results = _facts(subject), []
-    options, at_once = Options(steps=steps), processes_for(subject, dtypes, devices) if apart else 1
+    facts, results, on = _facts(subject), [], dict(zip(backends, devices, strict=True))
+    options, at_once = Options(steps=steps), processes_for(subject, dtypes, on) if apart else 1
     for first in range(0, len(dtypes), at_once):
         group = dtypes[first : first + at_once]
         if len(group) == 1:
-            climbed: Iterable[Climbed] = [climb_one(subject, group[0], rungs, devices, options)]
+            climbed: Iterable[Climbed] = [climb_one(subject, group[0], rungs, on, options)]
         else:
-            climbed = climb_apart(subject, group, rungs, devices, options)
-        for dtype, (facts["devices"], found) in zip(group, climbed, strict=True):
-            results += found
+            climbed = climb_apart(subject, group, rungs, on, options)
+        for dtype, (facts["devices"], lines) in zip(group, climbed, strict=True):
+            results += lines
             if report is not None:
-                report(dtype, found)
-    return Report(subject=subject.what, results=tuple(results), facts=facts | environment())
+                report(dtype, lines)
+    facts |= environment()
+    compared = " against ".join(BACKENDS[name].title for name in backends)
+    return Report(subject=subject.what, results=tuple(results), facts=facts, compared=compared)
 
 
 def _facts(subject: "Subject") -> dict[str, str]:
@@ -109,7 +114,8 @@ def _memory(optim: configs.OptimConfig) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check as the command line says."""
     args = cli.parse_arguments(_parser(), argv)
-    dtypes, rungs, devices = _dtypes(args.dtype), _rungs(args.rungs), _devices(args.device)
+    dtypes, rungs, backends = _dtypes(args.dtype), _rungs(args.rungs), _backends(args.backends)
+    devices = _devices(args.device, backends)
     if args.steps < 2:
         raise UserError(f"--steps: found {args.steps}, expected at least 2")
     for option, path in (("--json", args.json), ("--report", args.report)):
@@ -134,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             devices=devices,
             steps=args.steps,
             files=files,
-            report=lambda dtype, found: console.print(result_table(found, dtype), ""),
+            report=lambda dtype, lines: console.print(result_table(lines, dtype), ""),
             verify=not args.no_verify,
             apart=True,
+            backends=backends,
         )
     console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
     console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)
@@ -164,6 +171,9 @@ def _parser() -> Any:
     parser.add_argument("--dtype", type=list[str], default=list(DTYPES), help="Any of float64, float32, bfloat16.")
     parser.add_argument("--rungs", type=list[str] | None, help="Rungs to climb, such as 1 2 5-7; null climbs all.")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, mps or auto for both; or JAX/TORCH.")
+    parser.add_argument(
+        "--backends", type=list[str], default=list(PAIR), help="Two frameworks to compare, the reference first."
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="Steps of the training trajectory on rung 7.")
     parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
     parser.add_argument("--report", type=str | None, help="Write a web page that stands alone to this file.")
@@ -203,27 +213,36 @@ def _rungs(words: list[str] | None) -> list[int] | None:
     return sorted(chosen)
 
 
-def _devices(word: str) -> "tuple[Device, Device]":
-    jax, slash, torch = word.partition("/")
-    known = ("auto", "cpu", "cuda")
-    torch = torch if slash else jax
-    jax = "cpu" if jax == "mps" and not slash else jax
-    if jax not in known or torch not in (*known, "mps"):
-        raise UserError(f"--device: found {word!r}, expected auto, cpu, cuda or mps, or JAX/TORCH such as cpu/cuda")
-    return jax, torch  # type: ignore[return-value]
+def _backends(words: list[str]) -> list[str]:
+    if len(words) != 2 or len(set(words)) != 2 or not set(words) <= BACKENDS.keys():
+        raise UserError(f"--backends: found {' '.join(words)!r}, expected two of {', '.join(BACKENDS)}")
+    return words
+
+
+def _devices(word: str, backends: Sequence[str]) -> "tuple[Device, Device]":
+    first, slash, second = word.partition("/")
+    devices = []
+    for backend, device in zip(map(BACKENDS.__getitem__, backends), (first, second if slash else first), strict=True):
+        if device == "mps" and not slash and "mps" not in backend.devices:
+            device = "cpu"
+        if device not in backend.devices:
+            both = "/".join(BACKENDS[name].label.upper() for name in backends)
+            raise UserError(f"--device: found {word!r}, expected auto, cpu, cuda or mps, or {both} such as cpu/cuda")
+        devices.append(device)
+    return devices[0], devices[1]
 
 
 def _config(args: Any) -> tuple[list[str], Config | None]:
-    """Text to feed the model, and the config that the command line gives where it names no model."""
+    """Text to feed the model, and the config of the command line where it names no model."""
     values = args.as_dict()
     config = from_dict(Config, {name: values[name] for name in configs.GROUPS})
     files = list(config.data.files)
     if args.what is None:
         return files, config
-    given = configs.differences(Config(), replace(config, data=replace(config.data, files=[])))
-    if given or args.config:
-        found = next(iter(given), "--config")
-        raise UserError(f"{found}: {args.what} brings its own config; leave it out (only --data.files goes with WHAT)")
+    changed = configs.differences(Config(), replace(config, data=replace(config.data, files=[])))
+    if changed or args.config:
+        option = next(iter(changed), "--config")
+        raise UserError(f"{option}: {args.what} brings its own config; leave it out (only --data.files goes with WHAT)")
     return files, None
 
 
@@ -266,11 +285,11 @@ def _calibrate() -> int:
         print(f"| {name} | " + " | ".join(f"{failed[name, d]} of {pairs[name, d]}" for d in PRECISIONS) + " |")
     totals = [(sum(failed[n, d] for n in HEALTHY), sum(pairs[n, d] for n in HEALTHY)) for d in PRECISIONS]
     print("| all | " + " | ".join(f"{count} of {whole}" for count, whole in totals) + " |\n", flush=True)
-    found = smallest_faults(DTYPES)
-    print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in found) + " |")
-    print("|---|---|" + "---|" * len(found))
-    for name, (rung, _) in found[DTYPES[0]].items():
-        sizes = [found[dtype].get(name, (rung, None))[1] for dtype in found]
+    smallest = smallest_faults(DTYPES)
+    print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in smallest) + " |")
+    print("|---|---|" + "---|" * len(smallest))
+    for name, (rung, _) in smallest[DTYPES[0]].items():
+        sizes = [smallest[dtype].get(name, (rung, None))[1] for dtype in smallest]
         print(f"| {name} | {rung} | " + " | ".join("–" if size is None else f"{size:.0e}" for size in sizes) + " |")
     return int(any(count for count, _ in totals))
 

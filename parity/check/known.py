@@ -1,14 +1,12 @@
-"""Differences that are known, by name: what two correct implementations may differ in, computed and taken off.
+"""Differences that are known, by name: what two correct implementations may differ in, computed and subtracted.
 
-None of them is a looser tolerance: each is worked out for the numbers at hand, and what is left is held to the ordinary
-one. docs/parity.md lists them.
+None of them is a looser tolerance: each is computed for the numbers at hand, and the rest is held to the ordinary one.
+docs/parity.md lists them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,7 @@ __all__ = [
     "are_beyond",
     "bias_correction_gap",
     "by_kernel",
-    "corrects_bias",
+    "correction_name",
     "orthogonal_within_rounding",
     "undecided_signs",
     "within_rounding",
@@ -36,28 +34,39 @@ RESPONSES = 4.0
 operation, not only there. Over the calibration's runs the ratio was at most 1.7."""
 
 
-def by_kernel(pair: Pair, found: Difference, grads: Arrays) -> Difference:
+def by_kernel(pair: Pair, difference: Difference, grads: Arrays) -> Difference:
     """Measure the gradient of a key's bias, without rotation or norm, by the gradient of its kernel.
 
-    Such a bias adds the same to all scores of a query, which softmax does not feel: its gradient is zero, but for
+    Such a bias adds the same to all scores of a query, to which softmax is invariant: its gradient is zero, but for
     rounding.
+
+    Args:
+        pair: both twins.
+        difference: of one gradient; any but that of such a bias is returned as it is.
+        grads: all gradients of one twin.
     """
     model = pair.config.model
-    if not found.name.endswith("k_proj.bias") or model.position == "rope" or model.qk_norm:
-        return found
-    scale = np.abs(grads[found.name.replace(".bias", ".kernel")]).max()
-    return replace(found, max_rel=float(found.max_abs / scale))
+    if not difference.name.endswith("k_proj.bias") or model.position == "rope" or model.qk_norm:
+        return difference
+    scale = np.abs(grads[difference.name.replace(".bias", ".kernel")]).max()
+    return replace(difference, max_rel=float(difference.max_abs / scale))
 
 
-def are_beyond(what: Kind, dtype: str, found: Sequence[Difference]) -> bool:
-    """Whether a finite difference is beyond the tolerance of `what`, such as gradients."""
-    allowed = tolerance(what, dtype)
-    return allowed is not None and any(allowed < d.max_rel < math.inf for d in found)
+def are_beyond(kind: Kind, dtype: str, differences: Sequence[Difference]) -> bool:
+    """Return whether a finite difference is beyond its tolerance.
+
+    Args:
+        kind: of values, such as gradients.
+        dtype: precision of the twins.
+        differences: relative ones decide.
+    """
+    allowed = tolerance(kind, dtype)
+    return allowed is not None and any(allowed < d.max_rel < math.inf for d in differences)
 
 
 def within_rounding(
     pair: Pair,
-    found: Sequence[Difference],
+    differences: Sequence[Difference],
     batch: np.ndarray,
     params: Arrays,
     moments: Moments | None = None,
@@ -67,15 +76,15 @@ def within_rounding(
 
     Softmax's backward pass subtracts from each weight's gradient their weighted mean. Where the values are nearly the
     same at all positions, as early in training, the two cancel, and little but their rounding is left in the gradients
-    of queries and keys. How much that is, each twin says itself: its gradient with every weight moved by one ulp.
+    of queries and keys. How much that is, each twin measures itself: its gradient with every weight moved by one ulp.
 
     Args:
         pair: both twins, which are left in another state.
-        found: differences of all gradients.
-        batch: what they are the gradients of.
+        differences: of all gradients.
+        batch: token ids that they are the gradients of, B T1.
         params: the state's parameters.
-        moments: what the optimizer keeps.
-        step: updates made.
+        moments: the optimizer's state.
+        step: updates before it.
 
     Returns:
         The same differences; one beyond the tolerance but within `RESPONSES` of these responses gets a note that says
@@ -83,32 +92,32 @@ def within_rounding(
     """
     allowed = tolerance("gradients", pair.dtype)
     assert allowed is not None
-    lr, responses = learning_rate(pair.config, step), dict.fromkeys((d.name for d in found), 0.0)
-    for twin in (pair.jax, pair.torch):
+    lr, responses = learning_rate(pair.config, step), dict.fromkeys((d.name for d in differences), 0.0)
+    for twin in pair:
         twin.load(params, moments, step)
         unmoved = twin.step(batch, lr).grads
         for draw in range(DRAWS):
             twin.load(moved_by_one_ulp(params, draw), moments, step)
             for d in (by_kernel(pair, d, unmoved) for d in compare_all(unmoved, twin.step(batch, lr).grads)):
                 responses[d.name] = max(responses[d.name], d.max_rel)
-    return _explained(found, responses, allowed, "in the weights")
+    return _explained(differences, responses, allowed, "in the weights")
 
 
 def _explained(
-    found: Sequence[Difference], responses: dict[str, float], allowed: float, where: str
+    differences: Sequence[Difference], responses: dict[str, float], allowed: float, where: str
 ) -> list[Difference]:
     """Differences beyond the tolerance but within `RESPONSES` of these responses, as large as the tolerance."""
     return [
         replace(d, max_rel=allowed, note=f"{d.max_rel:.1e}, where one ulp {where} makes {responses[d.name]:.1e}")
         if allowed < d.max_rel <= RESPONSES * responses[d.name]
         else d
-        for d in found
+        for d in differences
     ]
 
 
 def orthogonal_within_rounding(
     pair: Pair,
-    found: Sequence[Difference],
+    differences: Sequence[Difference],
     batch: np.ndarray,
     lr: float,
     grads: Arrays,
@@ -120,19 +129,19 @@ def orthogonal_within_rounding(
     """Measure updates by Muon that differ beyond the tolerance by what one ulp in what is orthogonalized does to them.
 
     Five Newton–Schulz iterations bring all singular values near one: they multiply a small one by 3.4445 each time,
-    485 in all, and what rounding has put in its direction with it. The more nearly a gradient is of low rank, as early
-    in training, the larger that is beside the update. How large, each twin says itself: its update with the gradients
+    485 in all, and the rounding in its direction with it. The more nearly a gradient is of low rank, as early in
+    training, the larger that is beside the update. How large, each twin measures itself: its update with the gradients
     and the momentum moved by one ulp.
 
     Args:
         pair: both twins, which are left in another state.
-        found: differences of all updates.
-        batch: of the step.
+        differences: of all updates.
+        batch: of the step, B T1.
         lr: its learning rate.
         grads: its gradients.
         params: the parameters before it.
-        moments: what the optimizer kept before it.
-        step: updates made before it.
+        moments: the optimizer's state before it.
+        step: updates before it.
         steps: updates since both twins were in the same state, each of which may differ so.
 
     Returns:
@@ -140,37 +149,44 @@ def orthogonal_within_rounding(
     """
     allowed = tolerance("update", pair.dtype)
     assert allowed is not None
-    responses = dict.fromkeys((d.name for d in found), 0.0)
-    for twin in (pair.jax, pair.torch):
+    responses = dict.fromkeys((d.name for d in differences), 0.0)
+    for twin in pair:
         twin.load(params, moments, step)
         unmoved = twin.step(batch, lr, grads).params
         for draw in range(DRAWS):
-            kept = moments and replace(
+            moved = moments and replace(
                 moments, kept={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.kept.items()}
             )
-            twin.load(params, kept, step)
-            moved = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
-            for d in update_differences(params, unmoved, moved, {}, 1, {}):
+            twin.load(params, moved, step)
+            after = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
+            for d in update_differences(params, unmoved, after, {}, 1, {}):
                 if takes_muon(d.name, params[d.name].ndim):
                     responses[d.name] = max(responses[d.name], steps * d.max_rel)
-    return _explained(found, responses, allowed, "in what is orthogonalized")
+    return _explained(differences, responses, allowed, "in what is orthogonalized")
 
 
-def corrects_bias(optim: OptimConfig) -> bool:
-    """Whether the bias of the first steps is corrected by 1 − β^t, in all parameters or in some."""
-    return OPTIMIZERS[optim.name].corrects_bias
+def correction_name(pair: Pair) -> str:
+    """What computes 1 − β^t with rounding, for people; empty where nothing does, or the optimizer corrects no bias."""
+    if not OPTIMIZERS[pair.config.optim.name].corrects_bias:
+        return ""
+    return ", ".join(twin.rounded_correction for twin in pair if twin.rounded_correction)
 
 
 def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
-    """What optax's direction at update `count` has too much: it computes 1 − β^t in JAX's default float type.
+    """Return by how much the directions of both twins' updates differ since one of them rounds 1 − β^t.
 
-    torch computes it in double.
+    Each backend says how its optimizer computes it: optax in JAX's default float type, torch in double.
+
+    Args:
+        pair: both twins.
+        step: the reference's.
+        count: its number, from 1.
 
     Returns:
-        The gap by parameter, from optax's own moments: to be added to its parameters, times the learning rate.
+        The gap by parameter, from the reference's own moments: to be added to its parameters, times the learning rate.
     """
-    optim, kind = pair.config.optim, step.params[next(iter(step.params))].dtype
-    if not corrects_bias(optim) or kind == np.float64:  # in the float64 mode, optax computes in float64 too
+    optim, dtype = pair.config.optim, step.params[next(iter(step.params))].dtype
+    if not correction_name(pair) or dtype == np.float64:  # in the float64 mode, all compute in float64
         return {}
 
     def direction(name: str, first: float, second: float) -> np.ndarray:
@@ -178,17 +194,8 @@ def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
         return (mean / first) / (np.sqrt(square / second) + optim.eps)
 
     betas = optim.beta1, optim.beta2
-    theirs = [float(_optax_factor()(beta, np.int32(count)).astype(kind)) for beta in betas]
-    exact = [1 - beta**count for beta in betas]
-    return {name: direction(name, *theirs) - direction(name, *exact) for name in step.moments["mean"]}
-
-
-@cache
-def _optax_factor() -> Callable[..., Any]:
-    """What optax divides a moment by, compiled as in a train step."""
-    import jax
-
-    return jax.jit(lambda beta, count: 1 - beta**count)
+    reference, port = ([twin.bias_correction(beta, count, dtype) for beta in betas] for twin in pair)
+    return {name: direction(name, *reference) - direction(name, *port) for name in step.moments["mean"]}
 
 
 def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before: Moments | None) -> Arrays:
@@ -198,7 +205,7 @@ def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before:
         optim: of the run.
         grads: of the update, before the clip.
         grad_norm: their global norm.
-        before: what the optimizer kept before the step; None is nothing, and then nothing cancels.
+        before: the optimizer's state before the step; None is a new one, in which nothing cancels.
 
     Returns:
         By parameter, True where the sum is less than a few roundings of its terms; only parameters that have such.
@@ -206,12 +213,12 @@ def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before:
     if optim.name != "lion" or before is None:
         return {}
     scale = min(1.0, optim.clip / (grad_norm + 1e-6)) if optim.clip else 1.0
-    found = {}
+    undecided = {}
     for name, grad in grads.items():
         mean = optim.beta1 * before.kept["mean"][name].astype(np.float64)
         added = (1 - optim.beta1) * scale * grad.astype(np.float64)
         terms = np.abs(mean) + np.abs(added)
         mask = (np.abs(mean + added) <= 8 * np.finfo(grad.dtype).eps * terms) & (terms > 0)
         if mask.any():
-            found[name] = mask
-    return found
+            undecided[name] = mask
+    return undecided

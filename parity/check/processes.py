@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -12,8 +12,8 @@ from lmcore.config import Precision
 from lmcore.errors import UserError
 from lmcore.hardware import memory_bytes, usable_cores
 from lmcore.model.memory import parameter_parts
-from parity.backends import make_pair
-from parity.backends.base import Device, check_config, framework_settings
+from parity.backends import framework_settings, make_pair
+from parity.backends.base import Device, check_config
 from parity.check.ladder import climb
 from parity.check.result import Result
 from parity.check.rungs.base import Options
@@ -28,9 +28,15 @@ Climbed = tuple[str, list[Result]]
 """What the devices are called, and the lines."""
 
 
-def processes_for(subject: Subject, dtypes: Sequence[Precision], devices: tuple[Device, Device]) -> int:
-    """Number of precisions to check at a time: one on an accelerator, or where memory or cores are short."""
-    if devices != ("cpu", "cpu"):
+def processes_for(subject: Subject, dtypes: Sequence[Precision], devices: Mapping[str, Device]) -> int:
+    """Return the number of precisions to check at a time: one on an accelerator, or where memory or cores are short.
+
+    Args:
+        subject: the model.
+        dtypes: precisions to check in.
+        devices: framework -> device.
+    """
+    if set(devices.values()) != {"cpu"}:
         return 1
     size = COPIES * 8 * sum(parameter_parts(subject.config.model).values())
     return max(1, min(len(dtypes), usable_cores(), memory_bytes() // (2 * max(1, size))))
@@ -40,13 +46,24 @@ def climb_one(
     subject: Subject,
     dtype: Precision,
     rungs: Sequence[int] | None,
-    devices: tuple[Device, Device],
+    devices: Mapping[str, Device],
     options: Options,
 ) -> Climbed:
-    """Climb the ladder in one precision, in this process."""
+    """Climb the ladder in one precision, in this process.
+
+    Args:
+        subject: the model and its text.
+        dtype: the precision.
+        rungs: numbers of the rungs to climb; None climbs all.
+        devices: two frameworks, the reference first -> device, as in `train.device`.
+        options: how far each rung goes.
+
+    Raises:
+        UserError: a device cannot do what is asked.
+    """
     with framework_settings():
         pair = make_pair(check_config(subject.config, dtype), subject.tokens, subject.params, devices)
-        names = f"JAX {pair.jax.engine.device_name}, torch {pair.torch.engine.device_name}"
+        names = ", ".join(f"{twin.backend.label} {twin.engine.device_name}" for twin in pair)
         return names, list(climb(pair, rungs, options))
 
 
@@ -54,10 +71,17 @@ def climb_apart(
     subject: Subject,
     dtypes: Sequence[Precision],
     rungs: Sequence[int] | None,
-    devices: tuple[Device, Device],
+    devices: Mapping[str, Device],
     options: Options,
 ) -> Iterator[Climbed]:
-    """Climb in all precisions at once; yields what each found, in their order.
+    """Climb in all precisions at once; yields the results of each, in their order.
+
+    Args:
+        subject: the model and its text.
+        dtypes: the precisions.
+        rungs: numbers of the rungs to climb; None climbs all.
+        devices: two frameworks, the reference first -> device, as in `train.device`.
+        options: how far each rung goes.
 
     Raises:
         UserError: as `climb_one`.
@@ -75,13 +99,13 @@ def climb_apart(
     try:
         for process, answer in started:
             try:
-                found = answer.recv()
+                climbed = answer.recv()
             except EOFError:
                 process.join()
                 raise RuntimeError(f"a process of the check ended with code {process.exitcode}") from None
-            if isinstance(found, UserError):
-                raise found
-            yield found
+            if isinstance(climbed, UserError):
+                raise climbed
+            yield climbed
     finally:
         for process, _ in started:
             process.terminate()
@@ -93,10 +117,10 @@ def _answer(
     subject: Subject,
     dtype: Precision,
     rungs: Sequence[int] | None,
-    devices: tuple[Device, Device],
+    devices: Mapping[str, Device],
     options: Options,
 ) -> None:
-    """What a process does: climb and send what it found."""
+    """What a process does: climb and send the results."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     try:
         send.send(climb_one(subject, dtype, rungs, devices, options))

@@ -24,7 +24,7 @@ ROUNDING_16 = 2.0**-8
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one comparison on one rung found."""
+    """The result of one comparison on one rung."""
 
     rung: int
     what: str
@@ -43,7 +43,7 @@ class Result:
     differences: tuple[Difference, ...] = ()
     """All that was compared, in order."""
     curves: dict[str, list[float]] = field(default_factory=dict)
-    """Losses of a training trajectory, by whose they are."""
+    """Losses of a training trajectory by framework, the reference first, and their noise: `floor`, `highest`."""
 
     @property
     def ok(self) -> bool:

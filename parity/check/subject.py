@@ -17,7 +17,7 @@ from lmcore.data.encoding import encode
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.run.trainer import with_vocabulary
-from parity.backends.base import Arrays
+from parity.backends.base import CANONICAL, Arrays
 from parity.convert.conversion import open_source
 
 __all__ = ["Subject", "open_subject"]
@@ -37,7 +37,7 @@ class Subject:
     config: Config
     """With the vocabulary's size filled in."""
     params: Arrays | None
-    """Weights in JAX's names; None for the initial ones of the config's seed."""
+    """Weights in canonical names; None for the initial ones of the config's seed."""
     tokenizer: Tokenizer | None
     tokens: np.ndarray
     """Token ids of the text."""
@@ -63,7 +63,7 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus)
         return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
     source = open_source(what, verify=verify)
-    state = source.state(optimizer=False).to("jax", source.config)
+    state = source.state(optimizer=False).to(CANONICAL, source.config)
     config = source.config
     name = "Hugging Face model"
     if source.checkpoint is not None:
@@ -98,12 +98,12 @@ def _describe(tokens: np.ndarray, corpus: Corpus) -> str:
 
 
 def _tokens(tokenizer: Tokenizer, corpus: Corpus) -> np.ndarray:
-    found: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
     for ids, _, _ in encode(tokenizer, itertools.islice(corpus, 10 * STORIES)):
-        found.append(ids)
-        if sum(map(len, found)) >= TOKENS:
+        pieces.append(ids)
+        if sum(map(len, pieces)) >= TOKENS:
             break
-    tokens = np.concatenate(found)[:TOKENS].astype(np.int32)
+    tokens = np.concatenate(pieces)[:TOKENS].astype(np.int32)
     if len(tokens) < 2:
         raise UserError("data: found no text to feed the model, expected at least a few words")
     return tokens

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "convert", "main", "open_source"]
 
-PACKAGES = {"jax": "jaxlm", "torch": "torchlm"}
-
 
 @dataclass(frozen=True)
 class Source:
@@ -85,6 +83,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
     from lmcore.data.tokenizer import Tokenizer
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import check_tokenizer
+    from parity.backends import BACKENDS
     from parity.convert.companions import Companions
     from parity.convert.huggingface import read_folder
 
@@ -100,14 +99,16 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
             "model); expected one of them"
         )
     checkpoint = find_checkpoint(path, which, verify)
-    if checkpoint.framework not in PACKAGES:
-        raise UserError(f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected jax or torch")
+    if checkpoint.framework not in BACKENDS:
+        raise UserError(
+            f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected {' or '.join(BACKENDS)}"
+        )
     config = configs.load(checkpoint.run_dir / "config.yaml", verify)
     if verify:
         check_tokenizer(checkpoint.run_dir, checkpoint)
     file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
     tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
-    side: Side = "jax" if checkpoint.framework == "jax" else "torch"
+    side = BACKENDS[checkpoint.framework].side
     return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir))
 
 
@@ -300,11 +301,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_no_verify(parser)
     args = cli.parse_arguments(parser, argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs no accelerator, and takes none from a training
+    from parity.backends import BACKENDS
+
     out = Path(args.out)
     source = _convert(Path(args.src), args.to, out, args.force, args.checkpoint, not args.no_verify)
-    print(
-        f"{out}: {_what(source)}, as {'a Hugging Face model' if args.to == 'hf' else f'a run of {PACKAGES[args.to]}'}"
-    )
+    kind = "a Hugging Face model" if args.to == "hf" else f"a run of {BACKENDS[args.to].package}"
+    print(f"{out}: {_what(source)}, as {kind}")
     if source.tokenizer is None:
         print(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one")
     elif source.tokenizer.ignored:
@@ -312,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: tokenizer.json sets {settings}, which has no effect: text is encoded whole, alike each time")
     if args.to != "hf":
         text = "" if source.checkpoint else " --data.files TEXT"
-        command = f"python -m {PACKAGES[args.to]}.train --run_dir {shlex.quote(str(out))}"
+        command = f"python -m {BACKENDS[args.to].package}.train --run_dir {shlex.quote(str(out))}"
         print(f"go on with: {command} --train.resume auto{text}")
     return 0
 

@@ -64,7 +64,9 @@ def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -
     """
     readers = {"jax": _read_jax, "torch": _read_torch}
     if checkpoint.framework not in readers:
-        raise UserError(f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected jax or torch")
+        raise UserError(
+            f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected {' or '.join(readers)}"
+        )
     state = readers[checkpoint.framework](checkpoint.state, config, optimizer)
     if optimizer and state.step != checkpoint.step:
         raise UserError(

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
+from parity.backends import BACKENDS
 from parity.check.result import Result
 from parity.difference import Difference
 from parity.taps import OPERATIONS
@@ -57,33 +58,38 @@ def _cell(d: Difference, x: float, y: float, width: float, height: float, tolera
 
 
 def loss_curves(result: Result) -> str:
-    """Both losses in the band of the noise, and below them their absolute difference beside the noise floor."""
+    """Both losses in the band of the noise, and below them their difference, against the noise floor."""
     curves = result.curves
-    steps = len(curves["jax"])
+    names = [name for name in curves if name not in ("floor", "highest")]
+    reference, port = (curves[name] for name in names)
+    labels = [BACKENDS[name].label if name in BACKENDS else name for name in names]
+    steps = len(reference)
     left, right, width = 66, 16, 860
-    high = [loss + noise for loss, noise in zip(curves["torch"], curves["highest"], strict=True)]
-    low = [loss - noise for loss, noise in zip(curves["torch"], curves["highest"], strict=True)]
-    finite = [y for y in [*curves["jax"], *curves["torch"]] if math.isfinite(y)]
+    high = [loss + noise for loss, noise in zip(port, curves["highest"], strict=True)]
+    low = [loss - noise for loss, noise in zip(port, curves["highest"], strict=True)]
+    finite = [y for y in [*reference, *port] if math.isfinite(y)]
     bottom, top = min(finite, default=0.0), max(finite, default=1.0)
     margin = 0.06 * (top - bottom) or 1.0
     upper = _Frame(left, 14, width - left - right, 210, steps, bottom - margin, top + margin)
     parts = [upper.grid([_nice(bottom + fraction * (top - bottom)) for fraction in (0, 0.25, 0.5, 0.75, 1)], "{:.2f}")]
     parts.append(upper.band(low, high))
-    parts.append(upper.line(curves["jax"], "jax") + upper.line(curves["torch"], "torch"))
-    parts.append(_legend(width - right, 26, [("jax", "JAX"), ("torch", "torch"), ("noise", "noise of one ulp")]))
-    differences = [abs(a - b) for a, b in zip(curves["jax"], curves["torch"], strict=True)]
+    parts.append(upper.line(reference, "reference") + upper.line(port, "port"))
+    legend = [("reference", labels[0]), ("port", labels[1]), ("noise", "noise of one ulp")]
+    parts.append(_legend(width - right, 26, legend))
+    deviation = [abs(a - b) for a, b in zip(reference, port, strict=True)]
     allowed = float(result.limit.split()[0])
-    logs = [_log(y) for y in [*differences, *curves["floor"], allowed] if y > 0]
+    logs = [_log(y) for y in [*deviation, *curves["floor"], allowed] if y > 0]
     bottom, top = math.floor(min(logs)), math.ceil(max(logs))
     lower = _Frame(left, 262, width - left - right, 150, steps, bottom, max(top, bottom + 1))
     marks = list(range(int(bottom), int(top) + 1, max(1, (int(top) - int(bottom)) // 4)))
     parts.append(lower.grid(marks, "1e{:.0f}") + lower.steps())
     parts.append(lower.line([max(_log(y), bottom) for y in curves["floor"]], "noise"))
-    parts.append(lower.line([max(_log(y), bottom) for y in differences], "difference"))
+    parts.append(lower.line([max(_log(y), bottom) for y in deviation], "deviation"))
     y = lower.y(_log(allowed))
     parts.append(f'<line class="limit" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts.append(f'<text class="limit-label" x="{left + 6}" y="{y + 14:.1f}">allowed {allowed:.1e}</text>')
-    parts.append(_legend(width - right, 248, [("difference", "|JAX − torch|"), ("noise", "noise floor")]))
+    legend = [("deviation", f"|{' − '.join(labels)}|"), ("noise", "noise floor")]
+    parts.append(_legend(width - right, 248, legend))
     parts.append(f'<text class="label" x="{left}" y="252">absolute difference of the losses</text>')
     return _svg(width, 450, f"Losses of {steps} steps and their difference, {result.dtype}", "".join(parts))
 
@@ -131,12 +137,12 @@ class _Frame:
 
 
 def gradient_bars(result: Result, tolerance: float | None, max_bars: int = 60) -> str:
-    """Return bars for the relative difference of every parameter's gradient, on a logarithmic scale.
+    """Return the relative difference of every parameter's gradient on a logarithmic scale.
 
     Args:
-        result: the line of rung 5.
-        tolerance: largest relative difference that passes; None draws no limit.
-        max_bars: of more parameters than this, those that differ most.
+        result: a line of rung 5.
+        tolerance: largest relative difference that is allowed; None where the line only reports.
+        max_bars: number of parameters; of more, those that differ most are drawn.
     """
     shown = result.differences
     if len(shown) > max_bars:

@@ -68,10 +68,10 @@ svg .cell.within { fill: var(--blue); } svg .cell.beyond { fill: var(--alarm); }
 svg .value.within { fill: var(--cell-ink); } svg .value.beyond { fill: #fff; font-weight: 700; }
 svg .bar.within { fill: var(--blue); fill-opacity: .8; } svg .bar.beyond { fill: var(--alarm); }
 svg .grid { stroke: var(--line); } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .jax { stroke: var(--blue); stroke-width: 5; stroke-opacity: .4; }
-svg .torch { stroke: var(--orange); stroke-width: 1.6; }
+svg .reference { stroke: var(--blue); stroke-width: 5; stroke-opacity: .4; }
+svg .port { stroke: var(--orange); stroke-width: 1.6; }
 svg .noise { stroke: var(--grey); stroke-width: 1.6; }
-svg .difference { stroke: var(--ink); stroke-width: 1.6; }
+svg .deviation { stroke: var(--ink); stroke-width: 1.6; }
 svg .band { fill: var(--grey); fill-opacity: .28; }
 svg .limit { stroke: var(--alarm); stroke-dasharray: 4 4; } svg .limit-label { fill: var(--bad); font-size: 11px; }
 """
@@ -80,7 +80,7 @@ ABOVE = ("model", "optimizer", "text", "left out")
 """Facts that stand at the head of the page; the others are the environment."""
 
 
-def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts: dict[str, str]) -> str:
+def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts: dict[str, str], compared: str) -> str:
     """Return the whole page of a `parity.report.report.Report`.
 
     Args:
@@ -89,11 +89,12 @@ def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts:
         subject: what was checked.
         results: all lines.
         facts: what else is to be known, in words.
+        compared: the two implementations.
     """
     good = "good" if ok else "bad"
     dtypes = list(dict.fromkeys(result.dtype for result in results))
     parts = [
-        '<p class="kicker">parity · JAX against PyTorch</p>',
+        f'<p class="kicker">parity · {html.escape(compared)}</p>',
         f'<section class="verdict {good}"><div class="mark" aria-hidden="true">{"✓" if ok else "✕"}</div>',
         f'<div><h1 id="verdict">{html.escape(verdict)}</h1><p>{html.escape(subject)}</p></div></section>',
     ]

@@ -1,4 +1,4 @@
-"""What a check found, as a verdict, a table for the terminal, JSON, and (in `parity.report.page`) a web page."""
+"""The results of a check, as a verdict, a table for the terminal, JSON, and (in `parity.report.page`) a web page."""
 
 import json
 import math
@@ -24,6 +24,8 @@ class Report:
     results: tuple[Result, ...]
     facts: dict[str, str] = field(default_factory=dict)
     """What else is to be known: the model, the text, the tools and devices."""
+    compared: str = "JAX against PyTorch"
+    """The two implementations, for the page's heading."""
 
     @property
     def ok(self) -> bool:
@@ -78,11 +80,15 @@ class Report:
         """Write all of it as JSON."""
         path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def save_page(self, path: Path) -> None:
-        """Write a web page that stands alone."""
+    def page(self) -> str:
+        """A web page that stands alone."""
         from parity.report.page import page
 
-        path.write_text(page(self.ok, self.verdict, self.subject, self.results, self.facts), encoding="utf-8")
+        return page(self.ok, self.verdict, self.subject, self.results, self.facts, self.compared)
+
+    def save_page(self, path: Path) -> None:
+        """Write the page."""
+        path.write_text(self.page(), encoding="utf-8")
 
 
 def result_table(results: Sequence[Result], title: str) -> "Table":

@@ -11,7 +11,7 @@ import torch
 import jaxlm.dropout
 from jaxlm.engine import Engine as JaxEngine
 from lmcore.config import Config, ModelConfig, TrainConfig
-from parity.backends.base import framework_settings
+from parity.backends import framework_settings
 from torchlm.dropout import bernoulli, dropout, fold_in, seed_key, split
 from torchlm.engine import Engine as TorchEngine
 

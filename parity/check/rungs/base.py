@@ -1,4 +1,4 @@
-"""What every rung may be given: how far to go, and the batches of the run."""
+"""What every rung takes: how far to go, and the batches of the run."""
 
 from dataclasses import dataclass
 

@@ -18,6 +18,7 @@ from lmcore.run.trainer import evaluate
 from parity.backends import make_twin
 from parity.backends.base import Arrays, Pair, Twin
 from parity.check.result import Result, identical, judge
+from parity.check.rungs.base import Options
 from parity.difference import Difference, compare_all, difference
 
 __all__ = ["execution", "small_config"]
@@ -31,7 +32,6 @@ HOW: dict[str, dict[str, dict[str, Any]]] = {
     "cpu_devices 2": {"train": {"cpu_devices": 2}},
     "grad_accum 1": {"train": {"grad_accum": 1}},
 }
-NAMES = {"jax": "JAX", "torch": "torch"}
 
 
 def small_config(config: Config) -> Config:
@@ -53,14 +53,14 @@ def small_config(config: Config) -> Config:
     return replace(config, model=model, train=train)
 
 
-def execution(pair: Pair) -> Iterator[Result]:
-    """Compare each way of computing with the plain one, in a small model of the same kind, in float64."""
+def execution(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 11: compare each way of computing with the plain one, in a small model of the same kind, in float64."""
     if pair.dtype != "float64":
         what, note = "ways of computing", "asked in float64, which tells logic from rounding"
         yield Result(rung=11, what=what, dtype=pair.dtype, verdict="skipped", note=note)
         return
     plain = small_config(pair.config)
-    twins = [make_twin(name, plain) for name in NAMES]
+    twins = [_another(twin, plain) for twin in pair]
     start = {name: value * (4 if value.ndim > 1 else 1) for name, value in twins[0].initial().items()}
     ids = np.random.default_rng(0).integers(VOCABULARY, size=4000).astype(np.int32)
     batch = ids[: 4 * (LENGTH + 1)].reshape(4, LENGTH + 1)
@@ -73,8 +73,13 @@ def execution(pair: Pair) -> Iterator[Result]:
         yield Result(rung=11, what=f"gradients at {LONG} tokens", dtype=pair.dtype, verdict="skipped", note=note)
         return
     long = replace(plain, train=replace(plain.train, seq_len=LONG - 1, batch_size=1, grad_accum=1))
-    jax, torch = (_gradients(make_twin(name, long), start, ids[None, :LONG]) for name in NAMES)
-    yield judge(11, f"gradients at {LONG - 1} tokens", pair.dtype, compare_all(jax, torch), "gradients")
+    reference, port = (_gradients(_another(twin, long), start, ids[None, :LONG]) for twin in twins)
+    yield judge(11, f"gradients at {LONG - 1} tokens", pair.dtype, compare_all(reference, port), "gradients")
+
+
+def _another(twin: Twin, config: Config) -> Twin:
+    """A new twin of the same framework."""
+    return make_twin(twin.backend.framework, config)
 
 
 def _gradients(twin: Twin, start: Arrays, batch: np.ndarray) -> Arrays:
@@ -98,9 +103,8 @@ def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarra
     }
 
     def compare(what: str, changes: dict[str, dict[str, Any]]) -> Result:
-        other = make_twin(twin.framework, _changed(plain, changes))
-        found = compare_all(expected, _gradients(other, start, batch))
-        return judge(11, f"{NAMES[twin.framework]}: {what}", dtype, found, "gradients", "against the plain step")
+        differences = compare_all(expected, _gradients(_another(twin, _changed(plain, changes)), start, batch))
+        return judge(11, f"{twin.backend.label}: {what}", dtype, differences, "gradients", "against the plain step")
 
     whole = compare("remat, scan_layers, 2 devices, no accumulation", together)
     yield whole
@@ -109,26 +113,25 @@ def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarra
 
 
 def _without_dropout(dtype: str, twins: list[Twin], plain: Config, start: Arrays, batch: np.ndarray) -> Result:
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for twin in twins:
-        other = make_twin(twin.framework, _changed(plain, {"model": {"dropout": 0.3}}))
         losses = []
-        for one in (twin, other):
+        for one in (twin, _another(twin, _changed(plain, {"model": {"dropout": 0.3}}))):
             one.load(start)
             losses.append(np.array(one.evaluate(batch[:, :-1], batch[:, 1:])[0]))
-        found.append(identical(f"{NAMES[twin.framework]}'s loss", *losses))
-    return judge(11, "evaluation with dropout 0.3 as without", dtype, found, 0.0)
+        differences.append(identical(f"{twin.backend.label}'s loss", *losses))
+    return judge(11, "evaluation with dropout 0.3 as without", dtype, differences, 0.0)
 
 
 def _windows(dtype: str, twins: list[Twin], plain: Config, start: Arrays, ids: np.ndarray) -> Result:
     """The mean loss over a text of no whole number of windows or batches, against the sum over its tokens."""
     text = Tokens(ids=ids[: 6 * LENGTH + 8], documents=1, bytes=4 * LENGTH, unknown=0)
-    found = []
+    differences = []
     for twin in twins:
         twin.load(start)
         starts = range(0, len(text) - 1, LENGTH)
         pieces = [text.ids[at : at + LENGTH + 1][None] for at in starts]
         sums = [twin.evaluate(piece[:, :-1], piece[:, 1:])[0] for piece in pieces]
         whole = evaluate(twin.engine, text, plain, 0)["valid_loss"]
-        found.append(difference(f"{NAMES[twin.framework]}'s loss", sum(sums) / (len(text) - 1), whole))
-    return judge(11, "evaluation windows, each token once", dtype, found, "logits")
+        differences.append(difference(f"{twin.backend.label}'s loss", sum(sums) / (len(text) - 1), whole))
+    return judge(11, "evaluation windows, each token once", dtype, differences, "logits")

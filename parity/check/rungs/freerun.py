@@ -1,6 +1,6 @@
-"""Rung 7, second part: both twins train by themselves, and drift apart no more than each does from itself.
+"""Rung 7, second part: both twins train by themselves, and drift no further from each other than each from itself.
 
-Training amplifies rounding errors, so two correct implementations drift apart. How far is normal is measured: each twin
+Training amplifies rounding errors, so two correct implementations diverge. How far is normal is measured: each twin
 trains again from the same weights moved by one unit in the last place (ulp), several times. The size of a drift is one
 number, the mean over the run of the logarithm of the loss difference, since it grows exponentially: its logarithm is
 what varies evenly from draw to draw. The pair's number must lie below the one-sided Student prediction bound of the
@@ -9,11 +9,12 @@ draws' numbers, which a further draw from the same normal distribution exceeds w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from lmcore.config import Config
-from parity.backends.base import Pair, moved_by_one_ulp, train
+from parity.backends.base import Pair, Twin, moved_by_one_ulp, train
 from parity.check.result import MOST_DIVERGENCE, Result
 from parity.difference import difference, tolerance
 
@@ -35,10 +36,10 @@ def whole_schedule(config: Config, steps: int) -> Config:
 
 
 def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
-    """Mean over the run of log10 |difference of losses|; what is within the tolerance of a single step counts as that.
+    """Return the mean over the run of log10 |difference of losses|, each no less than the tolerance of a single step.
 
     Args:
-        one: losses of one run, by step.
+        one: losses of one run, one a step, in nats.
         other: those of another.
         dtype: precision of both.
     """
@@ -49,7 +50,7 @@ def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
 
 
 def prediction_bound(draws: Sequence[float]) -> float:
-    """What one more draw from the normal distribution of these exceeds with probability FALSE_ALARMS.
+    """Return what one more draw from the normal distribution of these exceeds with probability FALSE_ALARMS.
 
     Their standard deviation is taken as SPREAD at least: where nothing grows beyond a single step's tolerance, all
     draws are the same. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
@@ -73,24 +74,23 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
         draws: runs of each twin from moved weights.
     """
     key = "free-running", len(batches)
-    jax, torch = pair.each(key, lambda twin: train(twin, config, pair.start, batches))
+    losses = pair.each(key, lambda twin: train(twin, config, pair.start, batches))
     own = []
-    for twin, unmoved in ((pair.jax, jax), (pair.torch, torch)):
-        kept = pair.kept[twin.framework]
+    for twin, unmoved in zip(pair, losses, strict=True):
         for draw in range(draws):
-            if (*key, draw) not in kept:
-                moved = moved_by_one_ulp(pair.start, draw, pair.dtype)
-                kept[(*key, draw)] = train(twin, config, moved, batches)
-            own.append((kept[(*key, draw)], unmoved))
+            moved = pair.ask(twin, (*key, draw), partial(_moved_run, pair, config, batches, draw))
+            own.append((moved, unmoved))
+    reference, port = losses
     sizes = [drift(one, other, pair.dtype) for one, other in own]
-    size, bound = drift(jax, torch, pair.dtype), prediction_bound(sizes)
-    largest = difference("loss at step", jax, torch)
+    size, bound = drift(reference, port, pair.dtype), prediction_bound(sizes)
+    largest = difference("loss at step", reference, port)
     ok = size <= bound  # NaN is not
     bands = np.abs([one - other for one, other in own])
-    curves = {"jax": jax, "torch": torch, "floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
+    curves = {twin.backend.framework: values for twin, values in zip(pair, losses, strict=True)}
+    curves |= {"floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
     yield Result(
         rung=7,
-        what=f"free-running, {len(batches)} steps, loss {jax[0]:.3f} → {jax[-1]:.3f}",
+        what=f"free-running, {len(batches)} steps, loss {reference[0]:.3f} → {reference[-1]:.3f}",
         dtype=pair.dtype,
         verdict="pass" if ok else "FAIL",
         max_abs=largest.max_abs,
@@ -103,3 +103,8 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
         differences=(largest,),
         curves={name: [float(x) for x in values] for name, values in curves.items()},
     )
+
+
+def _moved_run(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw: int, twin: Twin) -> np.ndarray:
+    """Losses of a twin's run from weights moved by one ulp."""
+    return train(twin, config, moved_by_one_ulp(pair.start, draw, pair.dtype), batches)

@@ -11,67 +11,68 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from lmcore import config as configs
+from lmcore.optim.schedule import learning_rate
 from parity.backends import make_twin
 from parity.backends.base import Arrays, Pair, Twin
 from parity.check.result import Result, identical, judge
+from parity.check.rungs.base import Options, training_batches
 
 __all__ = ["answers", "main", "repeat"]
 
-NAMES = {"jax": "JAX", "torch": "torch"}
-
 
 def answers(twin: Twin, start: Arrays, tokens: np.ndarray, batch: np.ndarray, lr: float) -> Arrays:
-    """What a twin computes from these weights: logits, summed loss, and one train step."""
-    twin.load(start)
-    found = {"logits": twin.logits(tokens)}
-    found["summed loss"] = np.array(twin.evaluate(tokens[:, :-1], tokens[:, 1:])[0])
-    step = twin.step(batch, lr)
-    found |= {"training loss": np.array(step.loss), "gradient norm": np.array(step.grad_norm)}
-    found |= {f"gradient of {name}": grad for name, grad in step.grads.items()}
-    return found | {f"updated {name}": value for name, value in step.params.items()}
-
-
-def repeat(pair: Pair, batch: np.ndarray, lr: float) -> Iterator[Result]:
-    """Ask each twin twice, then once in a process of its own.
+    """Return what a twin computes from these weights: logits, summed loss, and one train step.
 
     Args:
-        pair: both twins.
-        batch: of a train step, B T1.
+        twin: any.
+        start: weights in canonical names.
+        tokens: of the forward passes, B T.
+        batch: of the train step, B T1.
         lr: its learning rate.
     """
-    tokens = pair.rows(2, min(pair.context, 48))
+    twin.load(start)
+    arrays = {"logits": twin.logits(tokens)}
+    arrays["summed loss"] = np.array(twin.evaluate(tokens[:, :-1], tokens[:, 1:])[0])
+    step = twin.step(batch, lr)
+    arrays |= {"training loss": np.array(step.loss), "gradient norm": np.array(step.grad_norm)}
+    arrays |= {f"gradient of {name}": grad for name, grad in step.grads.items()}
+    return arrays | {f"updated {name}": value for name, value in step.params.items()}
 
-    def ask(time: int, twin: Twin) -> Arrays:
+
+def repeat(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 0: ask each twin twice, then once in a process of its own."""
+    tokens = pair.rows(2, min(pair.context, 48))
+    batch, lr = training_batches(pair, 1)[0], learning_rate(pair.config, 0)
+
+    def answer(twin: Twin) -> Arrays:
         return answers(twin, pair.start, tokens, batch, lr)
 
     with tempfile.TemporaryDirectory() as folder:
-        started = []
+        processes = []
         if pair.fresh_process:  # they start while this one computes
             inputs = {"tokens": tokens, "batch": batch, "lr": np.array(lr)} | _prefixed(pair.start)
             save_file(inputs, Path(folder) / "inputs.safetensors")
-            started = [_start(Path(folder), twin) for twin in (pair.jax, pair.torch)]
-        first = dict(zip(NAMES, pair.each(("answers", 1), partial(ask, 1)), strict=True))
-        again = dict(zip(NAMES, pair.each(("answers", 2), partial(ask, 2)), strict=True))
-        for twin in (pair.jax, pair.torch):
-            yield _compare(pair, twin, "asked again", first[twin.framework], again[twin.framework])
-        for twin, process in zip((pair.jax, pair.torch), started, strict=False):
+            processes = [_start(Path(folder), twin) for twin in pair]
+        first, second = (pair.each(("answers", time), answer) for time in (1, 2))
+        for twin, one, again in zip(pair, first, second, strict=True):
+            yield _compare(pair, twin, "asked again", one, again)
+        for twin, one, process in zip(pair, first, processes, strict=False):
+            name, label = twin.backend.framework, twin.backend.label
             if process.wait() != 0:
-                raise RuntimeError(f"a fresh process of {NAMES[twin.framework]} ended with code {process.returncode}")
-            got = load_file(Path(folder) / f"{twin.framework}.safetensors")
-            yield _compare(pair, twin, "in a fresh process", first[twin.framework], got)
+                raise RuntimeError(f"a fresh process of {label} ended with code {process.returncode}")
+            yield _compare(pair, twin, "in a fresh process", one, load_file(Path(folder) / f"{name}.safetensors"))
 
 
 def _compare(pair: Pair, twin: Twin, what: str, first: Arrays, again: Arrays) -> Result:
-    name = NAMES[twin.framework]
-    found = [identical(f"{name}'s {key}", first[key], again[key]) for key in first]
-    return judge(0, f"{name}, {what}", pair.dtype, found, 0.0 if pair.on_cpu(twin) else None)
+    label = twin.backend.label
+    differences = [identical(f"{label}'s {key}", first[key], again[key]) for key in first]
+    return judge(0, f"{label}, {what}", pair.dtype, differences, 0.0 if pair.on_cpu(twin) else None)
 
 
 def _prefixed(start: Arrays) -> Arrays:
@@ -80,18 +81,19 @@ def _prefixed(start: Arrays) -> Arrays:
 
 def _start(folder: Path, twin: Twin) -> subprocess.Popen[bytes]:
     """A process that answers for one framework."""
-    configs.save(twin.engine.config, folder / f"{twin.framework}.yaml")
-    return subprocess.Popen([sys.executable, "-m", "parity.check.rungs.repeat", str(folder), twin.framework])
+    framework = twin.backend.framework
+    configs.save(twin.engine.config, folder / f"{framework}.yaml")
+    return subprocess.Popen([sys.executable, "-m", "parity.check.rungs.repeat", str(folder), framework])
 
 
 def main(argv: Sequence[str]) -> int:
     """Answer for one framework: `python -m parity.check.rungs.repeat FOLDER FRAMEWORK`, as `repeat` starts it."""
     folder, framework = Path(argv[0]), argv[1]
-    given = load_file(folder / "inputs.safetensors")
-    start = {name.removeprefix("start."): value for name, value in given.items() if name.startswith("start.")}
+    inputs = load_file(folder / "inputs.safetensors")
+    start = {name.removeprefix("start."): value for name, value in inputs.items() if name.startswith("start.")}
     twin = make_twin(framework, replace(configs.load(folder / f"{framework}.yaml"), run_dir=None))
-    found = answers(twin, start, given["tokens"], given["batch"], float(given["lr"]))
-    save_file({name: np.array(value, order="C") for name, value in found.items()}, folder / f"{framework}.safetensors")
+    arrays = answers(twin, start, inputs["tokens"], inputs["batch"], float(inputs["lr"]))
+    save_file({name: np.array(value, order="C") for name, value in arrays.items()}, folder / f"{framework}.safetensors")
     return 0
 
 

@@ -48,7 +48,7 @@ class Possible:
 
 
 def possible_tokens(logits: np.ndarray, uniform: float, options: SampleConfig, slack: float) -> Possible:
-    """Say which tokens temperature, top-k, top-p, min-p and one uniform number can give, by their definitions.
+    """Return which tokens temperature, top-k, top-p, min-p and one uniform number can give, by their definitions.
 
     Args:
         logits: of one position, V, in the type that the twins compute in.
@@ -63,15 +63,15 @@ def possible_tokens(logits: np.ndarray, uniform: float, options: SampleConfig, s
     shifted = (exact - exact.max()) / options.temperature
     slack = slack / options.temperature + 2 * eps * float(-shifted.min())  # subtraction and division round too
     rounding = slack + eps * (SUMMED + len(exact) / SUMMED + 8)
-    found, nearest = set(), np.inf
-    for kept in _supports(shifted, options, slack, rounding):
-        probabilities = np.where(kept, np.exp(shifted), 0.0)
+    tokens, nearest = set(), np.inf
+    for support in _supports(shifted, options, slack, rounding):
+        probabilities = np.where(support, np.exp(shifted), 0.0)
         ends = np.cumsum(probabilities) / probabilities.sum()
         starts = np.concatenate([[0.0], ends[:-1]])
         inside = (probabilities > 0) & (starts - rounding <= uniform) & (uniform <= ends + rounding)
-        found |= set(np.flatnonzero(inside).tolist())
+        tokens |= set(np.flatnonzero(inside).tolist())
         nearest = min(nearest, float(np.abs(ends - uniform).min()))
-    return Possible(frozenset(found), rounding, nearest)
+    return Possible(frozenset(tokens), rounding, nearest)
 
 
 def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding: float) -> Iterator[np.ndarray]:
@@ -96,10 +96,10 @@ def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding
     yield certain
     edges = [token for token in order if doubtful[token]]
     for count in range(len(edges) + 1):
-        kept = certain.copy()
-        kept[edges[:count]], kept[edges[count:]] = True, False
-        if kept.any():
-            yield kept
+        support = certain.copy()
+        support[edges[:count]], support[edges[count:]] = True, False
+        if support.any():
+            yield support
 
 
 def choices(pair: Pair) -> Iterator[Result]:
@@ -107,33 +107,34 @@ def choices(pair: Pair) -> Iterator[Result]:
 
     The logits are evenly spaced, a little further in each row, so that there is one near the edge of every filter.
     """
-    size, wide = pair.config.model.vocab_size, pair.start[next(iter(pair.start))].dtype
+    size, dtype = pair.config.model.vocab_size, pair.start[next(iter(pair.start))].dtype
     rng = np.random.default_rng(0)
     spaced = -RANGE * (np.arange(size) + np.linspace(0, 1, ROWS, endpoint=False)[:, None]) / size
     spaced[:, 0] = 0.0
-    logits = np.stack([row[rng.permutation(size)] for row in spaced]).astype(wide)
+    logits = np.stack([row[rng.permutation(size)] for row in spaced]).astype(dtype)
     uniforms = np.tile(((np.arange(GRID) + 0.5) / GRID).astype(np.float32), ROWS)
     repeated = np.repeat(logits, GRID, axis=0)
     for name, options in OPTIONS.items():
-        jax, torch = pair.each(("choice", name), partial(_choose, repeated, uniforms, options))
-        apart = np.flatnonzero(jax != torch)
-        found, explained = difference("token of draw", jax, torch), 0
-        for draw in apart:
+        reference, port = pair.each(("choice", name), partial(_choose, repeated, uniforms, options))
+        count = len(reference)
+        unequal = np.flatnonzero(reference != port)
+        compared, explained = difference("token of draw", reference, port), 0
+        for draw in unequal:
             possible = possible_tokens(repeated[draw], float(uniforms[draw]), options, 0.0)
-            if not {int(jax[draw]), int(torch[draw])} <= possible.tokens:
-                found = _at(int(draw), jax, torch)
+            if not {int(reference[draw]), int(port[draw])} <= possible.tokens:
+                compared = _at(int(draw), reference, port)
                 break
             explained += 1
-        note = f"{explained} of {len(jax)} draws lie within rounding of a boundary and differ" if explained else ""
-        if len(apart) == explained:
-            found = replace(found, max_abs=0.0, max_rel=0.0)
-        yield judge(8, f"choice of {len(jax):,} tokens, {name}", pair.dtype, [found], 0.0, note)
+        note = f"{explained} of {count} draws lie within rounding of a boundary and differ" if explained else ""
+        if len(unequal) == explained:
+            compared = replace(compared, max_abs=0.0, max_rel=0.0)
+        yield judge(8, f"choice of {count:,} tokens, {name}", pair.dtype, [compared], 0.0, note)
 
 
 def _choose(logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig, twin: Twin) -> np.ndarray:
     return twin.choose(logits, uniforms, options)
 
 
-def _at(draw: int, jax: np.ndarray, torch: np.ndarray) -> Difference:
-    found = difference("token of draw", jax, torch)
-    return replace(found, where=(int(draw),), left=float(jax[draw]), right=float(torch[draw]))
+def _at(draw: int, reference: np.ndarray, port: np.ndarray) -> Difference:
+    whole = difference("token of draw", reference, port)
+    return replace(whole, where=(draw,), left=float(reference[draw]), right=float(port[draw]))

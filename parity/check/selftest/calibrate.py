@@ -16,11 +16,11 @@ import numpy as np
 
 from lmcore.config import Config, Precision
 from lmcore.model.init import initial_weight
-from parity.backends import make_pair, make_twin
-from parity.backends.base import Arrays, Pair, check_config, framework_settings, train
+from parity.backends import framework_settings, make_pair, make_twin
+from parity.backends.base import Arrays, Pair, check_config, train
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options, training_batches
-from parity.check.selftest import faults
+from parity.check.selftest.faults import decoding, optimizer, patch
 from parity.check.selftest.mutants import odd_config, shaken
 
 __all__ = ["HEALTHY", "KNOBS", "Outcome", "false_alarms", "smallest_faults"]
@@ -51,7 +51,7 @@ RUNGS = (*range(9), 10)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one healthy pair."""
+    """The failures of one healthy pair."""
 
     name: str
     dtype: Precision
@@ -84,27 +84,27 @@ def _pair(name: str, dtype: Precision) -> Pair:
 def _healthy(case: tuple[str, Precision, int]) -> list[Outcome]:
     """Climb with every seed of one combination, whose compiled programs serve all."""
     name, dtype, seeds = case
-    found = []
+    outcomes = []
     with framework_settings():
-        made = _pair(name, dtype)
+        first = _pair(name, dtype)
         for seed in range(seeds):
-            pair = _seeded(made, seed)
+            pair = _seeded(first, seed)
             failed = [f"rung {r.rung}, {r.what}: {r.where}" for r in climb(pair, RUNGS, Options(STEPS)) if not r.ok]
-            found.append(Outcome(name, dtype, seed, tuple(failed)))
-    return found
+            outcomes.append(Outcome(name, dtype, seed, tuple(failed)))
+    return outcomes
 
 
-def _seeded(made: Pair, seed: int) -> Pair:
+def _seeded(first: Pair, seed: int) -> Pair:
     """The twins with another seed's weights and batches; odd seeds have trained for a while."""
-    config = replace(made.config, train=replace(made.config.train, seed=seed))
+    config = replace(first.config, train=replace(first.config.train, seed=seed))
     start: Arrays = {
         key: initial_weight(seed, key, value.shape, config.model).astype(value.dtype)
-        for key, value in made.start.items()
+        for key, value in first.start.items()
     }
-    pair = Pair(made.jax, made.torch, config, start, made.tokens, fresh=False)
+    pair = Pair(first.reference, first.port, config, start, first.tokens, fresh=False)
     if seed % 2:
-        train(pair.jax, config, start, training_batches(pair, TRAINED))
-        pair.start = pair.jax.params()
+        train(pair.reference, config, start, training_batches(pair, TRAINED))
+        pair.start = pair.reference.params()
     pair.fresh_process = seed == 0
     return pair
 
@@ -129,7 +129,7 @@ def _optim(field: str) -> Callable[[float], Plant]:
                 replace(config, **{field: getattr(config, field) * (1 + delta)}), *rest
             )
 
-        return faults.patch("torchlm.engine.make_optimizer", make)
+        return patch("torchlm.engine.make_optimizer", make)
 
     return plant
 
@@ -142,13 +142,14 @@ def _option(field: str) -> Callable[[float], Plant]:
             value = getattr(options, field)
             return {field: min(1.0, value * (1 + delta)) if field != "temperature" else value * (1 + delta)}
 
-        return faults.patch("torchlm.decoding.choose_tokens", faults.other_options(change))
+        return patch("torchlm.decoding.choose_tokens", decoding.other_options(change))
 
     return plant
 
 
-def _times(target: str, how: Callable[[Any, float], Any]) -> Callable[[float], Plant]:
-    return lambda delta: faults.patch(target, lambda function: how(function, delta))
+def _times(target: str, scaled: Callable[[Any, float], Any]) -> Callable[[float], Plant]:
+    """A function of the port, with one number of it times 1 + δ."""
+    return lambda delta: patch(target, lambda function: scaled(function, delta))
 
 
 def _scaled_gradient(loss_sum: Any, delta: float) -> Any:
@@ -193,7 +194,7 @@ KNOBS: dict[str, tuple[int, Callable[[float], Plant]]] = {
     "weight_decay": (6, _optim("weight_decay")),
     "lr from update 6 on": (
         7,
-        lambda delta: faults.patch("torchlm.engine.apply_updates", faults.faster_later(1 + delta)),
+        lambda delta: patch("torchlm.engine.apply_updates", optimizer.faster_later(1 + delta)),
     ),
     "temperature": (8, _option("temperature")),
     "top_p": (8, _option("top_p")),
@@ -215,11 +216,11 @@ def smallest_faults(dtypes: Sequence[Precision], processes: int = 2) -> dict[Pre
 
 
 def _smallest(dtype: Precision) -> Smallest:
-    found: Smallest = {}
+    smallest: Smallest = {}
     with framework_settings():
         config = check_config(odd_config(), dtype)
-        made = make_pair(config, _tokens(config))
-        healthy = Pair(made.jax, made.torch, config, shaken(made.start, scale=4.0), made.tokens, False)
+        pair = make_pair(config, _tokens(config))
+        healthy = pair.with_weights(shaken(pair.start, scale=4.0))
         healthy.fresh_process = False
         for name, (rung, plant) in KNOBS.items():
             if rung == 11 and dtype != "float64":
@@ -229,15 +230,12 @@ def _smallest(dtype: Precision) -> Smallest:
                 if not _notices(healthy, rung, plant(10.0**-exponent)):
                     break
                 caught = 10.0**-exponent
-            found[name] = rung, caught
-    return found
+            smallest[name] = rung, caught
+    return smallest
 
 
 def _notices(healthy: Pair, rung: int, plant: Plant) -> bool:
     with plant():
         device = replace(healthy.config, train=replace(healthy.config.train, device="cpu"))
-        torch = make_twin("torch", device)
-        pair = Pair(healthy.jax, torch, healthy.config, healthy.start, healthy.tokens, False)
-        pair.fresh_process = False
-        pair.kept = healthy.kept | {"torch": {}}
+        pair = healthy.with_twins(healthy.reference, make_twin(healthy.port.backend.framework, device))
         return any(not result.ok for result in climb(pair, [rung], Options(STEPS // 2), stop=True))

@@ -3,7 +3,7 @@
 Each fault patches the real modules of one twin, in the way in which ports really go wrong, and names the rung on which
 it must be caught. They act on a small model of odd sizes in float64, whose weights are scaled up and whose norms are
 not all one, so that nothing hides: on fresh weights a norm before its weight is the same as one after. The healthy
-twin is asked once; a faulty one is made anew for each fault, so that no compiled function outlives its patch.
+twin computes once; a faulty one is a new twin for each fault, so that no compiled function outlives its patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
-from parity.backends import make_pair, make_twin
-from parity.backends.base import Arrays, Pair, Twin, check_config, framework_settings
+from parity.backends import BACKENDS, framework_settings, make_pair, make_twin
+from parity.backends.base import Arrays, Pair, check_config
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options
-from parity.check.selftest import faults
+from parity.check.selftest.faults import decoding, model, optimizer, patch, run
 
 __all__ = ["MUTANTS", "Caught", "Mutant", "odd_config", "self_test", "shaken"]
 
@@ -32,8 +32,8 @@ class Mutant:
     """One fault."""
 
     name: str
-    twin: Literal["jax", "torch", "both"]
-    """Which of them has it; both share what is in `lmcore`."""
+    twin: str
+    """The framework whose twin has it; `both` where it is in what they share."""
     rung: int
     """Where it must be caught."""
     plant: Callable[[], AbstractContextManager[Any]]
@@ -50,7 +50,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Caught:
-    """What became of a fault."""
+    """Whether and where a fault was caught."""
 
     mutant: Mutant
     rung: int | None
@@ -72,7 +72,13 @@ def odd_config() -> Config:
 
 
 def shaken(params: Arrays, seed: int = 0, scale: float = 8.0) -> Arrays:
-    """Weights scaled up, norms away from one, biases from zero: nothing is too small to show."""
+    """Return weights scaled up, norms away from one, biases from zero: nothing is too small to show.
+
+    Args:
+        params: by name.
+        seed: of what is added to norms and biases.
+        scale: of matrices.
+    """
     rng = np.random.default_rng(seed)
     return {
         name: (value * scale if value.ndim > 1 else value + rng.uniform(-0.5, 0.5, value.shape)).astype(value.dtype)
@@ -96,14 +102,14 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
 
 
 def _healthy(mutant: Mutant, options: Options) -> Pair:
-    """Twins for a fault to be planted in, seen to be the same up to the rungs where such faults are caught."""
+    """Twins for a fault to be planted in, that are the same on the rungs where such faults are caught."""
     config = odd_config()
     model = replace(config.model, max_seq_len=mutant.context)
     config = replace(config, model=model, optim=replace(config.optim, name=mutant.optimizer))
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
     pair = make_pair(config, tokens)
     if not mutant.fresh:
-        pair = Pair(pair.jax, pair.torch, config, shaken(pair.start), tokens, False)
+        pair = pair.with_weights(shaken(pair.start))
     pair.fresh_process = False  # which no patch reaches
     rungs = range(3) if mutant.fresh else mutant.rungs
     failed = next((r for r in climb(pair, rungs, options) if not r.ok), None)
@@ -114,12 +120,11 @@ def _healthy(mutant: Mutant, options: Options) -> Pair:
 def _try(mutant: Mutant, healthy: Pair, options: Options) -> Caught:
     with mutant.plant():
         device = replace(healthy.config, train=replace(healthy.config.train, device="cpu"))
-        faulty = ("jax", "torch") if mutant.twin == "both" else (mutant.twin,)
-        sides: dict[str, Twin] = {"jax": healthy.jax, "torch": healthy.torch}
-        sides |= {name: make_twin(name, device) for name in faulty}
-        pair = Pair(sides["jax"], sides["torch"], healthy.config, healthy.start, healthy.tokens, healthy.fresh)
-        pair.kept = healthy.kept | {name: {} for name in faulty}
-        pair.fresh_process = False
+        names = [twin.backend.framework for twin in healthy]
+        faulty = names if mutant.twin == "both" else [mutant.twin]
+        assert set(faulty) <= set(names), f"{mutant.name}: no twin of {mutant.twin} in {names}"
+        twins = [make_twin(name, device) if name in faulty else twin for name, twin in zip(names, healthy, strict=True)]
+        pair = healthy.with_twins(*twins)
         failed = next((r for r in climb(pair, mutant.rungs, options, stop=True) if not r.ok), None)
     if failed is None:
         return Caught(mutant, None, "slipped through")
@@ -128,104 +133,92 @@ def _try(mutant: Mutant, healthy: Pair, options: Options) -> Caught:
 
 def _choosing(framework: str, change: Callable[[Any], dict[str, Any]]) -> Callable[[], AbstractContextManager[Any]]:
     """Choose tokens with other options."""
-    package = {"jax": "jaxlm", "torch": "torchlm"}[framework]
-    return faults.patch(f"{package}.decoding.choose_tokens", faults.other_options(change))
+    return patch(f"{BACKENDS[framework].package}.decoding.choose_tokens", decoding.other_options(change))
 
 
 MUTANTS = (
-    Mutant("first call off", "torch", 0, faults.patch("torchlm.model.RMSNorm.forward", faults.first_call_off)),
-    Mutant("window read twice", "both", 1, faults.patch("lmcore.data.batches.Batches._starts", faults.windows_twice)),
-    Mutant("batches shifted by one", "torch", 1, faults.patch("torchlm.engine.to_device", faults.shifted)),
+    Mutant("first call off", "torch", 0, patch("torchlm.model.RMSNorm.forward", run.first_call_off)),
+    Mutant("window read twice", "both", 1, patch("lmcore.data.batches.Batches._starts", run.windows_twice)),
+    Mutant("batches shifted by one", "torch", 1, patch("torchlm.engine.to_device", run.shifted)),
     Mutant(
         "residual init unscaled",
         "torch",
         2,
-        faults.patch("torchlm.engine.initial_weight", faults.unscaled_outputs),
+        patch("torchlm.engine.initial_weight", model.unscaled_outputs),
         True,
     ),
-    Mutant("missing transpose", "torch", 3, faults.patch("parity.convert.names.convert_names", faults.no_transpose)),
-    Mutant("RoPE interleaved", "torch", 3, faults.patch("torchlm.model.rotate", faults.interleaved)),
-    Mutant("RoPE theta", "jax", 3, faults.patch("jaxlm.model.rope_tables", faults.changed(rope_theta=500000.0))),
-    Mutant("norm eps × 10", "torch", 3, faults.patch("torchlm.model.RMSNorm.__init__", faults.eps_times_ten)),
-    Mutant("norm after weight", "torch", 3, faults.patch("torchlm.model.RMSNorm.forward", faults.weight_before_norm)),
-    Mutant("gate and up swapped", "torch", 3, faults.patch("torchlm.mlps.GatedMLP.forward", faults.swapped)),
-    Mutant("KV heads tiled", "torch", 3, faults.patch("torchlm.model.causal_attention", faults.tiled_heads)),
-    Mutant("KV heads tiled (JAX)", "jax", 3, faults.patch("jaxlm.model.causal_attention", faults.tiled_heads)),
-    Mutant("softmax scale 1/H", "jax", 3, faults.patch("jaxlm.attention.math", lambda _: faults.RootlessMath)),
-    Mutant("mask off by one", "torch", 3, faults.patch("torchlm.model.causal_attention", faults.sees_next)),
-    Mutant("residual left out", "torch", 3, faults.patch("torchlm.model.Block.forward", faults.no_residual)),
-    Mutant("GELU for SiLU", "torch", 3, faults.patch("torchlm.mlps.ACTIVATIONS", faults.gelu)),
-    Mutant("softmax in float32", "torch", 3, faults.patch("torchlm.attention.torch.softmax", faults.rounded)),
-    Mutant("mean of means", "torch", 4, faults.patch("torchlm.engine.loss_sum", faults.mean_of_means)),
-    Mutant("ignored targets counted", "torch", 4, faults.patch("torchlm.loss.cross_entropy", faults.counts_ignored)),
-    Mutant("tied head untied", "torch", 5, faults.patch("torchlm.model.Decoder.head", faults.untied)),
-    Mutant("divided by micro-batch", "torch", 5, faults.patch("torchlm.engine.train_step", faults.by_micro_batch)),
-    Mutant("clip per tensor", "torch", 6, faults.patch("torchlm.engine.clip_by_global_norm", faults.per_tensor)),
-    Mutant("clip without 1e-6", "jax", 6, faults.patch("jaxlm.engine.clip_by_global_norm", faults.no_clip_eps)),
-    Mutant("decay on norms", "jax", 6, faults.patch("jaxlm.optim.decay_mask", faults.decays_all)),
-    Mutant("decay in the gradient", "torch", 6, faults.patch("torchlm.optim.torch.optim.AdamW", faults.coupled)),
-    Mutant("no bias correction", "jax", 6, faults.patch("optax.tree.bias_correction", faults.uncorrected)),
-    Mutant("betas swapped", "jax", 6, faults.patch("optax.scale_by_adam", faults.betas_swapped)),
-    Mutant("eps inside the root", "jax", 6, faults.patch("optax.scale_by_adam", faults.eps_inside)),
+    Mutant("missing transpose", "torch", 3, patch("parity.convert.names.convert_names", model.no_transpose)),
+    Mutant("RoPE interleaved", "torch", 3, patch("torchlm.model.rotate", model.interleaved)),
+    Mutant("RoPE theta", "jax", 3, patch("jaxlm.model.rope_tables", model.changed(rope_theta=500000.0))),
+    Mutant("norm eps × 10", "torch", 3, patch("torchlm.model.RMSNorm.__init__", model.eps_times_ten)),
+    Mutant("norm after weight", "torch", 3, patch("torchlm.model.RMSNorm.forward", model.weight_before_norm)),
+    Mutant("gate and up swapped", "torch", 3, patch("torchlm.mlps.GatedMLP.forward", model.swapped)),
+    Mutant("KV heads tiled", "torch", 3, patch("torchlm.model.causal_attention", model.tiled_heads)),
+    Mutant("KV heads tiled (JAX)", "jax", 3, patch("jaxlm.model.causal_attention", model.tiled_heads)),
+    Mutant("softmax scale 1/H", "jax", 3, patch("jaxlm.attention.math", lambda _: model.RootlessMath)),
+    Mutant("mask off by one", "torch", 3, patch("torchlm.model.causal_attention", model.sees_next)),
+    Mutant("residual left out", "torch", 3, patch("torchlm.model.Block.forward", model.no_residual)),
+    Mutant("GELU for SiLU", "torch", 3, patch("torchlm.mlps.ACTIVATIONS", model.gelu)),
+    Mutant("softmax in float32", "torch", 3, patch("torchlm.attention.torch.softmax", model.rounded)),
+    Mutant("mean of means", "torch", 4, patch("torchlm.engine.loss_sum", model.mean_of_means)),
+    Mutant("ignored targets counted", "torch", 4, patch("torchlm.loss.cross_entropy", model.counts_ignored)),
+    Mutant("tied head untied", "torch", 5, patch("torchlm.model.Decoder.head", model.untied)),
+    Mutant("divided by micro-batch", "torch", 5, patch("torchlm.engine.train_step", model.by_micro_batch)),
+    Mutant("clip per tensor", "torch", 6, patch("torchlm.engine.clip_by_global_norm", optimizer.per_tensor)),
+    Mutant("clip without 1e-6", "jax", 6, patch("jaxlm.engine.clip_by_global_norm", optimizer.no_clip_eps)),
+    Mutant("decay on norms", "jax", 6, patch("jaxlm.optim.decay_mask", optimizer.decays_all)),
+    Mutant("decay in the gradient", "torch", 6, patch("torchlm.optim.torch.optim.AdamW", optimizer.coupled)),
+    Mutant("no bias correction", "jax", 6, patch("optax.tree.bias_correction", optimizer.uncorrected)),
+    Mutant("betas swapped", "jax", 6, patch("optax.scale_by_adam", optimizer.betas_swapped)),
+    Mutant("eps inside the root", "jax", 6, patch("optax.scale_by_adam", optimizer.eps_inside)),
     Mutant(
         "Muon without Nesterov",
         "torch",
         6,
-        faults.patch("torchlm.optim._Muon", faults.without_nesterov),
+        patch("torchlm.optim._Muon", optimizer.without_nesterov),
         optimizer="muon",
     ),
     Mutant(
         "Muon in bfloat16",
         "torch",
         6,
-        faults.patch("torchlm.optim._NotInBfloat16", lambda _: nullcontext),
+        patch("torchlm.optim._NotInBfloat16", lambda _: nullcontext),
         optimizer="muon",
     ),
-    Mutant("warmup off by one", "torch", 6, faults.patch("torchlm.engine.apply_updates", faults.late_warmup)),
-    Mutant("gradients pile up", "torch", 7, faults.patch("torch.optim.AdamW.zero_grad", faults.piles_up)),
-    Mutant("lr 1e-4 off later", "torch", 7, faults.patch("torchlm.engine.apply_updates", faults.faster_later(1.0001))),
-    Mutant("lr 1e-4 off later (JAX)", "jax", 7, faults.patch("jaxlm.engine.train_step", faults.colder_later(0.9999))),
+    Mutant("warmup off by one", "torch", 6, patch("torchlm.engine.apply_updates", optimizer.late_warmup)),
+    Mutant("gradients pile up", "torch", 7, patch("torch.optim.AdamW.zero_grad", optimizer.piles_up)),
+    Mutant("lr 1e-4 off later", "torch", 7, patch("torchlm.engine.apply_updates", optimizer.faster_later(1.0001))),
+    Mutant("lr 1e-4 off later (JAX)", "jax", 7, patch("jaxlm.engine.train_step", optimizer.colder_later(0.9999))),
     Mutant("top_p 2 % larger", "torch", 8, _choosing("torch", lambda o: {"top_p": min(1.0, o.top_p * 1.02)})),
     Mutant("top_k + 1", "jax", 8, _choosing("jax", lambda o: {"top_k": o.top_k + (o.top_k > 0)})),
     Mutant("min_p 10 % smaller", "torch", 8, _choosing("torch", lambda o: {"min_p": o.min_p * 0.9})),
     Mutant("temperature 1 % higher", "jax", 8, _choosing("jax", lambda o: {"temperature": o.temperature * 1.01})),
     Mutant(
-        "newer half forgotten", "both", 8, faults.patch("parity.check.rungs.runs.write_tokens", faults.forgets_newer)
+        "newer half forgotten", "both", 8, patch("parity.check.rungs.decoding.write_tokens", decoding.forgets_newer)
     ),
-    Mutant(
-        "one stop token of three", "both", 8, faults.patch("lmcore.data.tokenizer.Tokenizer.__init__", faults.one_stop)
-    ),
-    Mutant("cache misses last column", "torch", 8, faults.patch("torchlm.model.causal_mask", faults.blind_to_itself)),
-    Mutant("positions late in decoding", "torch", 8, faults.patch("torchlm.model.Decoder.rope", faults.late_positions)),
-    Mutant("padding seen in decoding", "jax", 8, faults.patch("jaxlm.model.causal_mask", faults.sees_padding)),
-    Mutant("moments not saved", "torch", 10, faults.patch("torchlm.engine.save_state", faults.drops_moments)),
-    Mutant("moments restored as zeros", "jax", 10, faults.patch("jaxlm.engine.restore_state", faults.zeroes_moments)),
-    Mutant("count restored as zero", "torch", 10, faults.patch("torchlm.engine.restore_state", faults.forgets_count)),
+    Mutant("one stop token of three", "both", 8, patch("lmcore.data.tokenizer.Tokenizer.__init__", decoding.one_stop)),
+    Mutant("cache misses last column", "torch", 8, patch("torchlm.model.causal_mask", decoding.blind_to_itself)),
+    Mutant("positions late in decoding", "torch", 8, patch("torchlm.model.Decoder.rope", decoding.late_positions)),
+    Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
+    Mutant("moments not saved", "torch", 10, patch("torchlm.engine.save_state", run.drops_moments)),
+    Mutant("moments restored as zeros", "jax", 10, patch("jaxlm.engine.restore_state", run.zeroes_moments)),
+    Mutant("count restored as zero", "torch", 10, patch("torchlm.engine.restore_state", run.forgets_count)),
     Mutant(
         "converted by float32",
         "both",
         10,
-        faults.patch("parity.check.rungs.restart.read_state", faults.rounds_to_float32),
+        patch("parity.check.rungs.restart.read_state", run.rounds_to_float32),
     ),
-    Mutant("scanned layers rolled", "jax", 11, faults.patch("jaxlm.functional.scanned", faults.rolled_layers)),
-    Mutant(
-        "half of a core's gradient",
-        "torch",
-        11,
-        faults.patch("torchlm.fast.parallel._with_gradients", faults.part_lost),
-    ),
-    Mutant(
-        "remat halves gradients", "torch", 11, faults.patch("torchlm.model.checkpoint", faults.half_branch_gradient)
-    ),
-    Mutant("dropout in evaluation", "torch", 11, faults.patch("torchlm.engine.eval_step", faults.drops_in_evaluation)),
-    Mutant(
-        "evaluation ends early", "both", 11, faults.patch("lmcore.run.trainer.eval_windows", faults.misses_last_window)
-    ),
+    Mutant("scanned layers rolled", "jax", 11, patch("jaxlm.functional.scanned", run.rolled_layers)),
+    Mutant("half of a core's gradient", "torch", 11, patch("torchlm.fast.parallel._with_gradients", run.part_lost)),
+    Mutant("remat halves gradients", "torch", 11, patch("torchlm.model.checkpoint", run.half_branch_gradient)),
+    Mutant("dropout in evaluation", "torch", 11, patch("torchlm.engine.eval_step", run.drops_in_evaluation)),
+    Mutant("evaluation ends early", "both", 11, patch("lmcore.run.trainer.eval_windows", run.misses_last_window)),
     Mutant(
         "no gradient to far keys",
         "jax",
         11,
-        faults.patch("jaxlm.fast.attention.attention_in_turns", faults.frozen_keys),
+        patch("jaxlm.fast.attention.attention_in_turns", run.frozen_keys),
         context=1100,
         rungs=(11,),
     ),

@@ -21,8 +21,8 @@ import torchlm.mlps
 import torchlm.model
 from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
 from lmcore.errors import UserError
-from parity.backends import make_pair
-from parity.backends.base import Pair, check_config, framework_settings, moved_by_one_ulp
+from parity.backends import PAIR, framework_settings, make_pair
+from parity.backends.base import Pair, check_config, moved_by_one_ulp
 from parity.check.command import check, main
 from parity.check.known import are_beyond, within_rounding
 from parity.check.ladder import climb
@@ -85,7 +85,7 @@ def failures(pair: Pair, rungs: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8), steps: 
 
 def shaken_pair(config: Config, scale: float = 8.0) -> Pair:
     fresh = make_pair(config, tokens(config.model.vocab_size))
-    return Pair(fresh.jax, fresh.torch, config, shaken(fresh.start, scale=scale), fresh.tokens, False)
+    return fresh.with_weights(shaken(fresh.start, scale=scale))
 
 
 # The command.
@@ -135,6 +135,8 @@ def test_the_command_names_the_first_divergent_layer(text: Path, tmp_path: Path,
         (["--rungs", "x-3"], "--rungs: found 'x-3'"),
         (["--rungs", "6-2"], "--rungs: found '6-2'"),
         (["--device", "tpu"], "--device: found 'tpu'"),
+        (["--device", "mps/cpu"], "--device: found 'mps/cpu', expected auto, cpu, cuda or mps, or JAX/TORCH"),
+        (["--backends", "jax", "jax"], "--backends: found 'jax jax', expected two of jax, torch"),
         (["--steps", "1"], "--steps: found 1"),
         (["--json", "no/such/folder/r.json"], "--json"),
         (["--report", "."], "--report: '.' is a folder, expected a file to write; name one in it"),
@@ -298,7 +300,7 @@ def test_a_run_is_compared_in_step_and_by_its_drift():
     lengths = {name: len(values) for name, values in free.curves.items()}
     assert lengths == dict.fromkeys(("jax", "torch", "floor", "highest"), 12)
     assert max(free.curves["floor"]) > 0
-    losses = pair.kept["torch"]
+    losses = pair.answers["torch"]
     losses |= {key: losses[key] + 1.0 for key in losses if key[:2] == ("free-running", 12)}
     *_, free = climb(pair, [7], Options(steps=12))
     assert (free.verdict, free.first) == ("FAIL", "loss at step")
@@ -330,7 +332,7 @@ def test_a_gradient_that_cancels_is_measured_by_one_ulp_and_a_wrong_one_is_not_e
     config = replace(shallow(), train=replace(shallow().train, precision="float32"))
     pair = shaken_pair(config)
     batch = training_batches(pair, 1)[0]
-    step = pair.loaded(pair.jax).step(batch, 0.01)
+    step = pair.loaded(pair.reference).step(batch, 0.01)
     noise = 3e-4  # relative: above the tolerance, and far above what one ulp makes here
     wrong = {name: grad * (1 + noise) for name, grad in step.grads.items()}
     found = compare_all(step.grads, wrong)
@@ -359,7 +361,7 @@ def test_updates_by_muon_are_held_to_rounding_and_a_wrong_one_is_not_excused(dty
 def test_precisions_side_by_side_find_what_they_find_in_turn():
     config = replace(shallow(), data=DataConfig(stories=20), tokenizer=TokenizerConfig(kind="bytes"))
     subject = open_subject(None, replace(config, model=replace(config.model, vocab_size=0)), [])
-    asked = [2], ("cpu", "cpu"), Options()
+    asked = [2], PAIR, Options()
     apart = list(climb_apart(subject, ("float64", "float32"), *asked))
     for dtype, (devices, found) in zip(("float64", "float32"), apart, strict=True):
         alone = climb_one(subject, dtype, *asked)
@@ -369,14 +371,14 @@ def test_precisions_side_by_side_find_what_they_find_in_turn():
     huge = replace(subject, config=replace(subject.config, model=wide))
     with pytest.raises(UserError, match="model: found one that takes at least"):
         list(climb_apart(huge, ("float64", "float32"), *asked))
-    assert processes_for(huge, ("float64", "float32"), ("cpu", "cpu")) == 1
-    assert processes_for(subject, ("float64", "float32"), ("cuda", "cuda")) == 1
+    assert processes_for(huge, ("float64", "float32"), PAIR) == 1
+    assert processes_for(subject, ("float64", "float32"), dict.fromkeys(PAIR, "cuda")) == 1
 
 
 def test_listening_changes_nothing():
     pair = shaken_pair(odd_config())
     rows = pair.rows(2, 11)
-    for twin in (pair.jax, pair.torch):
+    for twin in pair:
         pair.loaded(twin)
         heard = twin.activations(rows)
         assert next(iter(heard)) == "embedding"
@@ -384,16 +386,16 @@ def test_listening_changes_nothing():
         assert len(heard) == 2 + 15 * 3
         head = pair.start["embed_tokens.weight"]
         np.testing.assert_allclose(heard["final norm"] @ head.T, twin.logits(rows), rtol=1e-12, atol=1e-12)
-    pair.loaded(pair.torch)
+    pair.loaded(pair.port)
     assert torchlm.model.causal_attention.__module__ == "torchlm.fast.attention"
-    assert not any(module._forward_hooks for module in pair.torch.engine.state.model.modules())
+    assert not any(module._forward_hooks for module in pair.port.engine.state.model.modules())
 
 
 def test_given_gradients_replace_a_twins_own():
     pair = shaken_pair(shallow())
     batch = training_batches(pair, 1)[0]
     given = {name: np.full(value.shape, 1e-3) for name, value in pair.start.items()}
-    for twin in (pair.jax, pair.torch):
+    for twin in pair:
         own = pair.loaded(twin).step(batch, 0.1)
         replaced = pair.loaded(twin).step(batch, 0.1, given)
         assert np.array_equal(own.grads["norm.weight"], replaced.grads["norm.weight"]), "what the engine made is told"

@@ -16,8 +16,8 @@ import transformers
 
 import torchlm.norms
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
-from parity.backends import make_pair
-from parity.backends.base import Pair, check_config, framework_settings
+from parity.backends import framework_settings, make_pair
+from parity.backends.base import Pair, check_config
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options
 from parity.check.selftest.mutants import shaken
@@ -55,7 +55,7 @@ def rough(**fields: Any) -> Pair:
     config = check_config(replace(config, train=TrainConfig(steps=20)), "float64")
     tokens = np.random.default_rng(1).integers(TINY.vocab_size, size=4000).astype(np.int32)
     fresh = make_pair(config, tokens)
-    return Pair(fresh.jax, fresh.torch, config, shaken(fresh.start, scale=4.0), tokens, fresh=False)
+    return fresh.with_weights(shaken(fresh.start, scale=4.0))
 
 
 def failures(pair: Pair, rungs: tuple[int, ...]) -> list[str]:
@@ -76,7 +76,7 @@ def test_drawn_variants_climb(number: int):
         odd["head_dim"] = 5
     pair = rough(**DRAWN[number], **odd)
     assert failures(pair, (2, 3, 4, 5, 6)) == []
-    before, after = pair.start, pair.torch.params()
+    before, after = pair.start, pair.port.params()
     assert all(not np.array_equal(before[name], after[name]) for name in before), "every parameter is trained"
 
 

@@ -15,7 +15,6 @@ import pytest
 from lmcore.describe import environment
 from parity.check.result import Result, judge
 from parity.difference import Difference, compare_all
-from parity.report.page import page
 from parity.report.report import Report, result_table
 from parity.taps import OPERATIONS
 
@@ -48,11 +47,6 @@ def made(fault: float = 0.0, dtype: str = "float64") -> list[Result]:
 def report(fault: float = 0.0) -> Report:
     results = (*made(fault), *made(dtype="float32"))
     return Report(subject="runs/a & b (<jax>)", results=results, facts={"model": "2 layers"} | environment())
-
-
-def page_of(checked: Report) -> str:
-    """The page as `Report.save_page` writes it."""
-    return page(checked.ok, checked.verdict, checked.subject, checked.results, checked.facts)
 
 
 def test_the_verdict_names_the_first_divergent_place():
@@ -105,7 +99,7 @@ class Balanced(HTMLParser):
 
 @pytest.mark.parametrize("fault", [0.0, 1e-6, math.nan])
 def test_the_page_is_whole_and_fetches_nothing(fault: float):
-    text = page_of(report(fault))
+    text = report(fault).page()
     parser = Balanced()
     parser.feed(text)
     assert parser.open == []
@@ -117,7 +111,7 @@ def test_the_page_is_whole_and_fetches_nothing(fault: float):
 
 
 def test_the_page_shows_the_fault_where_it_is():
-    good, bad = page_of(report()), page_of(report(1e-6))
+    good, bad = report().page(), report(1e-6).page()
     assert good.count("cell beyond") == 0
     assert bad.count("cell beyond") == 1
     assert re.search(r"<title>layers\.1 gate: [^<]*</title><rect class=\"cell beyond\"", bad)
@@ -130,7 +124,7 @@ def test_differences_that_are_not_finite_can_be_drawn():
         name="a", max_abs=math.inf, max_rel=math.inf, where=None, left=0.0, right=0.0, note="has shape [1] against [2]"
     )
     lines = (judge(5, "gradients", "float64", [nowhere, nowhere], "gradients"),)
-    assert "has shape [1] against [2]" in page_of(Report(subject="x", results=lines))
+    assert "has shape [1] against [2]" in Report(subject="x", results=lines).page()
 
 
 def test_the_terminal_table_has_every_line():
@@ -157,7 +151,7 @@ PROBE = """({
 def test_the_page_fits_a_window_of_any_width(width: int, wide_charts: int, in_browser: Callable[[str, int, str], Any]):
     """In a narrow window a chart is scrolled within its card; nothing else is wider than the window."""
     bad = report(1e-6)
-    text = page_of(bad)
+    text = bad.page()
     probed = in_browser(text, width, PROBE)
     assert probed.pop("page") <= width
     assert probed == {"cut": wide_charts, "split": 0, "verdict": bad.verdict, "charts": 6}

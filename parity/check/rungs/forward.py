@@ -1,0 +1,64 @@
+"""Rungs 3 and 4, the forward pass: activations layer by layer, logits, and the loss."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from parity.backends.base import Pair, Twin
+from parity.check.result import Result, distributions, judge
+from parity.check.rungs.base import Options
+from parity.difference import Difference, compare_all, difference
+
+__all__ = ["activations", "outputs"]
+
+
+def activations(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 3: every activation, in the order of computation."""
+    tokens = pair.rows(2, min(pair.context, 48))
+    reference, port = pair.each("activations", lambda twin: pair.loaded(twin).activations(tokens))
+    what = f"{len(reference)} activations, {tokens.shape[0]} × {tokens.shape[1]} tokens"
+    yield judge(3, what, pair.dtype, _in_order(compare_all(reference, port), reference), "logits")
+
+
+def _in_order(differences: list[Difference], names: Iterable[str]) -> list[Difference]:
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(differences, key=lambda d: order.get(d.name, len(order)))
+
+
+def outputs(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 4: logits at a short and at the full length, the loss of each token, and their sum."""
+    for count, length in ((3, min(7, pair.context)), (1, pair.context)):
+        tokens = pair.rows(count, length)
+        reference, port = pair.each(("logits", length), partial(_logits, pair, tokens))
+        differences = [difference("logits", reference, port)]
+        what = f"logits, {count} × {length} tokens"
+        if pair.dtype == "bfloat16":
+            yield distributions(4, what, pair.dtype, reference, port, differences)
+        else:
+            yield judge(4, what, pair.dtype, differences, "logits")
+    yield from _losses(pair)
+
+
+def _logits(pair: Pair, tokens: np.ndarray, twin: Twin) -> np.ndarray:
+    return pair.loaded(twin).logits(tokens)
+
+
+def _losses(pair: Pair) -> Iterator[Result]:
+    """The loss of each token from the same logits, and the summed loss where some targets are ignored."""
+    tokens = pair.rows(3, min(pair.context, 33) + 1)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].copy()
+    targets[1, targets.shape[1] // 2 :] = -1
+    targets[2, 1:] = -1
+    logits = pair.each("common logits", lambda twin: pair.loaded(twin).logits(inputs))[0]
+    reference, port = pair.each("token losses", lambda twin: twin.token_losses(logits, targets))
+    exact = "float32" if pair.dtype == "bfloat16" else pair.dtype  # logits and loss are float32 in bfloat16 too
+    note = f"in {exact}, from the same logits"
+    result = judge(4, "loss of each token", exact, [difference("token losses", reference, port)], "logits", note)
+    yield replace(result, dtype=pair.dtype)
+    reference, port = pair.each("evaluate", lambda twin: pair.loaded(twin).evaluate(inputs, targets))
+    sums = [difference("summed loss", reference[0], port[0])]
+    yield judge(4, "summed loss, some targets ignored", pair.dtype, sums, "logits")
+    counts = [difference("counted targets", reference[1], port[1])]
+    yield judge(4, "number of targets that count", pair.dtype, counts, 0.0)

@@ -1,0 +1,21 @@
+"""Rung 7: a whole training run, in step (`instep`) and with each twin by itself (`freerun`)."""
+
+from collections.abc import Iterator
+
+from parity.backends.base import Pair
+from parity.check.result import Result
+from parity.check.rungs.base import Options, training_batches
+from parity.check.rungs.freerun import free_running, whole_schedule
+from parity.check.rungs.instep import in_step
+
+__all__ = ["trajectory"]
+
+
+def trajectory(pair: Pair, options: Options) -> Iterator[Result]:
+    """Rung 7: a run in step, the port loaded with the reference's state again and again, then both by themselves.
+
+    The whole schedule, from warmup to the last learning rate, passes within the run.
+    """
+    config, batches = whole_schedule(pair.config, options.steps), training_batches(pair, options.steps)
+    yield from in_step(pair, config, batches)
+    yield from free_running(pair, config, batches, options.draws)

@@ -1,0 +1,71 @@
+"""Faults of decoding: the KV cache, the choice of a token, the end of the context and of a text."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+
+def blind_to_itself(causal_mask: Any) -> Any:
+    """A decoded token does not see its own key."""
+    return lambda positions, size, pads: causal_mask(positions - int(len(positions) == 1), size, pads)
+
+
+def late_positions(rope: Any) -> Any:
+    """A decoded token is rotated by the position after its own."""
+    return lambda self, positions: rope(self, positions + int(positions.shape[1] == 1))
+
+
+def sees_padding(causal_mask: Any) -> Any:
+    """Padding is attended to."""
+    return lambda positions, size, pads: causal_mask(positions, size, pads * 0)
+
+
+def other_options(change: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
+    """Tokens are chosen with other options than asked for."""
+
+    def make(choose_tokens: Any) -> Any:
+        def faulty(logits: Any, uniforms: Any, options: Any) -> Any:
+            return choose_tokens(logits, uniforms, replace(options, **change(options)))
+
+        return faulty
+
+    return make
+
+
+def forgets_newer(write_tokens: Any) -> Any:
+    """When the context is full, the newer half is forgotten."""
+    import lmcore.generate.prompting as prompting
+
+    class Wrong:
+        def __init__(self, generator: Any):
+            self.generator = generator
+            self.first: np.ndarray | None = None
+
+        def start(self, tokens: Any, pads: Any, size: int) -> Any:
+            if self.first is not None:
+                tokens = np.concatenate([self.first[:, : tokens.shape[1] - 1], tokens[:, -1:]], axis=1)
+            self.first = np.asarray(tokens)
+            return self.generator.start(tokens, pads, size)
+
+        def has_nan(self, state: Any) -> Any:
+            return self.generator.has_nan(state)
+
+        def extend(self, state: Any, uniforms: Any) -> Any:
+            return self.generator.extend(state, uniforms)
+
+    def faulty(generator: Any, *args: Any, **kwargs: Any) -> Iterator[np.ndarray]:
+        return prompting.write_tokens(Wrong(generator), *args, **kwargs)
+
+    return faulty
+
+
+def one_stop(init: Any) -> Any:
+    """Only end-of-text ends a text."""
+
+    def faulty(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.stop_ids = frozenset({self.eot_id})
+
+    return faulty

@@ -1,0 +1,162 @@
+"""Faults of the model: its forward pass, its weights, and its loss and gradient."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from parity.backends.base import Arrays
+
+
+def interleaved(rotate: Any) -> Any:
+    """Feature 2i is rotated with 2i + 1, as in GPT-J, instead of i with i + H/2."""
+
+    def faulty(x: Any, cos: Any, sin: Any) -> Any:
+        half = x.shape[-1] // 2
+        order = np.concatenate([np.arange(0, 2 * half, 2), np.arange(1, 2 * half, 2)])
+        return rotate(x[..., order], cos, sin)[..., np.argsort(order)]
+
+    return faulty
+
+
+def changed(**changes: Any) -> Callable[[Any], Any]:
+    """A function of a config that sees other values in it."""
+    return lambda function: lambda config, *rest: function(replace(config, **changes), *rest)
+
+
+def eps_times_ten(init: Any) -> Any:
+    """A norm with ten times the eps."""
+
+    def faulty(self: Any, dim: int, eps: float) -> None:
+        init(self, dim, eps * 10)
+
+    return faulty
+
+
+def weight_before_norm(forward: Any) -> Any:
+    """The weight is multiplied before the norm."""
+
+    def faulty(self: Any, x: Any) -> Any:
+        return forward(self, x * self.weight) / self.weight
+
+    return faulty
+
+
+def swapped(forward: Any) -> Any:
+    """Gate and up projections are swapped."""
+
+    def faulty(self: Any, x: Any) -> Any:
+        gate, up = self.gate_proj, self.up_proj
+        with mock.patch.dict(self._modules, {"gate_proj": up, "up_proj": gate}):
+            return forward(self, x)
+
+    return faulty
+
+
+def tiled_heads(attend: Any) -> Any:
+    """Key head n mod K for query head n, instead of n // G."""
+
+    def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
+        n_heads, n_kv_heads = q.shape[2], k.shape[2]
+        order = np.arange(n_heads).reshape(-1, n_kv_heads).T.ravel()
+        return attend(q[:, :, order], k, v, **rest)[:, :, np.argsort(order)]
+
+    return faulty
+
+
+class RootlessMath:
+    """`math` for a function that forgets the root."""
+
+    inf = float("inf")
+
+    @staticmethod
+    def sqrt(x: float) -> float:
+        return x
+
+
+def sees_next(attend: Any) -> Any:
+    """Each query sees the key after its own."""
+
+    def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
+        import torch
+
+        from torchlm.attention import attention, by_head, causal_mask
+
+        length = q.shape[1]
+        return attention(q, by_head(k), by_head(v), causal_mask(torch.arange(length) + 1, length))
+
+    return faulty
+
+
+def no_residual(forward: Any) -> Any:
+    """The residual connection is left out."""
+
+    def faulty(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, x, *args, **kwargs) - x
+
+    return faulty
+
+
+def gelu(activations: Any) -> Any:
+    """GELU in the place of SiLU."""
+    return activations | {"swiglu": activations["geglu"]}
+
+
+def rounded(function: Any) -> Any:
+    """A float32 island in a float64 model."""
+
+    def faulty(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(x.float(), *args, **kwargs).to(x.dtype)
+
+    return faulty
+
+
+def no_transpose(convert: Any) -> Any:
+    """The table forgets to transpose one square kernel, in both directions."""
+
+    def faulty(arrays: Arrays, config: Any, source: str, target: str) -> Arrays:
+        converted = convert(arrays, config, source, target)
+        names = [name for name in converted if name.endswith(("self_attn.o_proj.kernel", "self_attn.o_proj.weight"))]
+        transposed = {name: np.ascontiguousarray(converted[name].T) for name in names} if source != target else {}
+        return converted | transposed
+
+    return faulty
+
+
+def unscaled_outputs(initial_weight: Any) -> Any:
+    """Projections onto the residual stream with the std of the others."""
+    return lambda seed, name, shape, model: (
+        initial_weight(seed, name, shape, model)
+        * np.float32((2 * model.n_layers) ** 0.5 if "o_proj" in name or "down_proj" in name else 1)
+    )
+
+
+def mean_of_means(total: Any) -> Any:
+    """The mean of each sequence's mean, times all targets: right only where sequences have equally many."""
+
+    def faulty(model: Any, tokens: Any, targets: Any, key: Any = None) -> Any:
+        means = [total(model, x[None], y[None], key) / (y != -1).sum() for x, y in zip(tokens, targets)]
+        return sum(means) / len(means) * (targets != -1).sum()
+
+    return faulty
+
+
+def counts_ignored(cross_entropy: Any) -> Any:
+    """Ignored targets have a loss."""
+    return lambda logits, targets: cross_entropy(logits, targets.clamp_min(0))
+
+
+def untied(head: Any) -> Any:
+    """The head is a copy of the embedding: the same logits, but no gradient."""
+    return property(lambda self: head.fget(self).detach().clone())
+
+
+def by_micro_batch(train_step: Any) -> Any:
+    """Divides by the targets of one micro-batch instead of all."""
+
+    def faulty(config: Any, state: Any, batch: Any, lr: float, loss_sum: Any) -> Any:
+        return train_step(config, state, batch, lr, lambda *args: len(batch) * loss_sum(*args))
+
+    return faulty
