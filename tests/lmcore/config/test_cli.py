@@ -299,7 +299,7 @@ YAML_MISTAKES = [
     ('data:\n  text_field: "\\uD800"\n', "--config: some.yaml: cannot be read as YAML"),
     (
         "train:\n  steps: 1\ntrain:\n  steps: 2\n",
-        "--config: some.yaml: cannot be read as YAML ('train' stands twice in",
+        "--config: some.yaml: cannot be read as YAML (duplicate key 'train'",
     ),
     ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
     ("model: 3\n", "--config: some.yaml: model holds 3, expected fields, each with its value"),
@@ -355,7 +355,7 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, tex
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: &a [*a]", "line 1: &a holds itself"),
+        ("a: &a [*a]", "line 1: &a contains itself"),
         ("a: " + "[" * 3000 + "]" * 3000, "maximum nesting depth"),  # PyYAML's own
         ("- " * 3000, "lists or mappings are nested more than 64 deep"),
         (
@@ -370,7 +370,7 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, tex
         ("[" + "1," * 300_000 + "]", "more than 100,000 values"),
         ("a: !!python/object:os.system x", "found the tag"),
         ("a: 1\n---\na: 2\n", "line 2 begins a second document"),
-        ("? [a]\n: 1", "found a list, mapping or alias as a name"),
+        ("? [a]\n: 1", "found a list, mapping or alias as a key"),
         ("a: *b", "found *b, expected &b before it"),
     ],
 )
