@@ -102,6 +102,13 @@ class Runner:
     """Trains the unfinished runs, a few at a time."""
 
     def __init__(self, runs: Sequence[Trial], package: str, jobs: int):
+        """Set up the runs.
+
+        Args:
+            runs: all runs of the ablation; finished ones are skipped.
+            package: name of the twin.
+            jobs: number of runs at a time.
+        """
         self.trials, self.package, self.jobs = runs, package, jobs
         self.failures: dict[Trial, str] = {}
         """Runs that ended neither finished nor diverged -> the reason."""

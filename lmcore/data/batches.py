@@ -38,7 +38,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """
     path = folder / HEADER
     is_run = (folder / "config.yaml").exists()
-    hint = "restore it from the prepared text in data.dir" if is_run else f"delete {folder} to have it made again"
+    hint = "restore it from the prepared text in data.dir" if is_run else f"delete {folder} to prepare it again"
     try:
         header = parse_json(read_text(path, MAX_JSON_BYTES))
         check_seal(path, header, mark="files")

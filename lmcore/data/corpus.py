@@ -87,8 +87,8 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
         assert isinstance(train, Files)
         for place, path in valid.places.items():
             if place in train.places:
-                found = f"{path}, which is {train.places[place]} of data.files"
-                raise UserError(f"data.valid_files: found {found}, expected text that is not trained on")
+                both = f"{path}, which is {train.places[place]} of data.files"
+                raise UserError(f"data.valid_files: found {both}, expected text that is not trained on")
     elif not data.files and data.dataset is not None and data.valid_split is not None:
         valid = Hub(data, data.valid_split)
     if valid is not None:
@@ -120,6 +120,16 @@ class Files(Corpus):
     """Local files, in the order of the patterns; the matches of one pattern are sorted by name."""
 
     def __init__(self, setting: str, patterns: list[str], data: DataConfig):
+        """Find the files.
+
+        Args:
+            setting: config field that names them, for messages.
+            patterns: paths or globs.
+            data: its separator and text field are used.
+
+        Raises:
+            UserError: a pattern matches no file, a format is not supported, or a file occurs twice.
+        """
         self._paths = [path for pattern in patterns for path in _matches(setting, pattern)]
         self._formats = [check_format(path) for path in self._paths]
         self.places: dict[tuple[int, int], Path] = {}
@@ -303,6 +313,13 @@ class Split:
     """
 
     def __init__(self, source: Corpus, fraction: Fraction, max_documents: int):
+        """Set up the rule.
+
+        Args:
+            source: corpus to split.
+            fraction: fraction of the documents to hold out.
+            max_documents: maximum number of training documents; 0 for no limit.
+        """
         self.source = source
         self.fraction = fraction
         self.max_documents = max_documents

@@ -120,7 +120,7 @@ def _open(folder: Path, config: TokenizerConfig, fresh: bool, verify: bool) -> P
         if verify and not check_prepared(folder):
             note(f"{folder} was written by an older version, without checksums; reading it unverified")
     except Damaged as error:
-        hint = f"delete {folder} to have it made again"
+        hint = f"delete {folder} to prepare it again"
         raise Damaged(f"{str(error).removesuffix(f'; {hint}')}; {hint}, or use it with --no_verify") from error
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.eot_token, config.stop_tokens)
     expected = read_header(folder).get("tokenizer")

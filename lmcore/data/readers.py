@@ -61,8 +61,8 @@ def document(text: str, where: str) -> Iterator[Piece]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            found = f"U+{ord(text[error.start]):04X} at character {error.start}"
-            raise UserError(f"{where}: found half a surrogate pair ({found}), expected Unicode text") from error
+            place = f"U+{ord(text[error.start]):04X} at character {error.start}"
+            raise UserError(f"{where}: found half a surrogate pair ({place}), expected Unicode text") from error
     if text and not text.isspace():
         yield from _pieces(text)
 

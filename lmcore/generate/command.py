@@ -133,6 +133,15 @@ class Writer:
     def __init__(
         self, generator: "Generator", tokenizer: "Tokenizer", options: SampleConfig, context: int, special: bool = False
     ):
+        """Set up generation.
+
+        Args:
+            generator: a twin's generator.
+            tokenizer: the model's tokenizer.
+            options: number of tokens and seed.
+            context: maximum context length in tokens.
+            special: whether to encode special tokens in prompts.
+        """
         self.generator, self.tokenizer, self.options = generator, tokenizer, options
         self.context, self.special = context, special
         # Neither a character that the terminal cannot encode nor invalid UTF-8 in the input may end the program.

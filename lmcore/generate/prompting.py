@@ -196,6 +196,14 @@ def write_texts(
 def complete(
     generator: Generator, tokenizer: Tokenizer, prompts: Sequence[str], options: SampleConfig, *, context: int
 ) -> list[Text]:
-    """Generate text after each prompt, and return the finished texts; for the arguments see `write_texts`."""
+    """Generate text after each prompt, and return the finished texts.
+
+    Args:
+        generator: a twin's generator.
+        tokenizer: the model's tokenizer.
+        prompts: prompts; an empty one begins a new document.
+        options: number of tokens and seed.
+        context: maximum context length in tokens.
+    """
     *_, texts = write_texts(generator, tokenizer, prompts, options, context=context)
     return texts

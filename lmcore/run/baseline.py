@@ -117,8 +117,8 @@ def measure_baseline(
     if missing:
         hint = 'pip install "twinlm[baseline]"'
         raise UserError(f"--baseline: needs torch and transformers, found no {' and no '.join(missing)}; run: {hint}")
-    texts = whole_documents(pieces)
-    request = Request(model=model, documents=texts, context=context, batch_size=batch_size, device=device)
+    documents = whole_documents(pieces)
+    request = Request(model=model, documents=documents, context=context, batch_size=batch_size, device=device)
     done = subprocess.run(
         [sys.executable, "-m", module], input=json.dumps(asdict(request)), text=True, capture_output=True
     )

@@ -271,6 +271,13 @@ class Checkpoints:
     """Saves checkpoints in the background, keeps the latest few and the best, and deletes the others."""
 
     def __init__(self, run_dir: Path, framework: str, keep: int):
+        """Create the folder of checkpoints, and delete incomplete ones that a killed process left there.
+
+        Args:
+            run_dir: run folder.
+            framework: name of the framework that writes the state.
+            keep: number of latest checkpoints to keep, in addition to the best.
+        """
         self.folder = run_dir / "checkpoints"
         self.framework = framework
         self.keep = keep

@@ -44,7 +44,13 @@ class Tracker(Protocol):
         """Log the metrics of `row["step"]`."""
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Log text that the model generated at `step`."""
+        """Log generated text.
+
+        Args:
+            step: number of updates done.
+            name: kind of text, such as "sample".
+            text: the text.
+        """
 
     def image(self, step: int, path: Path) -> None:
         """Log a PNG, such as the loss curve, under the name of its file."""

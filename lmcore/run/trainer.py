@@ -235,6 +235,16 @@ class Run:
         latest: Checkpoint | None,
         stack: ExitStack,
     ):
+        """Restore or initialize the engine, write the run folder, and open the trackers.
+
+        Args:
+            config: config with the vocabulary size set.
+            prepared: tokenized text.
+            engine: the model.
+            batches: training batches.
+            latest: checkpoint to resume from; None for a new run.
+            stack: receives what must be closed at the end of the run.
+        """
         assert config.run_dir is not None
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder = Path(config.run_dir)

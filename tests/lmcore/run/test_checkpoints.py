@@ -464,7 +464,7 @@ def test_a_config_that_was_cut_is_refused_and_one_that_was_edited_says_what_to_d
     path.write_text(edited)
     assert load_run(find_checkpoint(run_dir))[0].optim.lr == 0.007
     path.write_text(edited[: edited.index("log:")])
-    with pytest.raises(UserError, match=r"config.yaml: found no log, sample, expected a whole config"):
+    with pytest.raises(UserError, match=r"config.yaml: found no log, sample, expected a complete config"):
         load_run(find_checkpoint(run_dir))
 
 
