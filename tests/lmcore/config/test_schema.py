@@ -113,7 +113,7 @@ IMPOSSIBLE = [
         {"low_freq_factor": 4.0},
         "model.rope_scaling.high_freq_factor: found 4.0, expected more than low_freq_factor",
     ),
-    (DataConfig, {"valid_files": ["v"]}, "data.valid_files: found ['v'], expected data.files beside it"),
+    (DataConfig, {"valid_files": ["v"]}, "data.valid_files: found ['v'], expected data.files to be set too"),
     (DataConfig, {"valid_fraction": 1.0}, "data.valid_fraction: found 1.0, expected more than 0 and less than 1"),
     (DataConfig, {"valid_fraction": 0.0}, "data.valid_fraction: found 0.0, expected more than 0 and less than 1"),
     (DataConfig, {"stories": 0}, "data.stories: found 0, expected at least 1"),

@@ -410,7 +410,7 @@ def test_a_folder_that_is_not_there_is_named_and_not_sought_on_the_hub(name):
 
 def test_a_file_as_data_set_is_one_line(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=r"^data\.dataset: found the file .* give --data\.files"):
+    with pytest.raises(UserError, match=r"^data\.dataset: found the file .* set --data\.files"):
         open_corpora(DataConfig(dataset=str(tmp_path / "a.txt")))
 
 
