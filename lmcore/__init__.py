@@ -1,4 +1,4 @@
-"""What both frameworks agree on: configuration, text, tokens, initial weights, schedule, and the training loop.
+"""The framework-independent core: config, data, initialization, learning-rate schedule, and the training loop.
 
 Nothing in this package imports jax or torch.
 """

@@ -1,4 +1,4 @@
-"""One way to tell a user of a mistake: a single line on standard error and exit code 2, never a traceback."""
+"""Report a user's mistake as one line on standard error with exit code 2, never as a traceback."""
 
 import contextlib
 import functools
@@ -13,11 +13,11 @@ EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
     **dict.fromkeys(("torch", "safetensors"), "torch"),
 }
-"""Package -> the extra of ours that installs it."""
+"""Package -> the extra of this project that installs it."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message is one line: the field or file, the value found, the value expected, and what to do.
     """
@@ -29,25 +29,30 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A model's numbers are NaN or infinite: nobody's mistake in what was asked."""
+    """A model's weights or outputs are NaN or infinite, which is no mistake in the command."""
 
     exit_code = 1
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """A value as a message names it: its literal on one line, the middle left out where it is long."""
+    """Format a value for a message: its `repr` on one line, with the middle left out if it is too long.
+
+    Args:
+        value: the value.
+        limit: maximum number of characters that are shown in full.
+    """
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]}"
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be written in UTF-8: it holds no half of a surrogate pair."""
+    """Return whether text can be encoded in UTF-8, so that it contains no lone surrogate."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @contextlib.contextmanager
 def _printable() -> Iterator[None]:
-    """Print what standard output cannot encode as question marks: no table may end a run."""
+    """Make standard output replace what it cannot encode by question marks, so that printing never ends a run."""
     stream = sys.stdout
     errors = getattr(stream, "errors", None)
     if errors != "strict" or not isinstance(stream, io.TextIOWrapper):
@@ -61,12 +66,12 @@ def _printable() -> Iterator[None]:
 
 
 def note(message: str) -> None:
-    """Tell a user in one line on standard error what is no mistake, but worth knowing."""
+    """Print a note for the user in one line on standard error: no mistake, but worth knowing."""
     print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Turn `main(argv)` into a command that returns an exit code and reports a `UserError` as one line."""
+    """Decorate `main(argv)` so that it returns an exit code and reports a `UserError` as one line."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +81,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
-        except ModuleNotFoundError as error:  # the other side's framework, say
+        except ModuleNotFoundError as error:  # the other twin's framework, say
             if (package := (error.name or "").partition(".")[0]) not in EXTRAS:
                 raise
             hint = f'pip install "twinlm[{EXTRAS[package]}]"'
@@ -85,10 +90,10 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # the reader of our output, `head` say, has gone: not a mistake
+        except BrokenPipeError:  # the reader of the output, such as `head`, has ended: not a mistake
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except OSError as error:  # a full disk, say: nobody's code is wrong, and a traceback would not help
+        except OSError as error:  # a full disk, say: not a fault of the code, and a traceback would not help
             print(f"error: {error}", file=sys.stderr)
             return 1
 

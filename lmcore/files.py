@@ -1,7 +1,7 @@
-"""Files that survive a kill or a power cut, and checksums that tell whether they are still what was written.
+"""Write files that survive a kill or a power cut, and verify them by checksums.
 
-Everything that the packages keep goes through here: a file is replaced as a whole, a folder is flushed before its name
-says that it is complete, and a lock keeps a second process out. SHA-256 costs about 0.07 s for 100 MB.
+All files that the packages keep are written by this module: a file is replaced atomically, a folder is flushed to disk
+before it gets its final name, and a lock excludes other processes. SHA-256 takes about 0.07 s for 100 MB.
 """
 
 import errno
@@ -37,19 +37,19 @@ __all__ = [
 ]
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What a file system answers that has no locks, as some network file systems."""
+"""Errors by which a file system says that it has no locks, as some network file systems do."""
 STAMP = "# sha256 of the lines below: "
 
 
 class Damaged(UserError):
-    """A file is not what was written."""
+    """A file is missing or has changed since it was written."""
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces.
+    """Return the SHA-256 of a file, which is read in chunks.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -59,20 +59,20 @@ def file_digest(path: Path) -> str:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, by its path there."""
+    """Return relative path -> SHA-256 of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def check_folder(field: str, folder: Path) -> None:
-    """Check that a folder is there or can be made, as far as no file stands in its place or above it.
+    """Check that neither a folder nor any of its parents is a file, so that the folder can be created.
 
     Args:
-        field: the field or option that names the folder.
-        folder: where something is to be written.
+        field: config field or option that names the folder, for the message.
+        folder: folder to write to.
 
     Raises:
-        UserError: a file stands there.
+        UserError: there is a file in its place or above it.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -80,11 +80,11 @@ def check_folder(field: str, folder: Path) -> None:
 
 
 def check_files(folder: Path, expected: Mapping[str, str]) -> None:
-    """Compare files with their checksums; further files in the folder don't matter.
+    """Compare files with their checksums; other files in the folder are ignored.
 
     Args:
-        folder: where they lie.
-        expected: what `checksums` gave when they were written.
+        folder: folder of the files.
+        expected: the result of `checksums` when they were written.
 
     Raises:
         Damaged: a file is missing or has changed.
@@ -98,20 +98,20 @@ def check_files(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def seal(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a JSON file with a checksum of their own among them."""
+    """Return the fields of a JSON file with an additional field `checksum` over the others."""
     return fields | {"checksum": _digest(fields)}
 
 
 def check_seal(path: Path, fields: Any, mark: str) -> bool:
-    """Compare the fields of a JSON file with their own checksum.
+    """Compare the fields of a JSON file with the checksum among them.
 
     Args:
         path: the file, for the message.
-        fields: what it holds.
-        mark: a field that only files with a checksum have; it tells a lost checksum from a file of an older version.
+        fields: its content.
+        mark: a field that only files with a checksum have, by which a lost checksum differs from an older version.
 
     Returns:
-        False for a file of an older version, which has none.
+        False for a file of an older version, which has no checksum.
 
     Raises:
         Damaged: they differ.
@@ -121,7 +121,7 @@ def check_seal(path: Path, fields: Any, mark: str) -> bool:
     if "checksum" not in fields and mark not in fields:
         return False
     if fields.get("checksum") != _digest({name: value for name, value in fields.items() if name != "checksum"}):
-        raise Damaged(f"{path}: is damaged (what it holds does not match its own checksum)")
+        raise Damaged(f"{path}: is damaged (its content does not match its checksum)")
     return True
 
 
@@ -130,7 +130,7 @@ def _digest(fields: dict[str, Any]) -> str:
 
 
 def stamp(text: str) -> str:
-    """Put a comment line with a checksum before a text that people may edit."""
+    """Prepend a comment line with a checksum to a text that people may edit."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{STAMP}{digest} (if you edit them, delete this line)\n{text}"
 
@@ -139,7 +139,7 @@ def check_stamp(path: Path, text: str) -> bool:
     """Compare a text with the checksum in its first line.
 
     Returns:
-        False for a text that has none: one that was edited, or of an older version.
+        False for a text without checksum: it was edited, or written by an older version.
 
     Raises:
         Damaged: they differ.
@@ -148,14 +148,14 @@ def check_stamp(path: Path, text: str) -> bool:
         return False
     if text != stamp(text.partition("\n")[2]):
         raise Damaged(
-            f"{path}: is not what was written (the checksum in its first line differs); "
+            f"{path}: has changed since it was written (the checksum in its first line differs); "
             "if you edited it, delete that line; else it is damaged: restore it"
         )
     return True
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
+    """Flush a file, or the entries of a folder, to disk, so that they survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -164,7 +164,10 @@ def sync(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have all of a folder on disk, its files as readable as the folder: some libraries write for the owner alone."""
+    """Flush a folder to disk with all that is in it, and give its files the folder's permissions.
+
+    Some libraries write files that only their owner can read.
+    """
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(folder.stat().st_mode & 0o666)
@@ -173,7 +176,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file such that a kill leaves the old or the new one, never a part."""
+    """Replace a file atomically: a kill leaves the old or the new content, never a part of it."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -188,19 +191,19 @@ class Lock:
     def __init__(self, handle: int, alone: bool):
         self._handle = handle
         self.alone = alone
-        """Whether other processes are kept out; not where the file system has no locks."""
+        """Whether other processes are excluded; False if the file system has no locks."""
 
     def release(self) -> None:
-        """Let others in again."""
+        """Release the lock."""
         os.close(self._handle)
 
 
 def lock(path: Path, busy: Callable[[], None]) -> Lock:
-    """Take a lock file, made where there is none.
+    """Acquire a lock file, which is created if it does not exist.
 
     Args:
         path: the file.
-        busy: called where another process holds it, before waiting for that; it may raise instead.
+        busy: called if another process holds the lock, before waiting for it; it may raise instead.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

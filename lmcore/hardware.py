@@ -1,4 +1,4 @@
-"""Facts about the machine that both twins ask for."""
+"""Properties of the machine that both twins need: cores, memory, CPU features, malloc settings."""
 
 import os
 import platform
@@ -22,20 +22,20 @@ __all__ = [
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may run on."""
+    """Return the number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def even_parts(rows: int, most: int) -> int:
-    """The largest number of parts up to `most` that divides `rows` evenly."""
-    return max(n for n in range(1, most + 1) if rows % n == 0)
+def even_parts(rows: int, max_parts: int) -> int:
+    """Return the largest number of equal parts, at most `max_parts`, that `rows` can be split into."""
+    return max(n for n in range(1, max_parts + 1) if rows % n == 0)
 
 
 @cache
 def _cpu_info() -> str:
-    """What Linux says of the processor, or macOS in lines of the same form."""
+    """Return Linux's description of the CPU, or macOS's in lines of the same form."""
     if sys.platform == "darwin":
         done = subprocess.run(["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"], capture_output=True, text=True)
         return done.stdout
@@ -44,7 +44,7 @@ def _cpu_info() -> str:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return the model name of the CPU."""
     lines = [line.partition(":") for line in _cpu_info().splitlines()]
     named = (value.strip() for name, _, value in lines if name.strip() in ("model name", "machdep.cpu.brand_string"))
     return next(named, "") or platform.processor() or platform.machine()
@@ -54,59 +54,60 @@ FEATURES = {
     "x86": {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"},
     "arm": {"NEON": "asimd", "BF16": "bf16", "SVE": "sve"},
 }
-"""Instructions that matter to a matmul -> what Linux calls them."""
+"""Instruction sets that matter to matmuls -> their flags in Linux's /proc/cpuinfo."""
 MACOS = {"avx2": "avx2_0", "asimd": "advsimd", "bf16": "arm.feat_bf16"}
-"""Linux's names -> macOS's, where they differ, in lower case."""
+"""Flags of Linux -> those of macOS in lower case, where they differ."""
 
 
 def cpu_features() -> dict[str, bool]:
-    """Which instructions that matter to a matmul the processor has; nothing where the system does not say."""
+    """Return which instruction sets that matter to matmuls the CPU has; empty if the system does not say."""
     family = "arm" if platform.machine().lower() in ("aarch64", "arm64") else "x86"
     named = FEATURES[family]
     if sys.platform == "darwin":
         pairs = [line.lower().partition(":") for line in _cpu_info().splitlines()]
-        found = {name.removeprefix("hw.optional.") for name, _, value in pairs if value.strip() == "1"}
+        flags = {name.removeprefix("hw.optional.") for name, _, value in pairs if value.strip() == "1"}
         named = {feature: MACOS.get(flag, flag) for feature, flag in named.items()}
     else:
-        found = set(_cpu_info().split())
-    return {feature: flag in found for feature, flag in named.items()} if found else {}
+        flags = set(_cpu_info().split())
+    return {feature: flag in flags for feature, flag in named.items()} if flags else {}
 
 
 def bfloat16_products() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself: x86 with AVX-512 BF16, as Linux reports it."""
+    """Return whether the CPU has bfloat16 matmul instructions: x86 with AVX-512 BF16, as Linux reports it."""
     return cpu_features().get("AVX-512 BF16", False)
 
 
 def memory_bytes() -> int:
-    """Main memory of the machine."""
+    """Return the main memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def malloc_settings() -> dict[str, str]:
-    """The environment that sets up glibc's malloc for training; nothing elsewhere, or where GLIBC_TUNABLES is set.
+    """Return the environment variables that make glibc's malloc use huge pages, for training.
 
-    A train step allocates and frees its buffers each time: in pages of 4 KiB, the kernel spends a sixth of the step
-    on handing them out.
+    Empty on other systems than Linux, and if GLIBC_TUNABLES is already set. Each training step allocates and frees its
+    buffers; with pages of 4 KiB, the kernel spends a sixth of the step on page faults.
     """
-    wanted = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
-    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if wanted else {}
+    applies = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if applies else {}
 
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "WORLD_SIZE")
-"""Environment variables by which a launcher tells a process which of many it is."""
+"""Environment variables that launchers set for each of their processes."""
 
 
 def _observed() -> bool:
-    """Whether a debugger, profiler or coverage tool follows this process, which would lose it in a new program."""
+    """Return whether a debugger, profiler or coverage tool is attached, which a restart would detach."""
     monitoring = getattr(sys, "monitoring", None)  # Python 3.12
     tools = monitoring is not None and any(monitoring.get_tool(number) is not None for number in range(3))
     return tools or sys.gettrace() is not None or sys.getprofile() is not None
 
 
 def restart_with_malloc_settings() -> None:
-    """Restart this program with `malloc_settings`, which glibc reads only at a start; the process keeps its number.
+    """Restart this program with `malloc_settings`, which glibc reads only at startup; the process id stays the same.
 
-    One line says so. Not where TWINLM_RESTART is 0, under a debugger or profiler, or as one process of a launcher's.
+    A note says so. There is no restart if TWINLM_RESTART is 0, under a debugger or profiler, or if a launcher started
+    this process.
     """
     added = malloc_settings()
     if not added or os.environ.get("TWINLM_RESTART") == "0" or _observed() or any(map(os.environ.get, LAUNCHERS)):

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that `--help` waits for no framework."""
+"""Import a package's public names lazily, on first use, so that `--help` does not load a framework."""
 
 import importlib
 import sys
@@ -11,10 +11,10 @@ __all__ = ["callable_module", "lazy"]
 
 
 def lazy(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package (PEP 562).
+    """Return `__getattr__` and `__dir__` for a package with lazily imported names (PEP 562).
 
     Args:
-        package: its name.
+        package: name of the package.
         homes: public name -> the module that defines it.
     """
 
@@ -27,14 +27,14 @@ def lazy(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Cal
 
 
 def callable_module(module: str, function: str) -> None:
-    """Let a module be called as the function of its name.
+    """Make a module callable as the function of the same name.
 
-    A package that offers the function under the module's name (`from parity import convert`) gives the module once that
-    has been imported; calling it must work all the same.
+    Once the module `parity.convert` has been imported, `from parity import convert` returns the module instead of the
+    function that the package offers by that name; calling it must work in both cases.
 
     Args:
-        module: its name.
-        function: where the function is, as `module:name`.
+        module: name of the module.
+        function: path of the function, as `module:name`.
     """
 
     class CallableModule(ModuleType):

@@ -1,7 +1,7 @@
-"""The one way in for YAML and JSON: bounded in size, depth and repetition, each name once, one meaning for each scalar.
+"""Parse YAML and JSON safely: bounded in size, depth and aliases, without duplicate keys, with one scalar syntax.
 
 A plain scalar means the same in a file and on the command line, by YAML 1.2's core schema: `0100` is one hundred,
-`1e-3` a number, `1:30` and `2024-01-01` are texts. Of YAML 1.1 stay `yes`, `no`, `on`, `off` and `1_000`.
+`1e-3` is a number, `1:30` and `2024-01-01` are strings. From YAML 1.1, `yes`, `no`, `on`, `off` and `1_000` are kept.
 """
 
 import json
@@ -17,9 +17,9 @@ from lmcore.errors import UserError
 __all__ = ["MAX_JSON_BYTES", "parse_json", "parse_scalar", "parse_yaml", "read_json", "read_text", "read_yaml"]
 
 MAX_DEPTH = 64
-"""Levels of lists and mappings inside each other."""
+"""Maximum nesting depth of lists and mappings."""
 MAX_VALUES = 100_000
-"""Values of a YAML file, those that aliases repeat counted each time."""
+"""Maximum number of values in a YAML file; values that aliases repeat count each time."""
 MAX_DIGITS = 100
 MAX_YAML_BYTES = 4 << 20
 MAX_JSON_BYTES = 64 << 20
@@ -40,10 +40,10 @@ def read_yaml(path: Path, what: str = "YAML") -> Any:
 
     Args:
         path: the file.
-        what: what a message says that it cannot be read as.
+        what: kind of file, for the message "cannot be read as ...".
 
     Raises:
-        UserError: it is missing, damaged or larger than it may be, or gives a name twice.
+        UserError: the file is missing, invalid or too large, or has a duplicate key.
     """
     try:
         return parse_yaml(read_text(path))
@@ -56,10 +56,10 @@ def read_json(path: Path, hint: str = "") -> Any:
 
     Args:
         path: the file.
-        hint: what to do about a file that cannot be read, the end of the message.
+        hint: what to do about an invalid file; the end of the message.
 
     Raises:
-        UserError: it is missing, damaged or larger than it may be, or gives a name twice.
+        UserError: the file is missing, invalid or too large, or has a duplicate key.
     """
     try:
         return parse_json(read_text(path, MAX_JSON_BYTES))
@@ -68,10 +68,10 @@ def read_json(path: Path, hint: str = "") -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value that JSON text holds.
+    """Parse JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deep, or gives a name twice.
+        ValueError: it is invalid or nested too deep, or has a duplicate key.
     """
     too_deep = f"lists or objects are nested more than {MAX_DEPTH} deep"
     try:
@@ -87,20 +87,20 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value that YAML text holds.
+    """Parse YAML text with one document.
 
     Raises:
-        yaml.YAMLError: it is not YAML, too deep or too long, or gives a name twice in one place.
+        yaml.YAMLError: it is invalid, nested too deep or too long, or has a duplicate key.
     """
     return _Builder(text).document()
 
 
 def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
-    """Read a file in UTF-8.
+    """Read a UTF-8 file of at most `limit` bytes.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no UTF-8, or larger than `limit` bytes.
+        ValueError: it is not UTF-8, or larger than `limit` bytes.
     """
     with path.open("rb") as file:
         content = file.read(limit + 1)
@@ -110,11 +110,11 @@ def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
-    return made
+        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r} in one object")
+    return fields
 
 
 def _inside(value: list[Any] | dict[str, Any]) -> Iterator[Any]:
@@ -122,16 +122,16 @@ def _inside(value: list[Any] | dict[str, Any]) -> Iterator[Any]:
 
 
 def parse_scalar(text: str) -> Any:
-    """Return the value of a plain word: null, a truth value, a number, or the text itself.
+    """Return the value of a plain scalar: null, a boolean, a number, or the string itself.
 
     Raises:
-        yaml.YAMLError: it is a number with more digits than any has here.
+        yaml.YAMLError: it is an integer with more than MAX_DIGITS digits.
     """
     if text in WORDS:
         return WORDS[text]
     if WHOLE.fullmatch(text):
         if len(text) > MAX_DIGITS:
-            raise yaml.YAMLError(f"found a number of {len(text):,} digits, expected {MAX_DIGITS} at most")
+            raise yaml.YAMLError(f"found a number of {len(text):,} digits, expected at most {MAX_DIGITS}")
         return int(text, 16 if text.startswith("0x") else 10)
     if NUMBER.fullmatch(text):
         return float(text)
@@ -145,16 +145,16 @@ def _line(event: Any) -> int:
 
 
 class _Builder:
-    """Builds plain values from the events of PyYAML's parser, and counts them as it goes."""
+    """Builds plain values from the events of PyYAML's parser and counts them, so that aliases cannot exhaust memory."""
 
     def __init__(self, text: str):
         self.events = yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         self.anchors: dict[str, tuple[Any, int] | None] = {}
-        """Name -> value and number of values in it; None while it is open."""
+        """Name of an anchor -> (value, number of values in it); None while its value is being built."""
         self.count = 0
 
     def document(self) -> Any:
-        """The value of the only document."""
+        """Return the value of the only document."""
         documents = 0
         value = None
         for event in self.events:
@@ -192,28 +192,26 @@ class _Builder:
     def _alias(self, anchor: str, line: int) -> Any:
         if anchor not in self.anchors:
             raise yaml.YAMLError(f"line {line}: found *{anchor}, expected &{anchor} before it")
-        known = self.anchors[anchor]
-        if known is None:
-            raise yaml.YAMLError(f"line {line}: &{anchor} holds itself")
-        value, count = known
+        anchored = self.anchors[anchor]
+        if anchored is None:
+            raise yaml.YAMLError(f"line {line}: &{anchor} contains itself")
+        value, count = anchored
         self._add(count, line)
         return value
 
     def _mapping(self, depth: int) -> dict[str, Any]:
-        """Names are texts, whatever they look like; those of `<<` give way to the mapping's own."""
+        """Return a mapping; keys are always strings, and the mapping's own keys override those merged by `<<`."""
         own: dict[str, Any] = {}
         lines: dict[str, int] = {}
         merged: dict[str, Any] = {}
         while not isinstance(key := next(self.events), yaml.MappingEndEvent):
             line = _line(key)
             if not isinstance(key, yaml.ScalarEvent):
-                raise yaml.YAMLError(f"line {line}: found a list, mapping or alias as a name, expected a text")
+                raise yaml.YAMLError(f"line {line}: found a list, mapping or alias as a key, expected a string")
             name = key.value
             if name in lines:
                 both = f"line {line}" if line == lines[name] else f"lines {lines[name]} and {line}"
-                raise yaml.YAMLError(
-                    f"{name!r} stands twice in one place, {both}; keep one, with all that belongs to it"
-                )
+                raise yaml.YAMLError(f"duplicate key {name!r}, {both}; keep one, with all that belongs to it")
             lines[name] = line
             value = self._value(next(self.events), depth + 1)
             if name != "<<" or not key.implicit[0]:
@@ -222,7 +220,7 @@ class _Builder:
             sources = value if isinstance(value, list) else [value]
             if not all(isinstance(source, dict) for source in sources):
                 raise yaml.YAMLError(f"line {line}: found something else after <<, expected mappings to merge")
-            for source in reversed(sources):  # the first wins
+            for source in reversed(sources):  # the first mapping takes precedence
                 merged |= source
         return merged | own
 

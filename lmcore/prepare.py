@@ -1,4 +1,4 @@
-"""`python -m lmcore.prepare`: text into token files (`lmcore.data.prepare`)."""
+"""`python -m lmcore.prepare`: convert text to token files (`lmcore.data.prepare`)."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""`python -m lmcore.verify PATH ...`: compare runs, checkpoints and prepared text with the checksums kept with them.
+"""`python -m lmcore.verify PATH ...`: verify runs, checkpoints and prepared text against their recorded checksums.
 
-One line a set of files. Exit code 0 where everything is what was written, 1 where something is damaged, 2 where a path
-is nothing that could be verified.
+It prints one line for each set of files. The exit code is 0 if nothing is damaged, 1 if something is, and 2 if a path
+is none of these.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ CHECKPOINT, CONFIG, METRICS, TOKENIZER = "checkpoint.json", "config.yaml", "metr
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one set of files."""
+    """Result of the verification of one set of files."""
 
     path: Path
     state: str
     """`good`, `damaged`, or `no checksums` for files of an older version."""
     what: str
-    """What is wrong."""
+    """Description of the damage; empty if there is none."""
 
 
 def verify(path: Path) -> Iterator[Result]:
-    """Compare all files of a run, a checkpoint, a prepared folder or a folder of those with their checksums.
+    """Verify all files of a run, a checkpoint, a prepared folder or a folder of prepared folders.
 
     Raises:
-        UserError: it is none of them.
+        UserError: the path is none of these.
     """
     if (path / CHECKPOINT).exists() or checkpoints.NAME.fullmatch(path.name):
         yield _judge(path, lambda: read_checkpoint(path).verify())
@@ -54,11 +54,11 @@ def verify(path: Path) -> Iterator[Result]:
             yield from verify(folder)
     else:
         expected = "a run, a checkpoint, a folder of prepared text, or a folder of those"
-        raise UserError(f"{path}: {'found none of it' if path.exists() else 'no such folder'}, expected {expected}")
+        raise UserError(f"{path}: {'found none of these' if path.exists() else 'no such folder'}, expected {expected}")
 
 
 def _judge(path: Path, check: Callable[[], bool]) -> Result:
-    """What a check says that raises where something is damaged, and is false where there is nothing to compare with."""
+    """Return the result of a check, which raises if a file is damaged and returns False if there are no checksums."""
     try:
         return Result(path, "good" if check() else "no checksums", "")
     except UserError as error:
@@ -66,11 +66,11 @@ def _judge(path: Path, check: Callable[[], bool]) -> Result:
 
 
 def _run(folder: Path) -> Iterator[Result]:
-    found = []
+    readable = []
     for path in checkpoint_folders(folder):
-        with contextlib.suppress(Damaged):  # said below
-            found.append(read_checkpoint(path))
-    latest = found[-1] if found else None
+        with contextlib.suppress(Damaged):  # reported below
+            readable.append(read_checkpoint(path))
+    latest = readable[-1] if readable else None
     yield _judge(folder / CONFIG, lambda: _config(folder / CONFIG))
     if (folder / HEADER).exists():
         yield _judge(folder / HEADER, lambda: "files" in read_header(folder))
@@ -94,11 +94,11 @@ def _metrics(path: Path, latest: Checkpoint | None) -> bool:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify what the command line names."""
+    """Verify the paths on the command line."""
     parser = cli.command_parser(
         "python -m lmcore.verify",
-        "Compare runs, checkpoints and prepared text (or all of it below data.dir) with the checksums kept with them. "
-        "Exit code 0: all is what was written; 1: something is damaged; 2: there is no such thing.",
+        "Verify runs, checkpoints and prepared text (or all prepared text in data.dir) against their checksums. Exit "
+        "code 0: nothing is damaged; 1: something is damaged; 2: a path is none of these.",
         "PATH ...",
     )
     parser.add_argument("paths", nargs="+", help="Run, checkpoint, folder of prepared text, or data.dir.")

@@ -87,7 +87,7 @@ def test_a_state_that_is_not_finite_is_never_saved(package: str, capsys, monkeyp
     [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     what = {  # an evaluation sees parameters first
         "params": "the loss became (inf|nan)",
-        "optimizer": "a number of the state became infinite or NaN",
+        "optimizer": "the parameters or the optimizer state became infinite or NaN",
         "loss": "the loss became nan",
     }[damage]
     last = r"run/checkpoints/step_00000001; try a lower optim.lr than 0.003 or a smaller optim.clip than 1.0"
@@ -128,7 +128,7 @@ def test_a_saved_state_that_is_not_finite_is_set_aside(package: str, capsys, mon
     assert engine.is_finite is finite
     assert train(package, "run", train__resume="auto", train__steps=3) == 0
     err = capsys.readouterr().err
-    assert "step_00000002: its state is not finite; set aside as step_00000002.damaged, going on from step 1" in err
+    assert "step_00000002: its state is not finite; renamed to step_00000002.damaged, resuming from step 1" in err
     assert [checkpoint.step for checkpoint in list_checkpoints(Path("run"))][-1] == 3
 
 
@@ -168,7 +168,7 @@ def test_what_can_be_refused_is_refused_before_text_is_prepared(package: str, tm
     capsys.readouterr()
     resume = {"train__resume": "auto"}
     for run_dir, changed, message in (
-        ("run", {}, "holds a run; continue it with --train.resume auto"),
+        ("run", {}, "already has a run; resume it with --train.resume auto"),
         ("run", {**text, **resume}, "the text has changed since run was started"),
         ("run", {**text, **resume, "model__dim": 16}, "model.dim was 8 and is 16"),
         ("run", {**resume, "train__seed": 3}, "train.seed was 0 and is 3"),
@@ -219,7 +219,7 @@ def test_a_user_may_go_on_with_the_printed_command_whatever_the_folders_name(pac
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train_step", stopping)
         assert train(package, "my $run 'x'") == 128 + signal.SIGTERM
-    [told] = re.findall(r"go on with: (.*)", capsys.readouterr().out)
+    [told] = re.findall(r"resume with: (.*)", capsys.readouterr().out)
     words = shlex.split(told)
     assert words[:3] == ["python", "-m", f"{package}.train"]
     assert command(package, "train")(words[3:]) == 0

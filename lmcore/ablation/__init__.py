@@ -1,1 +1,1 @@
-"""Ablations: a plan of named changes to one config, the runs of all of them, and their report."""
+"""Ablations: named changes to one config (`plan`), the runs of all of them (`runner`), and their report (`report`)."""

@@ -1,4 +1,4 @@
-"""What an ablation asks for, the runs that come of it, and what their folders say about them."""
+"""The plan of an ablation, the runs that it defines, and their outcomes as read from the run folders."""
 
 import json
 import math
@@ -22,23 +22,23 @@ FIXED = {
     "train.seed": "seeds names those of every entry",
     "train.resume": "what is there is always continued",
 }
-"""Fields that no change may set -> why."""
+"""Fields that no change may set -> the reason."""
 SLUG = 100
-"""Characters of an entry's name that name its folder."""
+"""Maximum number of characters of an entry's name in the name of its folder."""
 FREE = ("run_dir", "train.resume", "train.cpu_devices", "train.device", "data.dir", "checkpoint.", "log.", "sample.")
-"""Fields, or beginnings of fields, in which a run on disk may differ: they leave its numbers alone."""
+"""Fields, or prefixes of fields, in which a run on disk may differ, since they do not affect its metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a file asks for."""
+    """An ablation, as its file describes it."""
 
     path: Path
     base: dict[str, Any]
     """Fields of the base, in groups."""
     seeds: list[int]
     changes: dict[str, dict[str, Any]]
-    """Name of an entry -> the fields that it sets, dotted or in groups."""
+    """Name of an entry -> the fields that it sets, by dotted names or in groups."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the folder of a run says about it."""
+    """State and metrics of a run, as read from its folder."""
 
     trial: Trial
     rows: list[dict[str, int | float]]
@@ -69,40 +69,41 @@ class Outcome:
     state: str
     """`finished`, `diverged`, or `unfinished`."""
     facts: dict[str, Any]
-    """Its run.json: framework, device, parameters; empty before it began."""
+    """Its run.json: framework, device, parameters; empty before the run has started."""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: no such file, expected the YAML of an ablation")
-    found = read_yaml(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {shown(found)}, expected fields, each with its value")
-    return found
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {shown(content)}, expected fields, each with its value")
+    return content
 
 
 def read_plan(path: Path) -> Plan:
     """Read the file that describes an ablation.
 
     Raises:
-        UserError: it is missing or damaged; a field is unknown or of the wrong kind; a name is missing or stands twice.
+        UserError: the file is missing or damaged, a field is unknown or of the wrong type, or a name is missing or
+            not unique.
     """
-    found = _read_yaml(path)
-    for name in found:
+    content = _read_yaml(path)
+    for name in content:
         if name not in ("base", "seeds", "changes"):
             raise UserError(f"{path}: {name}: no such field, expected base, seeds and changes")
-    base = found.get("base")
+    base = content.get("base")
     if isinstance(base, str):
         base = _read_yaml(path.parent / base)
     if not isinstance(base, dict):
         expected = "the fields of a config, or the path of its YAML file"
         raise UserError(f"{path}: base: found {shown(base)}, expected {expected}")
     _check_once(f"{path}: base", base)
-    seeds = found.get("seeds", [0, 1])
+    seeds = content.get("seeds", [0, 1])
     distinct = isinstance(seeds, list) and len(seeds) == len(set(map(repr, seeds))) > 0
     if not distinct or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds: found {shown(seeds)}, expected a list of different whole numbers from 0")
-    changes = found.get("changes")
+        raise UserError(f"{path}: seeds: found {shown(seeds)}, expected a list of distinct integers, at least 0")
+    changes = content.get("changes")
     if not isinstance(changes, dict) or not changes:
         expected = "a name for each change with the fields it sets"
         raise UserError(f"{path}: changes: found {shown(changes)}, expected {expected}")
@@ -115,8 +116,10 @@ def read_plan(path: Path) -> Plan:
             raise UserError(f"{path}: {name}: {field} cannot be changed: {FIXED[field]}")
         slug = _slug(str(name))
         if not slug or slug in folders:
-            clash = f"beside {folders[slug]!r}" if slug else "without a letter or digit"
-            raise UserError(f"{path}: {name}: found this name {clash}, expected one of its own for a folder; rename it")
+            clash = f"the same folder name as {folders[slug]!r}" if slug else "no letter or digit"
+            raise UserError(
+                f"{path}: {name}: found {clash}, expected a name from which a folder can be named; rename it"
+            )
         folders[slug] = name
     return Plan(
         path=path, base=merge({}, base), seeds=seeds, changes={str(name): fields for name, fields in changes.items()}
@@ -124,14 +127,14 @@ def read_plan(path: Path) -> Plan:
 
 
 def _check_once(where: str, fields: dict[str, Any]) -> None:
-    """Refuse a field that is set both by its dotted name and in its group."""
+    """Raise UserError for a field that is set both by its dotted name and in its group."""
     names = [name for name, _ in _leaves(fields)]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{where}: {twice[0]} stands twice, by its dotted name and in its group; keep one")
+        raise UserError(f"{where}: {twice[0]} is set twice, by its dotted name and in its group; keep one")
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """The base's fields, in groups, with those of a change put in; a change may write `model.dim: 64` or a group."""
+    """Return the base's fields, in groups, updated by a change, which may write `model.dim: 64` or a group."""
     merged = dict(base)
     for name, value in change.items():
         group, dot, rest = str(name).partition(".")
@@ -142,12 +145,12 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def trials(plan: Plan, out: Path) -> list[Trial]:
-    """All runs, the base's first, then seed by seed, so that an early stop leaves whole comparisons.
+    """Return all runs, seed by seed and the base first, so that an early stop leaves complete comparisons.
 
     Raises:
-        UserError: the fields of an entry are unknown or don't fit each other; the message names the entry.
+        UserError: the fields of an entry are unknown or incompatible; the message names the entry.
     """
-    made = []
+    runs = []
     for seed in plan.seeds:
         for entry, change in {BASE: {}, **plan.changes}.items():
             run_dir = str(out / "runs" / f"{_slug(entry)}-seed-{seed}")
@@ -156,21 +159,21 @@ def trials(plan: Plan, out: Path) -> list[Trial]:
                 config = configs.from_dict(Config, merge(merge(plan.base, change), fixed))
             except UserError as error:
                 raise UserError(f"{plan.path}: {entry}: {error}") from error
-            made.append(Trial(entry=entry, seed=seed, config=config))
-    return made
+            runs.append(Trial(entry=entry, seed=seed, config=config))
+    return runs
 
 
-def check_trials(found: Sequence[Trial]) -> None:
-    """Prepare the text of all runs, and compare what is on disk with what is asked for.
+def check_trials(runs: Sequence[Trial]) -> None:
+    """Prepare the text of all runs, and check that the runs on disk have the same config and text.
 
     Raises:
-        UserError: a text cannot be had or does not fit, or a run was made with another config or text.
+        UserError: a text is unavailable or does not fit, or a run on disk has another config or text.
     """
     from lmcore.data.prepare import Prepared, prepare
     from lmcore.run.trainer import with_vocabulary
 
     prepared: dict[str, Prepared] = {}
-    for trial in found:
+    for trial in runs:
         source = json.dumps([asdict(trial.config.data), asdict(trial.config.tokenizer)])
         try:
             text = prepared[source] = prepared.get(source) or prepare(trial.config)
@@ -189,7 +192,7 @@ def check_trials(found: Sequence[Trial]) -> None:
 
 
 def outcome(trial: Trial) -> Outcome:
-    """Read what a run has come to.
+    """Read the outcome of a run from its folder.
 
     Raises:
         UserError: its folder is damaged.

@@ -1,4 +1,4 @@
-"""The settings of a run: dataclasses (`schema`), YAML (`io`), command line (`cli`), shipped files (`shipped`)."""
+"""The config of a run: dataclasses (`schema`), YAML (`io`), command line (`cli`), shipped configs (`shipped`)."""
 
 from lmcore.config.io import (
     GROUPS,

@@ -1,10 +1,10 @@
-"""The command line: YAML by `--config`, any field by its dotted name, and one-line errors that name the field.
+"""The command line: YAML files by `--config`, any field by its dotted name, and one-line errors that name the field.
 
 jsonargparse reads the dataclasses of `lmcore.config.schema`, so help, types and defaults are written once, there. This
-file adds what it leaves open: files that are read by `lmcore.parsing` and checked before they become defaults, several
-values after a list field, values that begin with a dash, the nearest name for a typo, and the choice of a run folder.
-Values are texts on the command line and have types of their own in a file; a plain word means the same in both.
-Importing it is cheap: `--help` must answer before any framework is loaded.
+module adds what jsonargparse lacks: YAML files are read by `lmcore.parsing` and checked before they become defaults,
+a list field takes several values, a value may begin with a dash, a typo gets the nearest name, and a run gets a folder.
+On the command line every value is a string, in a file it has a type; a plain scalar means the same in both.
+Importing this module is cheap, since `--help` must answer before any framework is loaded.
 """
 
 import argparse
@@ -34,7 +34,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _load(text: str) -> Any:
-    """What jsonargparse takes a word for; a comment, say, is a text and not nothing."""
+    """Parse a command-line value for jsonargparse; what YAML reads as null (a comment, say) stays a string."""
     value = parse_yaml(text)
     return text if value is None else value
 
@@ -42,11 +42,17 @@ def _load(text: str) -> Any:
 set_loader("twinlm", _load, (yaml.YAMLError, ValueError))
 
 OPTION = re.compile(r"--[A-Za-z][\w.\-]*(=.*)?", re.DOTALL)
-"""What looks like an option: no other word that begins with a dash does."""
+"""Matches an option. Other arguments that begin with a dash, such as -1, are values."""
 
 
 def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
-    """An empty parser in the style of this project's commands; parse with `parse_arguments`."""
+    """Return an empty parser in the style of this project's commands; parse with `parse_arguments`.
+
+    Args:
+        prog: how the command is called, such as `python -m jaxlm.train`.
+        description: what `--help` says the command does.
+        usage: its arguments, without `prog`.
+    """
     usage = f"{prog} {usage}"
     return ArgumentParser(
         prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False, parser_mode="twinlm"
@@ -54,20 +60,25 @@ def command_parser(prog: str, description: str, usage: str) -> ArgumentParser:
 
 
 def add_config(parser: ArgumentParser) -> None:
-    """Add `--config`, which may be given several times."""
+    """Add `--config`, which may be given more than once."""
     names = "YAML file, or the bare name of a shipped config; options override it."
     parser.add_argument("--config", action="config", help=names)
 
 
 def add_no_verify(parser: ArgumentParser) -> None:
-    """Add the option by which a command takes damaged files as they are."""
+    """Add `--no_verify`, which makes a command read files without comparing their checksums."""
     parser.add_argument("--no_verify", action="store_true", help="Do not compare files with their checksums.")
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
-    """Read a whole `Config` from the command line, `run_dir` chosen.
+    """Read a complete `Config` from the command line and choose its `run_dir`.
 
     With `--train.resume auto`, a `run_dir` and no `--config`, the config saved in that run is the base.
+
+    Args:
+        argv: command-line arguments; None takes those of the process.
+        prog: how the command is called.
+        description: what `--help` says the command does.
 
     Raises:
         UserError: an option is unknown, has the wrong type, or does not fit the others.
@@ -76,7 +87,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     words = ["--checkpoint.verify=false" if word == "--no_verify" else word for word in words]
     parser = command_parser(prog, description, "[--config FILE] [--FIELD VALUE ...] [--no_verify]")
     add_config(parser)
-    parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null makes a new one under runs/.")
+    parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null creates a new one under runs/.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)
     parsed = parse_arguments(parser, words)
@@ -89,9 +100,9 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
 
 
 def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """Parse; the fields of every `--config` become defaults, which options override.
+    """Parse the command line; the fields of each `--config` file become defaults, which options override.
 
-    With `--print_config`, print the config that the other words make, if it is a possible one, and end the program.
+    With `--print_config`, print the config that the other arguments define, if it is valid, and exit.
 
     Raises:
         UserError: an option is unknown or has the wrong type, or a YAML file cannot be read.
@@ -99,7 +110,7 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Names
     known = _field_types(parser)
     words = sys.argv[1:] if argv is None else list(argv)
     for word in words:
-        if not is_unicode(word):  # what Python makes of other bytes
+        if not is_unicode(word):  # Python decodes bytes that are not UTF-8 to lone surrogates
             raise UserError(f"{word!a}: found bytes that are not UTF-8, expected text in UTF-8")
     files: list[str] = []
     printing = "config" in known and "--print_config" in words
@@ -126,25 +137,25 @@ def _config(parsed: Namespace) -> Config:
 
 
 def _defaults(parser: ArgumentParser, named: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value of what a YAML file sets, nested groups filled up with what was set before."""
+    """Return dotted name -> value for all that a YAML file sets; nested groups are merged with earlier defaults."""
     path = config_path(named, "--config")
     try:
-        found = read_yaml(path)
+        content = read_yaml(path)
     except UserError as error:
         raise UserError(f"--config: {error}") from error
-    groups = {name: found[name] for name in configs.GROUPS if name in found} if isinstance(found, dict) else {}
-    for place, value in [(str(path), found), *((f"{path}: {name}", value) for name, value in groups.items())]:
+    groups = {name: content[name] for name in configs.GROUPS if name in content} if isinstance(content, dict) else {}
+    for place, value in [(str(path), content), *((f"{path}: {name}", value) for name, value in groups.items())]:
         if not isinstance(value, dict):
             raise UserError(f"--config: {place} holds {shown(value)}, expected fields, each with its value")
-    for name in _names(found):
+    for name in _names(content):
         if name not in known and name not in configs.GROUPS:
             raise UserError(f"{_unknown(name, known)} ({path})")
     try:
-        configs.check_types(Config, found)
+        configs.check_types(Config, content)
     except UserError as error:
         raise UserError(f"{error} ({path})") from error
     defaults: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in content.items():
         fields = {f"{name}.{field}": inner for field, inner in value.items()} if name in groups else {name: value}
         for field, inner in fields.items():
             before = parser.get_default(field) if isinstance(inner, dict) else None
@@ -154,7 +165,7 @@ def _defaults(parser: ArgumentParser, named: str, known: dict[str, Any]) -> dict
 
 
 def _names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted name of everything in a file that has a value of its own."""
+    """Yield the dotted name of every leaf in the nested mapping of a file."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _names(value, f"{prefix}{name}.")
@@ -164,7 +175,7 @@ def _names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def named_as_options(*groups: str) -> Iterator[None]:
-    """Name fields of these groups as a command does that has them as options of its own: `seed` for `sample.seed`."""
+    """Rename fields of these groups in errors to the command's own options: `--seed` for `sample.seed`."""
     try:
         yield
     except UserError as error:
@@ -172,7 +183,7 @@ def named_as_options(*groups: str) -> Iterator[None]:
 
 
 def _field_types(parser: ArgumentParser) -> dict[str, Any]:
-    """Dotted name -> type of all that can be set, those of nested groups included; None where there is no type."""
+    """Return dotted name -> type for all that can be set, nested groups included; None where there is no type."""
     known: dict[str, Any] = {}
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
@@ -184,7 +195,7 @@ def _field_types(parser: ArgumentParser) -> dict[str, Any]:
 
 
 def _choose_run_dir(name: str, resume: bool) -> Path:
-    """`runs/NAME`, or the first free `runs/NAME-2`, ...; to resume, the last one that exists."""
+    """Return `runs/NAME`, or the first free `runs/NAME-2`, ...; to resume, the last one that exists."""
     taken = last = Path("runs", name)
     number = 1
     while taken.exists():
@@ -194,9 +205,10 @@ def _choose_run_dir(name: str, resume: bool) -> Path:
 
 
 def _gather_lists(argv: list[str], known: dict[str, Any]) -> list[str]:
-    """Turn `--data.files a b --data.files c` into one YAML list, which is what jsonargparse reads.
+    """Merge `--data.files a b --data.files c` into one YAML list, the form that jsonargparse reads.
 
-    A field of a config takes a JSON list of texts too; an option of a command, such as `--prompt`, takes words alone.
+    A config field also takes a JSON list of strings. A command's own option, such as `--prompt`, does not: a prompt
+    may look like a JSON list.
     """
     lists = {f"--{name}" for name, hint in known.items() if get_origin(hint) is list or list[str] in get_args(hint)}
     gathered: dict[str, list[str]] = {}
@@ -213,31 +225,31 @@ def _gather_lists(argv: list[str], known: dict[str, Any]) -> list[str]:
             name = None
             rest.append(word)
     for name, values in gathered.items():
-        texts = _texts(values[0]) if len(values) == 1 and "." in name else None
-        rest.append(f"{name}={_yaml_list(values if texts is None else texts)}" if values else name)
+        strings = _json_strings(values[0]) if len(values) == 1 and "." in name else None
+        rest.append(f"{name}={_yaml_list(values if strings is None else strings)}" if values else name)
     return rest
 
 
-def _yaml_list(texts: list[str]) -> str:
-    """One line, every text in quotes; JSON's escapes of characters beyond 16 bits are not YAML's."""
-    dumped = yaml.safe_dump(texts, default_flow_style=True, default_style='"', allow_unicode=True, width=math.inf)
+def _yaml_list(strings: list[str]) -> str:
+    """Write strings as a YAML list on one line, all quoted; JSON would escape characters beyond 16 bits otherwise."""
+    dumped = yaml.safe_dump(strings, default_flow_style=True, default_style='"', allow_unicode=True, width=math.inf)
     return dumped.removesuffix("\n")
 
 
-def _texts(text: str) -> list[str] | None:
-    """The texts of a JSON list, or None where it is none."""
+def _json_strings(text: str) -> list[str] | None:
+    """Return the strings of a JSON list, or None if the text is not one."""
     try:
-        found = parse_json(text)
+        value = parse_json(text)
     except ValueError:
         return None
-    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
 
 
 def _joined(argv: list[str], parser: ArgumentParser, known: dict[str, Any]) -> list[str]:
-    """Join an option and its one value, which may begin with a dash, and write numbers as they are meant.
+    """Join each option and its single value, which may begin with a dash, and normalize scalars.
 
     Raises:
-        UserError: a number, a truth value or null is expected and not found.
+        UserError: an option takes a number, a boolean or null, and its value is none of them.
     """
     single = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
     single |= {f"--{name}" for name, hint in known.items() if hint is not None}
@@ -247,18 +259,18 @@ def _joined(argv: list[str], parser: ArgumentParser, known: dict[str, Any]) -> l
             words[-1] += f"={word}"
         else:
             words.append(word)
-    return [_meant(word, known) for word in words]
+    return [_normalized(word, known) for word in words]
 
 
-def _meant(word: str, known: dict[str, Any]) -> str:
-    """`--train.steps=0100` -> `--train.steps=100`: every plain word as `lmcore.parsing` understands it."""
+def _normalized(word: str, known: dict[str, Any]) -> str:
+    """Rewrite a scalar as `lmcore.parsing` reads it: `--train.steps=0100` becomes `--train.steps=100`."""
     option, equals, text = word.partition("=")
     name = option.removeprefix("--")
     hint = known.get(name)
     if not equals or not option.startswith("--") or not set(get_args(hint) or [hint]) <= {int, float, bool, NoneType}:
         return word
     try:
-        value = parse_scalar(text.strip()) if text.strip() else text  # an empty variable of a shell is not null
+        value = parse_scalar(text.strip()) if text.strip() else text  # an empty shell variable is not null
     except yaml.YAMLError:
         value = text
     if not configs.fits(value, hint):
@@ -267,7 +279,7 @@ def _meant(word: str, known: dict[str, Any]) -> str:
 
 
 def _split_off(argv: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Values of the option `name`, wherever it stands, and the other words."""
+    """Return the values of option `name`, wherever it stands, and the remaining arguments."""
     values: list[str] = []
     rest: list[str] = []
     words = iter(argv)
@@ -285,7 +297,7 @@ def _split_off(argv: list[str], name: str) -> tuple[list[str], list[str]]:
 
 
 def _one_line(message: str, known: dict[str, Any]) -> str:
-    """Say in one line what jsonargparse says in several, with the nearest name for an unknown one."""
+    """Reduce a message of jsonargparse to one line, with the nearest name for an unknown option."""
     message = " ".join(message.split())
     keys = re.findall(r'Parser key "([^"]+)"', message)
     if match := re.search(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'", message):
@@ -295,7 +307,7 @@ def _one_line(message: str, known: dict[str, Any]) -> str:
         word = match.group(1).partition("=")[0]
         if word.startswith("-"):
             return _unknown(word, known)
-        return f"{word}: an argument too many; fields are given as --FIELD VALUE"
+        return f"{word}: unexpected argument; set a field as --FIELD VALUE"
     if match := re.match(r"argument (?:-\w/)?--([^\s/:]+)\S*: expected one argument", message):
         return f"{_named(match.group(1))}: found no value, expected {_expected(match.group(1), known)}"
     field = ".".join(dict.fromkeys(keys))
@@ -307,7 +319,7 @@ def _one_line(message: str, known: dict[str, Any]) -> str:
 
 
 def _named(field: str) -> str:
-    """A field of a config by its name, an option of a command as it is typed."""
+    """Return a config field by its name, and an option of a command as it is typed."""
     return field if "." in field or field in configs.GROUPS else f"--{field}"
 
 

@@ -1,4 +1,4 @@
-"""Configs as plain values and as YAML: checked by name and type, saved with the run, and read again."""
+"""Convert configs to and from plain values and YAML: check names and types, save with the run, and load."""
 
 import difflib
 import sys
@@ -35,24 +35,24 @@ GROUPS: dict[str, type] = {f.name: f.default_factory for f in fields(Config) if 
 
 
 def group_in(hint: Any) -> type | None:
-    """The config class among the types that a field may have, if there is one."""
+    """Return the config class among the types in a field's annotation, or None."""
     return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)  # type: ignore[return-value]
 
 
 def describe_type(hint: Any) -> str:
-    """What a field of this type takes, in words."""
+    """Describe in words the values that a field of this type takes."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
     if get_origin(hint) is list:
-        return "a list of texts"
+        return "a list of strings"
     if is_dataclass(hint):
         return "fields, each with its value"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", NoneType: "null"}
     return words[hint] if hint in words else " or ".join(map(describe_type, get_args(hint)))
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field has."""
+    """Return whether a value matches the type of a field."""
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is list:
@@ -67,12 +67,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def check_types(cls: type, values: Any, prefix: str = "") -> None:
-    """Check names and types of nested plain values, whatever else they may be.
+    """Check the names and types, but not the ranges, of nested plain values.
 
     Args:
         cls: `Config` or one of its groups.
-        values: a mapping of field names to values, perhaps not of all.
-        prefix: what a message puts before the name of a field: the group's name and a dot.
+        values: a mapping of field names to values; fields may be missing.
+        prefix: what an error message puts before a field's name: the group's name and a dot.
 
     Raises:
         UserError: a key is unknown, or a value is of the wrong type.
@@ -100,28 +100,28 @@ def check_types(cls: type, values: Any, prefix: str = "") -> None:
 
 
 def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
-    """Make `cls`, a config class, from nested plain values such as YAML holds.
+    """Build a config object from nested plain values such as YAML holds.
 
     Args:
         cls: `Config` or one of its groups.
-        values: a mapping of field names to values.
-        prefix: what a message puts before the name of a field: the group's name and a dot.
+        values: a mapping of field names to values; a missing field takes its default.
+        prefix: what an error message puts before a field's name: the group's name and a dot.
 
     Raises:
-        UserError: a key is unknown, or a value is of the wrong type or impossible.
+        UserError: a key is unknown, or a value has the wrong type or is out of range.
     """
     check_types(cls, values, prefix)
     hints = get_type_hints(cls)
 
-    def made(name: str, value: Any) -> Any:
+    def convert(name: str, value: Any) -> Any:
         group = group_in(hints[name])
         return from_dict(group, value, f"{prefix}{name}.") if group and value is not None else value
 
-    return cls(**{name: made(name, value) for name, value in values.items()})
+    return cls(**{name: convert(name, value) for name, value in values.items()})
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every field of a config, groups opened."""
+    """Yield (dotted name, value) of every field of a config, including those of its groups."""
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):
@@ -131,14 +131,14 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configs differ: dotted name -> (old value, new value)."""
+    """Return the fields in which two configs differ: dotted name -> (old value, new value)."""
     before, after = dict(flatten(old)), dict(flatten(new))
     names = [*before, *(name for name in after if name not in before)]
     return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
 
 
 def as_given(config: Any) -> dict[str, Any]:
-    """Nested plain values that make the same config, what was derived not given: `from_dict` derives it again."""
+    """Return nested plain values from which `from_dict` builds the same config; derived values are left unset."""
 
     def plain(name: str, value: Any) -> Any:
         if is_dataclass(value):
@@ -150,20 +150,20 @@ def as_given(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The config as YAML, what was derived not given."""
+    """Return the config as YAML, without derived values."""
     return yaml.safe_dump(as_given(config), sort_keys=False, allow_unicode=True)
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the config as YAML under a line with its checksum, what was derived not given."""
+    """Write the config as YAML, without derived values, below a line with its checksum."""
     replace_file(path, stamp(to_yaml(config)))
 
 
 def load(path: Path, verify: bool = True) -> Config:
-    """Read a config that `save` wrote.
+    """Load a config that `save` wrote.
 
     Raises:
-        UserError: the file is missing, is not a config, or is not what was written.
+        UserError: the file is missing, is not a config, or does not match its checksum.
     """
     try:
         text = read_text(path)
@@ -177,5 +177,5 @@ def load(path: Path, verify: bool = True) -> Config:
         raise UserError(f"{path}: {error}") from error
     missing = [] if stamped else [name for name in GROUPS if name not in values]
     if missing:
-        raise UserError(f"{path}: found no {', '.join(missing)}, expected a whole config: its end is cut off")
+        raise UserError(f"{path}: found no {', '.join(missing)}, expected a complete config: its end is cut off")
     return config

@@ -1,4 +1,4 @@
-"""`python -m lmcore.config.reference`: print docs/config.md, every field of a config."""
+"""`python -m lmcore.config.reference`: print docs/config.md, the reference of all config fields."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ __all__ = ["main", "reference"]
 
 OPENING = """# Every field of a config
 
-Printed by `python -m lmcore.config.reference`; the same texts are in `--help`. A field is set in a YAML file
+Printed by `python -m lmcore.config.reference`; `--help` has the same descriptions. A field is set in a YAML file
 (`--config`), in the group that heads its table, or on the command line as `--GROUP.FIELD VALUE`, which wins. `run_dir`
-stands alone: the folder of the run; null makes a new one under `runs/`.
+stands alone: the folder of the run; null creates a new one under `runs/`.
 """
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     parts = [OPENING]
     for name, group in configs.GROUPS.items():
         parts.append(_table(name, group))
@@ -35,9 +35,9 @@ def reference() -> str:
 
 
 def _table(name: str, group: type) -> str:
-    told = parse_from_object(group)
-    rows = [f"## {name}\n", f"{told.short_description}\n", "| field | type | default | |", "|---|---|---|---|"]
-    described = {parameter.arg_name: parameter.description for parameter in told.params}
+    docstring = parse_from_object(group)
+    rows = [f"## {name}\n", f"{docstring.short_description}\n", "| field | type | default | |", "|---|---|---|---|"]
+    described = {parameter.arg_name: parameter.description for parameter in docstring.params}
     rows += _rows(group, described)
     return "\n".join(rows) + "\n"
 
@@ -51,7 +51,7 @@ def _rows(group: type, described: dict[str, str | None]) -> Iterator[str]:
 
 
 def _default(field: Field) -> str:
-    """A default as YAML writes it."""
+    """Return a default as YAML writes it."""
     value: Any = field.default_factory() if callable(field.default_factory) else field.default
     named = {None: "null", True: "true", False: "false", "": '""'}
     return named[value] if isinstance(value, bool | str | None) and value in named else str(value)
@@ -59,7 +59,7 @@ def _default(field: Field) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the page."""
+    """Print the reference page."""
     print(reference(), end="")
 
 

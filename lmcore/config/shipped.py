@@ -7,20 +7,20 @@ from lmcore.errors import UserError
 __all__ = ["config_path", "names"]
 
 PLACES = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
-"""Where they lie: in an installed wheel, in the repository."""
+"""Folders that may hold them: in an installed wheel, and in the repository."""
 
 
 def names() -> list[str]:
-    """Bare names of what describes a run, in alphabetical order; `ablations` describes several."""
+    """Return the bare names of the shipped configs in alphabetical order; `ablations`, a plan of runs, is not one."""
     return sorted({path.stem for place in PLACES for path in place.glob("*.yaml")} - {"ablations"})
 
 
 def config_path(named: str, option: str) -> Path:
-    """The file that is meant: a path, or the bare name of a config that comes with the packages.
+    """Return the config file for a path or for the bare name of a shipped config.
 
     Args:
-        named: as it was typed. What exists under this path comes first.
-        option: what to call it in an error.
+        named: the path or bare name, as typed. An existing file with this path takes precedence.
+        option: name of the option in an error message.
 
     Raises:
         UserError: there is no such file.
@@ -29,8 +29,8 @@ def config_path(named: str, option: str) -> Path:
     if path.exists() and not path.is_dir():
         return path
     shipped = [place / f"{named}.yaml" for place in PLACES] if named == path.name else []
-    if found := next((file for file in shipped if file.exists()), None):
-        return found
+    if existing := next((file for file in shipped if file.exists()), None):
+        return existing
     if path.is_dir():
         raise UserError(f"{option}: found the folder {named!r}, expected a YAML file")
     raise UserError(

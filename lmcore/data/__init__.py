@@ -1,1 +1,1 @@
-"""From text to batches: documents (`corpus`), tokens (`tokenizer`, `prepare`), the batch of a step (`batches`)."""
+"""The data pipeline: documents (`corpus`), tokens (`tokenizer`, `prepare`), the batch of a step (`batches`)."""

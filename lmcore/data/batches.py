@@ -1,8 +1,8 @@
-"""Token files, and the batches drawn from them.
+"""Read token files, and draw training and evaluation batches from them.
 
 A prepared folder holds `train.bin` and `valid.bin` (raw little-endian token ids, each document followed by
-end-of-text) and `meta.json`, the header with checksums of all, which is written last. A batch is a pure function of
-(seed, step), so a run resumes from one integer and both twins see the same tokens.
+end-of-text) and `meta.json`, a header with the checksums of all files, which is written last. A batch is a pure
+function of (seed, step), so a run resumes from one integer and both twins see the same tokens.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 __all__ = ["FORMAT", "HEADER", "SPLITS", "Batches", "Tokens", "eval_windows", "read_header", "token_dtype"]
 
 FORMAT = 1
-"""Version of the folder's layout and of how text is cut and encoded; a folder of another version is not reused."""
+"""Version of the folder's layout and of how text is split and encoded; a folder of another version is not reused."""
 HEADER = "meta.json"
 SPLITS = ("train", "valid")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every id: little-endian uint16, or uint32 above 65,536 ids."""
+    """Return the smallest dtype that holds every token id: little-endian uint16, or uint32 above 65,536 ids."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -34,42 +34,42 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Read the `meta.json` of a prepared folder or of a run.
 
     Raises:
-        UserError: it is missing, damaged, or of another format.
+        UserError: the header is missing, damaged, or of another format.
     """
     path = folder / HEADER
-    ours = (folder / "config.yaml").exists()
-    way_out = "restore it from the prepared text in data.dir" if ours else f"delete {folder} to have it made again"
+    is_run = (folder / "config.yaml").exists()
+    hint = "restore it from the prepared text in data.dir" if is_run else f"delete {folder} to prepare it again"
     try:
         header = parse_json(read_text(path, MAX_JSON_BYTES))
         check_seal(path, header, mark="files")
-        found = header["format"]
+        version = header["format"]
     except Damaged as error:
-        raise Damaged(f"{error}; {way_out}") from error
+        raise Damaged(f"{error}; {hint}") from error
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path}: cannot be read as a header of token files ({error}); {way_out}") from error
-    if found != FORMAT:
-        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; {way_out}")
+        raise Damaged(f"{path}: cannot be read as a header of token files ({error}); {hint}") from error
+    if version != FORMAT:
+        raise UserError(f"{path}: found format {version!r}, expected {FORMAT}; {hint}")
     return header
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """One split of a prepared folder, mapped from disk: memory is taken only for what is read."""
+    """One split of a prepared folder, memory-mapped, so that only what is read takes memory."""
 
     ids: Integer[np.ndarray, " tokens"]
     """Token ids, uint16 or uint32."""
     documents: int
-    """Documents, each ended by end-of-text; a single document cut in two counts in both splits."""
+    """Number of documents, each ended by end-of-text; a single document split in two counts in both splits."""
     bytes: int
-    """UTF-8 bytes of the text."""
+    """Number of UTF-8 bytes of the text."""
     unknown: int
-    """Tokens that stand for text which the vocabulary lacks."""
+    """Number of unknown tokens, which stand for text that the vocabulary lacks."""
     prefix: tuple[int, ...] = ()
-    """Ids that begin each document: a model is shown them, and evaluation does not ask it to predict them."""
+    """Ids that begin each document: the model reads them as input, but evaluation leaves them out of the targets."""
     vocab_size: int = 2**32
-    """Ids are less than this, or refused when they are read."""
+    """Upper bound of the ids; `read` raises for an id that is not less than this."""
     path: Path = Path()
-    """The file, to name it."""
+    """The file, for error messages."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,10 +80,10 @@ class Tokens:
         return self.bytes / (len(self.ids) - len(self.prefix) * self.documents)
 
     def read(self, where: slice | np.ndarray) -> Int32[np.ndarray, "..."]:
-        """The ids at these places.
+        """Return the token ids at the given positions as int32.
 
         Raises:
-            UserError: one is not in the vocabulary.
+            UserError: an id is not in the vocabulary.
         """
         ids = self.ids[where]
         if ids.size and int(ids.max()) >= self.vocab_size:
@@ -95,10 +95,15 @@ class Tokens:
 
     @classmethod
     def open(cls, folder: Path, split: str, vocab_size: int = 2**32) -> "Tokens":
-        """Map `split` ("train" or "valid") of a prepared folder, whose ids are less than `vocab_size`.
+        """Memory-map one split of a prepared folder.
+
+        Args:
+            folder: prepared folder.
+            split: "train" or "valid".
+            vocab_size: upper bound of the ids.
 
         Raises:
-            UserError: the file is missing or is not what the header says.
+            UserError: the file is missing, or its size differs from what the header says.
         """
         header = read_header(folder)
         path = folder / f"{split}.bin"
@@ -108,42 +113,43 @@ class Tokens:
             fields = {name: counts[name] for name in ("documents", "bytes", "unknown")}
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / HEADER}: found no {error}; delete {folder}") from error
-        found = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if path.exists() else 0
         expected = tokens * dtype.itemsize
-        if found != expected or expected == 0:
-            raise UserError(f"{path}: found {found} bytes, expected {expected}; delete {folder}")
+        if size != expected or expected == 0:
+            raise UserError(f"{path}: found {size} bytes, expected {expected}; delete {folder}")
         return cls(ids=np.memmap(path, dtype, mode="r"), vocab_size=vocab_size, path=path, **fields)
 
 
 class Batches:
-    """Training batches: `batch(step)` is a pure function of the arguments here and of `step`.
+    """Training batches; `batch(step)` is a pure function of the constructor's arguments and of `step`.
 
-    In each epoch the text is read as a ring from a random start and cut into windows of `seq_len` + 1 tokens that
-    overlap by one, so that every token is a target once, save the fewer than `seq_len` before the start; the windows
-    are then shuffled. Epochs follow without a gap: one batch may hold the end of one and the start of the next.
+    In each epoch the text is treated as a ring, which is split from a random offset on into windows of `seq_len` + 1
+    tokens that overlap by one. Every token is thus a target once, except for fewer than `seq_len` tokens before the
+    offset. The windows are then shuffled. Epochs follow without a gap: one batch may hold the end of one epoch and the
+    start of the next.
 
-    The shuffle is NumPy's sort of a counter-based generator's raw stream, which stays the same in every NumPy version
-    (`Generator.permutation` makes no such promise). The current and the last epoch's order are kept: 16 bytes per
-    window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/shuffle.py` compares the alternatives.
+    The shuffle sorts the raw output of a counter-based generator, which is the same in every NumPy version
+    (`Generator.permutation` makes no such promise). The orders of the current and of the adjacent epoch are cached:
+    16 bytes per window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/shuffle.py` compares alternatives.
     """
 
     def __init__(self, tokens: Tokens, *, seq_len: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)):
-        """Cut `tokens` into batches.
+        """Set up batches of `tokens`.
 
         Args:
             tokens: training text.
-            seq_len: target tokens in a row, T.
-            batch_size: rows of the whole batch, B, over all shards.
-            seed: determines every batch.
-            shard: (index, count): this process takes the index-th of count equal, contiguous parts of the rows.
+            seq_len: targets per sequence, T.
+            batch_size: sequences of the whole batch, B, over all shards.
+            seed: seed of the epochs' offsets and shuffles.
+            shard: (index, count): this process takes the index-th of `count` equal, contiguous parts of the batch.
 
         Raises:
-            UserError: the text is shorter than one window, or the rows don't divide among the shards.
+            UserError: the text is shorter than one window, or `batch_size` is not a multiple of the shard count.
         """
         if len(tokens) <= seq_len:
             raise UserError(
                 f"train.seq_len: found {seq_len}, expected less than the {len(tokens)} tokens of the training text; "
-                "set a smaller train.seq_len or give more text"
+                "set a smaller train.seq_len or provide more text"
             )
         index, count = shard
         if batch_size % count:
@@ -157,24 +163,26 @@ class Batches:
         self._seed = seed
         self._orders: dict[int, np.ndarray] = {}
         self.windows = len(tokens) // seq_len
-        """Windows in one epoch."""
+        """Number of windows in one epoch."""
 
     def batch(self, step: int) -> Int32[np.ndarray, "rows T1"]:
-        """Rows of batch `step` (from 0): [:, :-1] are the inputs, [:, 1:] the targets."""
-        epochs, places = np.divmod(step * self._batch_size + self._rows, self.windows)
-        starts = np.empty_like(places)
+        """Return the sequences of batch `step` (the first is 0): [:, :-1] are the inputs, [:, 1:] the targets."""
+        epochs, positions = np.divmod(step * self._batch_size + self._rows, self.windows)
+        starts = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            starts[here] = self._starts(epoch)[places[here]]
-        where = (starts[:, None] + self._offsets) % len(self._tokens)
-        return self._tokens.read(where)
+            in_epoch = epochs == epoch
+            starts[in_epoch] = self._starts(epoch)[positions[in_epoch]]
+        indices = (starts[:, None] + self._offsets) % len(self._tokens)
+        return self._tokens.read(indices)
 
     def _starts(self, epoch: int) -> np.ndarray:
+        """Return the index of each window's first token, in the shuffled order of an epoch."""
         order = self._orders.get(epoch)
         if order is None:
+            # The first draw gives the offset; the order of the others is the shuffle.
             draws = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(1 + self.windows)
             order = np.argsort(draws[1:], kind="stable")
-            order *= self._seq_len
+            order *= self._seq_len  # in place: for a billion tokens every copy is 16 MB
             order += int(draws[0] % len(self._tokens))
             self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1} | {epoch: order}
         return order
@@ -183,24 +191,24 @@ class Batches:
 def eval_windows(
     tokens: Tokens, *, seq_len: int, batch_size: int, windows: int
 ) -> Iterator[tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]]:
-    """Yield (inputs, targets) of a fixed set of windows, evenly spread over the text.
+    """Yield (inputs, targets) of a fixed set of windows, evenly spaced over the text.
+
+    The last window and the last batch are padded with input 0 and target -1, which the loss ignores. Targets that
+    belong to the prefix of a document are -1 too.
 
     Args:
         tokens: validation text.
-        seq_len: targets in a row, T.
-        batch_size: rows, B; the last batch is filled with empty rows.
+        seq_len: targets per sequence, T.
+        batch_size: sequences per batch, B; the last batch is padded with empty sequences.
         windows: number of windows; 0, or more than there are, takes all, and then every token but the first is a
             target exactly once.
-
-    Where a row or the last window has no token left, the input is 0 and the target -1, which counts for nothing; so
-    is a target that begins a document.
 
     Raises:
         UserError: the text has fewer than two tokens.
     """
     total = -(-(len(tokens) - 1) // seq_len)
     if total < 1:
-        raise UserError(f"validation text: found {len(tokens)} tokens, expected at least 2; give more text")
+        raise UserError(f"validation text: found {len(tokens)} tokens, expected at least 2; provide more text")
     count = min(windows or total, total)
     for begin in range(0, count, batch_size):
         inputs = np.zeros((batch_size, seq_len), np.int32)

@@ -1,7 +1,7 @@
-"""Where text comes from: local files, a hub data set, or the embedded stories.
+"""Sources of text: local files, a data set of the Hugging Face Hub, or the embedded stories.
 
-A corpus is a sequence of documents that can be read again and again, in pieces of bounded size, and an identity that
-says whether it is still the same text. `open_corpora` gives one to train on and one to validate on.
+A corpus is a sequence of documents that can be read any number of times, in pieces of bounded size, and has an identity
+by which a change of the text is noticed. `open_corpora` returns one for training and one for validation.
 """
 
 import glob
@@ -23,38 +23,38 @@ from lmcore.files import file_digest
 
 __all__ = ["Corpus", "Piece", "open_corpora", "open_text"]
 
-LOCAL_INSTEAD = "to train on local text, give --data.files 'folder/*.txt'"
+LOCAL_INSTEAD = "to train on local text, set --data.files 'folder/*.txt'"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-"""What a data set on the hub may be called: NAME or OWNER/NAME."""
+"""Matches the name of a data set on the hub: NAME or OWNER/NAME."""
 NAME = 64
-"""Characters of a corpus's name, which begins the name of a folder."""
+"""Maximum number of characters of a corpus's name, which begins the name of a folder."""
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 
 
 class Corpus(ABC):
-    """Documents, in a fixed order, that can be read any number of times."""
+    """A sequence of documents in a fixed order, which can be read any number of times."""
 
     name: str
-    """A short name, fit for a folder."""
+    """A short name, used for folder names."""
     size: int | None = None
-    """About how many bytes of text there are, where that is known without reading."""
+    """Approximate number of bytes of text, or None where it is not known without reading."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Piece]:
-        """Read the documents, piece by piece."""
+        """Iterate over the pieces of all documents."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON-able values that are the same only if the text is the same."""
+        """Return JSON-serializable values that are equal only if the text is equal."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What this is, for people."""
+        """Describe the corpus for messages."""
 
 
 def open_text(data: DataConfig) -> Corpus:
-    """Open all of the text that `data` names, nothing held out.
+    """Open all text that `data` names, with nothing held out.
 
     Raises:
         UserError: a file is missing or of an unknown kind, or the data set cannot be had.
@@ -70,9 +70,12 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     """Open the training and the validation text that `data` names.
 
     Where no validation text is named, every k-th document is held out (k = 1 / valid_fraction, rounded as needed to
-    meet the fraction), but at least one: the last of a few documents, or the last valid_fraction of the characters of
-    a single document. `max_documents` counts training documents; none is read after them. Each of the two reads the
-    source for itself, so that a streamed data set is fetched twice unless `valid_split` names another split.
+    meet the fraction), and always at least one: with few documents the last, and of a single document the last
+    valid_fraction of its characters. `max_documents` counts training documents; reading stops after them. Each corpus
+    reads the source by itself, so a streamed data set is downloaded twice unless `valid_split` names another split.
+
+    Returns:
+        (training corpus, validation corpus)
 
     Raises:
         UserError: a file is missing or of an unknown kind, or the data set cannot be had.
@@ -84,8 +87,8 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
         assert isinstance(train, Files)
         for place, path in valid.places.items():
             if place in train.places:
-                found = f"{path}, which is {train.places[place]} of data.files"
-                raise UserError(f"data.valid_files: found {found}, expected text that is not trained on")
+                both = f"{path}, which is {train.places[place]} of data.files"
+                raise UserError(f"data.valid_files: found {both}, expected text that is not trained on")
     elif not data.files and data.dataset is not None and data.valid_split is not None:
         valid = Hub(data, data.valid_split)
     if valid is not None:
@@ -114,17 +117,27 @@ class Stories(Corpus):
 
 
 class Files(Corpus):
-    """Local files, in the order given; those of one pattern sorted by name."""
+    """Local files, in the order of the patterns; the matches of one pattern are sorted by name."""
 
     def __init__(self, setting: str, patterns: list[str], data: DataConfig):
+        """Find the files.
+
+        Args:
+            setting: config field that names them, for messages.
+            patterns: paths or globs.
+            data: its separator and text field are used.
+
+        Raises:
+            UserError: a pattern matches no file, a format is not supported, or a file occurs twice.
+        """
         self._paths = [path for pattern in patterns for path in _matches(setting, pattern)]
         self._formats = [check_format(path) for path in self._paths]
         self.places: dict[tuple[int, int], Path] = {}
-        """Device and inode, which links share, of every file."""
+        """(device, inode) of every file, by which a link to the same file is noticed."""
         for path in self._paths:
             place = path.stat().st_dev, path.stat().st_ino
             if place in self.places:
-                raise UserError(f"{setting}: found {_twice(path, self.places[place])}, expected each file once")
+                raise UserError(f"{setting}: found {_duplicate(path, self.places[place])}, expected each file once")
             self.places[place] = path
         self._separator = data.separator
         self._text_field = data.text_field
@@ -154,7 +167,7 @@ class Files(Corpus):
 
 
 class Hub(Corpus):
-    """A split of a data set that `datasets` loads: from the hub, its cache, or a local folder."""
+    """One split of a data set that the `datasets` library loads from the hub, its cache, or a local folder."""
 
     def __init__(self, data: DataConfig, split: str):
         assert data.dataset is not None
@@ -166,7 +179,7 @@ class Hub(Corpus):
         self.name = data.dataset.rstrip("/").split("/")[-1][:NAME]
         path = Path(data.dataset).expanduser()
         if path.is_file():
-            raise UserError(f"data.dataset: found the file {data.dataset!r}, expected a folder; give --data.files")
+            raise UserError(f"data.dataset: found the file {data.dataset!r}, expected a folder; set --data.files")
         if not data.dataset or not (HUB_NAME.fullmatch(data.dataset) or path.is_dir()):
             expected = "expected one, or the name of a data set on the hub"
             raise UserError(f"data.dataset: found no folder {data.dataset!r}, {expected}; {LOCAL_INSTEAD}")
@@ -188,7 +201,7 @@ class Hub(Corpus):
             raise self._explain(error) from error
 
     def _fail_fast(self) -> None:
-        """Where the hub gives no answer, use only what is cached: `datasets` would try again for minutes."""
+        """Switch to offline mode if the hub does not answer; otherwise `datasets` would retry for minutes."""
         import datasets
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError
@@ -196,18 +209,19 @@ class Hub(Corpus):
         try:
             HfApi().dataset_info(self._dataset, timeout=HUB_TIMEOUT)
         except HfHubHTTPError:
-            pass  # it answers; if it refuses, `datasets` says why
+            pass  # the hub answers; if it refuses, `datasets` reports the reason
         except Exception:  # the error's class depends on which HTTP client is installed
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
     def _explain(self, error: Exception) -> UserError:
+        """Return a one-line error that names the field to change; the library's own classes and messages vary."""
         if isinstance(error, UserError):
             return error
         import datasets
 
         message = str(error)
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            return UserError(f"data.dataset: found {self._dataset!r}, expected a data set of the hub ({message})")
+            return UserError(f"data.dataset: found {self._dataset!r}, expected a data set on the hub ({message})")
         if isinstance(error, ValueError) and "BuilderConfig" in message:
             return UserError(f"data.subset: found {self._subset!r}, expected one of the data set's own ({message})")
         if isinstance(error, ValueError) and "Config name is missing" in message:
@@ -216,8 +230,8 @@ class Hub(Corpus):
             return UserError(f"data.split: found {self._split!r}, expected one of the data set's own ({message})")
         if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "aiohttp")):
             return UserError(
-                f"data.dataset: {self._dataset!r} is no folder here and cannot be fetched, the Hugging Face hub is out "
-                f"of reach ({message}); check the network, or, {LOCAL_INSTEAD}"
+                f"data.dataset: {self._dataset!r} is not a local folder and cannot be downloaded: the Hugging "
+                f"Face Hub cannot be reached ({message}); check the network, or, {LOCAL_INSTEAD}"
             )
         return UserError(
             f"data.dataset: {self._dataset!r} cannot be read ({type(error).__name__}: {message}); {LOCAL_INSTEAD}"
@@ -242,14 +256,16 @@ class Hub(Corpus):
         else:
             self._builder.download_and_prepare()
             dataset = self._builder.as_dataset(split=self._split)
-        names = dataset.column_names  # None where a stream does not know them before it is read
+        names = dataset.column_names  # None for a stream that does not know them before it is read
         if names and self._text_field in names:
             dataset = dataset.select_columns([self._text_field])
         for rows in dataset.iter(batch_size=1000):
             texts = rows.get(self._text_field)
             if texts is None or not all(isinstance(text, str | None) for text in texts):
-                found = ", ".join(names or rows)
-                raise UserError(f"data.text_field: found {self._text_field!r}, expected a field of text among: {found}")
+                fields = ", ".join(names or rows)
+                raise UserError(
+                    f"data.text_field: found {self._text_field!r}, expected a field of strings among: {fields}"
+                )
             yield from (text or "" for text in texts)
 
     def identity(self) -> dict[str, Any]:
@@ -276,11 +292,11 @@ class Capped(Corpus):
         self.name = source.name
 
     def __iter__(self) -> Iterator[Piece]:
-        left = self._count
+        remaining = self._count
         for piece in self._source:
             yield piece
-            left -= piece.ends
-            if left == 0:
+            remaining -= piece.ends
+            if remaining == 0:
                 return
 
     def identity(self) -> dict[str, Any]:
@@ -291,17 +307,28 @@ class Capped(Corpus):
 
 
 class Split:
-    """The rule by which one corpus becomes two, found by reading only its beginning, or a single document."""
+    """The rule that splits one corpus into training and validation documents.
+
+    To find it, only the beginning of the corpus is read: up to the first document that is to be held out.
+    """
 
     def __init__(self, source: Corpus, fraction: Fraction, max_documents: int):
+        """Set up the rule.
+
+        Args:
+            source: corpus to split.
+            fraction: fraction of the documents to hold out.
+            max_documents: maximum number of training documents; 0 for no limit.
+        """
         self.source = source
         self.fraction = fraction
         self.max_documents = max_documents
 
     def holds(self, index: int) -> bool:
-        """Whether document `index` is held out."""
+        """Return whether document `index` is held out."""
         if self.first < self._regular_first:
             return index == self.first
+        # Held out where ⌊fraction · (i + 1)⌋ exceeds ⌊fraction · i⌋, in integers: exact for any number of documents.
         part, whole = self.fraction.as_integer_ratio()
         return index * part // whole < (index + 1) * part // whole
 
@@ -311,28 +338,29 @@ class Split:
 
     @cached_property
     def first(self) -> int:
-        """Index of the first document that is held out; 0 if there is only one document."""
+        """Index of the first held-out document; 0 if there is only one document."""
         return self._survey[0]
 
     @cached_property
     def characters(self) -> int:
-        """Length of the first document."""
+        """Number of characters of the first document."""
         return self._survey[1]
 
     @cached_property
     def _survey(self) -> tuple[int, int]:
-        wanted = min(self._regular_first, self.max_documents or self._regular_first)
+        """Return (index of the first held-out document, characters of the first document)."""
+        target = min(self._regular_first, self.max_documents or self._regular_first)
         documents = characters = 0
         for piece in self.source:
             characters += len(piece.text) if documents == 0 else 0
             documents += piece.ends
-            if documents > wanted:
+            if documents > target:
                 break
         if documents == 0:
             raise UserError(f"{self.source.describe()}: found no text, expected at least one document")
         if documents == 1 and characters < 2:
-            raise UserError(f"{self.source.describe()}: found one character, expected enough text to hold out a part")
-        return min(wanted, documents - 1), characters
+            raise UserError(f"{self.source.describe()}: found one character, expected at least two, to hold one out")
+        return min(target, documents - 1), characters
 
 
 class Part(Corpus):
@@ -342,9 +370,9 @@ class Part(Corpus):
         self._split = split
         self._held_out = held_out
         self.name = split.source.name
-        share = split.fraction if held_out else 1 - split.fraction
+        fraction = split.fraction if held_out else 1 - split.fraction
         if split.source.size is not None and not split.max_documents:
-            self.size = int(split.source.size * share)
+            self.size = int(split.source.size * fraction)
 
     def __iter__(self) -> Iterator[Piece]:
         if self._split.first == 0:
@@ -363,16 +391,17 @@ class Part(Corpus):
                     return
 
     def _characters(self) -> Iterator[Piece]:
+        """Yield this part of a single document, which is split at a character."""
         total = self._split.characters
         cut = min(max(int(total * (1 - self._split.fraction)), 1), total - 1)
         begin, end = (cut, total) if self._held_out else (0, cut)
-        at = 0
+        position = 0
         for piece in self._split.source:
-            text = piece.text[max(begin - at, 0) : max(end - at, 0)]
-            at += len(piece.text)
+            text = piece.text[max(begin - position, 0) : max(end - position, 0)]
+            position += len(piece.text)
             if text:
-                yield Piece(text, ends=at >= end)
-            if at >= end:
+                yield Piece(text, ends=position >= end)
+            if position >= end:
                 return
 
     def identity(self) -> dict[str, Any]:
@@ -384,22 +413,23 @@ class Part(Corpus):
         }
 
     def describe(self) -> str:
-        share = f"{float(self._split.fraction):.3g} of " if self._held_out else "all but the held-out part of "
-        return share + self._split.source.describe()
+        part = f"{float(self._split.fraction):.3g} of " if self._held_out else "all but the held-out part of "
+        return part + self._split.source.describe()
 
 
-def _twice(path: Path, known: Path) -> str:
+def _duplicate(path: Path, known: Path) -> str:
     return f"{path} twice" if path == known else f"{path}, which is the same file as {known}"
 
 
 def _matches(setting: str, pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        raise UserError(f"{setting}: found the folder {pattern!r}, expected files; give {str(path / '*.txt')!r}")
-    literal = next((parent for parent in path.parents if parent.exists()), Path())  # wildcards in it are only a name
+        raise UserError(f"{setting}: found the folder {pattern!r}, expected files; use {str(path / '*.txt')!r}")
+    # Existing parents are literal, even those with * or [ in their names; only the rest is a pattern.
+    literal = next((parent for parent in path.parents if parent.exists()), Path())
     rest = str(path.relative_to(literal))
-    found = [path] if path.exists() else [literal / p for p in glob.glob(rest, root_dir=literal, recursive=True)]
-    paths = [p for p in sorted(found) if p.is_file()]
+    matches = [path] if path.exists() else [literal / p for p in glob.glob(rest, root_dir=literal, recursive=True)]
+    paths = [p for p in sorted(matches) if p.is_file()]
     if not paths:
         raise UserError(f"{setting}: found no file for {pattern!r}, expected a path or pattern of existing files")
     return paths

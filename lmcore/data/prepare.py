@@ -1,8 +1,9 @@
-"""From text to a folder of token files, once for each text, tokenizer and settings: `python -m lmcore.prepare`.
+"""`python -m lmcore.prepare`: convert text to a folder of token files, cached by text, tokenizer and settings.
 
-A folder's name holds a fingerprint of all that determines its content. It is written under another name, flushed to
-disk and then renamed, so that one which is found is whole; a process killed on the way leaves only a temporary folder,
-which the next one removes. Checksums in its header are compared each time that it is used.
+A folder's name contains a fingerprint of everything that determines its content. The folder is written under a
+temporary name, flushed to disk and then renamed, so that a folder with its final name is always complete; a killed
+process leaves only a temporary folder, which the next one removes. The checksums in the header are compared at each
+use.
 """
 
 import contextlib
@@ -31,41 +32,41 @@ __all__ = ["Prepared", "check_prepared", "main", "prepare"]
 
 TOKENIZER = "tokenizer.json"
 CONTENT = ("format", "dtype", "tokenizer", "splits", "identity")
-"""Fields of the header that say what the text is."""
+"""Fields of the header that identify the text and its encoding."""
 MAKING = re.compile(r"\.making-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Text, ready to train on."""
+    """Tokenized text, ready for training."""
 
     train: Tokens
     valid: Tokens
     tokenizer: Tokenizer
     folder: Path
-    """Where the token files and `tokenizer.json` lie."""
+    """Folder of the token files and `tokenizer.json`."""
     fresh: bool
-    """Whether they have just been made, and reported."""
+    """Whether they have just been created, and their summary reported."""
 
     def is_of(self, run_dir: Path) -> bool:
-        """Whether a run was begun on this text; true of one that was begun on none, such as an imported model."""
+        """Return whether a run was started on this text, or on no text, as an imported model."""
         if not (run_dir / HEADER).exists():
             return True
-        known, found = read_header(run_dir), read_header(self.folder)
-        return all(known.get(name) == found.get(name) for name in CONTENT)
+        recorded, current = read_header(run_dir), read_header(self.folder)
+        return all(recorded.get(name) == current.get(name) for name in CONTENT)
 
 
 def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path | None = None) -> Prepared:
-    """Find the token files that `config` asks for in `data.dir`, or make them.
+    """Return the token files for `config` from `data.dir`, creating them if they do not exist.
 
     Args:
-        config: its groups `data` and `tokenizer` are read.
-        report: takes one line of text for people at a time.
-        run_dir: a run that is to go on: other text than it was begun on is refused, before any is tokenized.
+        config: its groups `data` and `tokenizer` determine the files.
+        report: called with one line of progress at a time.
+        run_dir: a run to resume; text that differs from its own is refused before anything is tokenized.
 
     Raises:
-        UserError: the text or the tokenizer cannot be had or is not the run's, a prepared folder is damaged,
-            `data.dir` is a file, or the disk refuses.
+        UserError: the text or the tokenizer is unavailable or not the run's, a prepared folder is damaged, or
+            `data.dir` is a file or cannot be written to.
     """
     check_folder("data.dir", Path(config.data.dir).expanduser())
     train, valid = open_corpora(config.data)
@@ -83,7 +84,7 @@ def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path
     if fresh:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _only_one(folder.parent, report):
+            with _exclusive(folder.parent, report):
                 if not folder.exists():
                     _make(folder, config.tokenizer, train, valid, identity, report)
         except OSError as error:
@@ -106,7 +107,7 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     if config.file is not None:
         identity["content"] = file_digest(Path(config.file))
         if prefix := Tokenizer.load(config.file, config.eot_token).document_prefix:
-            identity["document_prefix"] = list(prefix)  # as JSON reads it back, to be equal to a header's
+            identity["document_prefix"] = list(prefix)  # a list, as JSON reads it back, to equal the header's
         return identity
     identity["special_tokens"] = config.special_tokens
     if config.kind == "bpe":
@@ -117,10 +118,10 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
 def _open(folder: Path, config: TokenizerConfig, fresh: bool, verify: bool) -> Prepared:
     try:
         if verify and not check_prepared(folder):
-            note(f"{folder} is of an older version, without checksums: read as it is")
+            note(f"{folder} was written by an older version, without checksums; reading it unverified")
     except Damaged as error:
-        way_out = f"delete {folder} to have it made again"
-        raise Damaged(f"{str(error).removesuffix(f'; {way_out}')}; {way_out}, or use it with --no_verify") from error
+        hint = f"delete {folder} to prepare it again"
+        raise Damaged(f"{str(error).removesuffix(f'; {hint}')}; {hint}, or use it with --no_verify") from error
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.eot_token, config.stop_tokens)
     expected = read_header(folder).get("tokenizer")
     if tokenizer.digest() != expected:
@@ -134,10 +135,10 @@ def check_prepared(folder: Path) -> bool:
     """Compare a prepared folder's files with the checksums in its header.
 
     Returns:
-        False for a folder of an older version, which has none.
+        False for a folder of an older version, which has no checksums.
 
     Raises:
-        Damaged: one is missing or has changed.
+        Damaged: a file is missing or has changed.
     """
     sums = read_header(folder).get("files")
     check_files(folder, sums or {})
@@ -145,10 +146,11 @@ def check_prepared(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Let one process at a time prepare text in `folder`, and remove what a killed one left.
+def _exclusive(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock for preparing text in `folder`, and remove what a killed process left there.
 
-    Where the system has no such lock, processes only do the same work twice, and temporary folders stay.
+    On a file system without locks, two processes may do the same work, and temporary folders are not removed, since
+    another process may be writing them.
     """
     held = lock(folder / ".lock", lambda: report(f"waiting for another process that prepares text in {folder}"))
     try:
@@ -175,7 +177,8 @@ def _make(
         tokenizer = tokenizers.train(config, (piece.text for piece in train))
         if tokenizer.ignored:
             settings = ", ".join(tokenizer.ignored)
-            report(f"note: {config.file} sets {settings}, which has no effect: text is encoded whole, alike each time")
+            reason = "text is encoded in full and deterministically"
+            report(f"note: {config.file} sets {settings}, which has no effect: {reason}")
         tokenizer.save(making / TOKENIZER)
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {}
@@ -225,7 +228,7 @@ def _rename(making: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal, nothing elsewhere."""
+    """Show a progress bar in bytes on a terminal, and nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -241,10 +244,10 @@ def _progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepare the text of a config and say what there is."""
+    """Prepare the text of a config and print a summary."""
     from lmcore.config.cli import parse
 
-    config = parse(argv, prog="python -m lmcore.prepare", description="Turn text into token files for training.")
+    config = parse(argv, prog="python -m lmcore.prepare", description="Convert text to token files for training.")
     prepared = prepare(config)
     for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if not prepared.fresh else ():
         print(_summary(split, tokens))

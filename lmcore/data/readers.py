@@ -1,7 +1,8 @@
-"""Local files as documents: `.txt` with a separator, `.jsonl` and `.parquet`, each also as `.gz` or `.zst`.
+"""Read local files as documents: `.txt` with a separator, `.jsonl` and `.parquet`, each also as `.gz` or `.zst`.
 
-A document arrives in pieces of bounded size, so that memory does not grow with the file, not even with one that is a
-single document. Text arrives as training wants it: no byte-order mark, every line end a line feed.
+A document is yielded in pieces of bounded size, so that memory use does not grow with the file, even if the whole file
+is a single document. Text is normalized for training: the byte-order mark is removed, and every line ends with a line
+feed.
 """
 
 import codecs
@@ -26,17 +27,18 @@ PACKINGS = (".gz", ".zst")
 
 READ_BYTES = 1 << 20
 PIECE = 1 << 16
-"""Characters after which a cut is looked for, small enough that several cores share one long document."""
+"""Minimum number of characters of a piece, except the last; small enough to share a long document among cores."""
 SEARCH = 1 << 14
-"""Characters within which it must be found."""
+"""Number of further characters within which a place to cut is searched for."""
 
-# Byte-level BPE never joins text over these places, so that the pieces have the tokens of the whole.
+# Byte-level BPE never merges over these places, since its pre-tokenizer always splits there; pieces cut here have the
+# tokens of the whole document.
 AFTER_NEWLINE = re.compile(r"(?<=\S)\n(?=\S)")
 BEFORE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 class Piece(NamedTuple):
-    """A stretch of a document, at most PIECE + SEARCH characters."""
+    """A part of a document, at most PIECE + SEARCH characters long."""
 
     text: str
     ends: bool
@@ -44,10 +46,14 @@ class Piece(NamedTuple):
 
 
 def document(text: str, where: str) -> Iterator[Piece]:
-    """Cut a whole document into pieces; a blank one gives none.
+    """Cut a whole document into pieces; a blank document yields none.
+
+    Args:
+        text: the document.
+        where: file and line, or data set and row, for the error message.
 
     Raises:
-        UserError: it holds half of a surrogate pair, which JSON allows and UTF-8 does not; `where` names the place.
+        UserError: the text contains half of a surrogate pair, which JSON allows and UTF-8 does not.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -55,8 +61,8 @@ def document(text: str, where: str) -> Iterator[Piece]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            found = f"U+{ord(text[error.start]):04X} at character {error.start}"
-            raise UserError(f"{where}: found half a surrogate pair ({found}), expected Unicode text") from error
+            place = f"U+{ord(text[error.start]):04X} at character {error.start}"
+            raise UserError(f"{where}: found half a surrogate pair ({place}), expected Unicode text") from error
     if text and not text.isspace():
         yield from _pieces(text)
 
@@ -65,7 +71,7 @@ def check_format(path: Path) -> tuple[str, str]:
     """Return (format, packing) of a file by its name, such as (".txt", ".gz") or (".jsonl", "").
 
     Raises:
-        UserError: it is none that can be read.
+        UserError: the format is not supported.
     """
     packing = path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
     kind = Path(path.stem if packing else path.name).suffix.lower()
@@ -76,16 +82,16 @@ def check_format(path: Path) -> tuple[str, str]:
 
 
 def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[Piece]:
-    """Read one file.
+    """Yield the pieces of all documents in one file.
 
     Args:
         path: the file.
-        separator: text between two documents of a .txt file; the newlines beside it belong to it. With '', and in a
-            file that has none, the whole file is one document, kept as it is.
-        text_field: field or column of .jsonl and .parquet.
+        separator: string between two documents of a .txt file; newlines next to it belong to it. If it is empty or does
+            not occur, the whole file is one document, with all its newlines.
+        text_field: field or column that holds the text, for .jsonl and .parquet.
 
     Raises:
-        UserError: the file cannot be read; says where.
+        UserError: the file cannot be read; the message names the line, row or byte.
     """
     kind, packing = check_format(path)
     with _opened(path, packing) as file:
@@ -99,6 +105,10 @@ def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[P
 
 @contextlib.contextmanager
 def _opened(path: Path, packing: str) -> Iterator[io.BufferedIOBase]:
+    """Open a file, decompressing as it is read.
+
+    Errors are converted here for all readers: a damaged archive is only noticed while it is being read.
+    """
     failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         with contextlib.ExitStack() as stack:
@@ -112,6 +122,7 @@ def _opened(path: Path, packing: str) -> Iterator[io.BufferedIOBase]:
                 except ImportError as error:
                     raise UserError(f'{path}: .zst files need zstandard; pip install "twinlm[hub]"') from error
                 failures += (zstandard.ZstdError,)
+                # A .zst file may be several frames, as parallel compressors write; the default stops after the first.
                 unpacked = zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
                 file = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, unpacked), READ_BYTES))
             yield file
@@ -120,15 +131,21 @@ def _opened(path: Path, packing: str) -> Iterator[io.BufferedIOBase]:
 
 
 def _read_text(file: io.BufferedIOBase, path: Path, separator: str) -> Iterator[Piece]:
-    rest = ""  # text of the open document that has not been given out
-    separated = begun = False  # whether a separator has been seen, and whether part of the open document is out
+    """Split a text file at the separator, block by block.
+
+    Newlines next to a separator belong to it, and so do those at the end of a file that has one. A file without any
+    separator keeps all its newlines.
+    """
+    rest = ""  # text of the current document that has not been yielded
+    separated = begun = False  # whether a separator has been seen; whether part of the current document was yielded
     for block in _decoded(file, path):
-        text = rest + block
+        text = rest + block  # so that a separator across two blocks is found
         parts = text.split(separator) if separator else [text]
         for part in parts[:-1]:
             yield from _close(part.strip("\n") if separated and not begun else part.rstrip("\n"), begun)
             separated, begun = True, False
         rest = parts[-1].lstrip("\n") if separated and not begun else parts[-1]
+        # The last len(separator) characters stay behind, where the next block may complete a separator.
         while len(rest) > PIECE + SEARCH + len(separator):
             cut = _cut(rest, 0)
             yield Piece(rest[:cut], ends=False)
@@ -137,6 +154,7 @@ def _read_text(file: io.BufferedIOBase, path: Path, separator: str) -> Iterator[
 
 
 def _close(text: str, begun: bool) -> Iterator[Piece]:
+    """Yield the rest of a document; a blank document yields nothing, but one that has begun must be ended."""
     if begun or (text and not text.isspace()):
         yield from _pieces(text)
 
@@ -151,21 +169,26 @@ def _pieces(text: str) -> Iterator[Piece]:
 
 
 def _cut(text: str, start: int) -> int:
+    """Return where to cut the piece that begins at `start`: after a newline, else before a space, else anywhere."""
     begin, end = start + PIECE, start + PIECE + SEARCH
-    if found := AFTER_NEWLINE.search(text, begin, end):
-        return found.end()
-    if found := BEFORE_SPACE.search(text, begin, end):
-        return found.start()
+    if match := AFTER_NEWLINE.search(text, begin, end):
+        return match.end()
+    if match := BEFORE_SPACE.search(text, begin, end):
+        return match.start()
     return begin
 
 
 def _decoded(file: io.BufferedIOBase, path: Path) -> Iterator[str]:
+    """Decode UTF-8 block by block, without the byte-order mark and with every line end as a line feed.
+
+    Both decoders are incremental: a block may end within a character, or between a carriage return and its line feed.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset, block = 0, b"-"
-    while block:
+    offset, block = 0, b"-"  # not empty, to enter the loop
+    while block:  # the empty block at the end flushes both decoders
         block = file.read(READ_BYTES)
-        held_back = len(decoder.getstate()[0])
+        held_back = len(decoder.getstate()[0])  # bytes of an incomplete character, which error.start counts too
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -195,7 +218,7 @@ def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterato
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: found no valid JSON ({error}), expected one object a line") from error
+            raise UserError(f"{where}: found invalid JSON ({error}), expected one object per line") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: found {type(record).__name__}, expected a JSON object with field {text_field!r}")
         if text_field not in record:
@@ -210,7 +233,7 @@ def _read_parquet(file: io.BufferedIOBase, path: Path, packing: str, text_field:
     except ImportError as error:
         raise UserError(f'{path}: .parquet files need pyarrow; pip install "twinlm[hub]"') from error
     with contextlib.ExitStack() as stack:
-        if packing:  # Parquet is read from its end
+        if packing:  # Parquet is read from its end, so it needs a file that can seek
             unpacked = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(file, unpacked, READ_BYTES)
             file = cast(io.BufferedIOBase, unpacked)

@@ -1,7 +1,7 @@
-"""Text to token ids and back: byte-level BPE, characters, bytes, or any `tokenizer.json`.
+"""Convert text to token ids and back: byte-level BPE, characters, bytes, or any `tokenizer.json`.
 
-Every kind is a `tokenizers` pipeline, so one `tokenizer.json` says all there is to know, and other tools can read it.
-Text is only ever text: a document that spells out a special token gets its characters, never the control token.
+Every kind is a `tokenizers` pipeline, so one `tokenizer.json` describes it completely, and other tools can read it.
+Text never encodes to special tokens: a document that spells out a special token gets the tokens of its characters.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ __all__ = ["TextStream", "Tokenizer", "train"]
 
 UNK = "<unk>"
 WELL_KNOWN_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-"""Where a file records no end-of-text token, the first of these that it has."""
+"""Candidates for the end-of-text token, in order, where a file does not record one."""
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-"""A token that stands for one byte, where a tokenizer falls back to bytes."""
+"""Matches a token that stands for one byte, as in tokenizers with byte fallback."""
 
 
 class TextStream:
-    """Text of one sequence, given out as its tokens arrive: all of it is what `decode` makes of all ids.
+    """Incremental decoder of one sequence: the texts it returns concatenate to `decode` of all ids.
 
-    It is decoded in windows that begin with tokens given out before, since what a decoder does to the first token of a
-    text (a space stripped, say) it must not do to a later one. Text is held back while a later token may change it.
+    It decodes windows that begin with tokens whose text was returned before, since a decoder may treat the first token
+    of a text differently (it strips a space, say). Text is held back while a later token may change it.
     """
 
     def __init__(self, tokenizer: "Tokenizer", prompt: Sequence[int] = ()):
-        """Begin after the ids of a prompt, whose text is not given out."""
+        """Start after the ids of a prompt, whose text is not returned."""
         self._tokenizer = tokenizer
         self._ids = list(prompt)
         self._read = len(self._ids)
@@ -42,15 +42,16 @@ class TextStream:
         self._settled = tokenizer.is_settled(self._ids)
 
     def feed(self, token: int) -> str:
-        """Take one id; return the text that it completes, or ''."""
+        """Append one id and return the text that it completes, or an empty string."""
         self._ids.append(token)
-        return self._give() if self._tokenizer.is_settled(self._ids) else ""
+        return self._next_text() if self._tokenizer.is_settled(self._ids) else ""
 
     def flush(self) -> str:
-        """Return what `feed` still held back, an unfinished character as U+FFFD."""
-        return self._give()
+        """Return the text that `feed` still holds back, an incomplete character as U+FFFD."""
+        return self._next_text()
 
-    def _give(self) -> str:
+    def _next_text(self) -> str:
+        """Return the text not returned yet, and shorten the window if what remains decodes to text by itself."""
         decode = self._tokenizer.decode
         text = decode(self._ids)
         new = text[self._shown :]
@@ -64,22 +65,22 @@ class TextStream:
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer`, and what a language model needs to know of it."""
+    """A `tokenizers.Tokenizer` with the facts about it that a language model needs."""
 
     inner: tokenizers.Tokenizer
-    """The library's own tokenizer; it never reads a special token from text."""
+    """The library's tokenizer, set so that it never encodes text to special tokens."""
     eot_id: int
     """Id of the token that ends a document."""
     stop_ids: frozenset[int]
-    """Ids that end a generated text: that one, and further ones that a model may have."""
+    """Ids that end generation: `eot_id`, and further ones that a model may have."""
     prefix_ids: tuple[int, ...]
-    """Ids that the file's template puts before a text, such as a token that begins it."""
+    """Ids that the file's template puts before a text, such as a begin-of-text token."""
     unk_id: int | None
-    """Id that stands for text that the vocabulary lacks; None where there is none."""
+    """Id of the unknown token, which stands for text that the vocabulary lacks; None if there is none."""
     vocab_size: int
-    """Largest id + 1: rows that an embedding needs."""
+    """Largest id + 1, the number of embeddings that a model needs."""
     ignored: tuple[str, ...]
-    """Settings of the file that are not followed, for people."""
+    """Names of the file's settings that are ignored, for messages."""
 
     def __init__(
         self,
@@ -88,13 +89,13 @@ class Tokenizer:
         stop_tokens: Sequence[str] = (),
         source: str | None = None,
     ):
-        """Take over a tokenizer.
+        """Wrap a tokenizer of the library.
 
         Args:
-            inner: the library's own, which is changed so that the same text always gives the same ids, and no others.
+            inner: the library's tokenizer; it is modified, so that encoding is deterministic and adds no tokens.
             eot_token: token that ends a document.
-            stop_tokens: further tokens that end a generated text.
-            source: what `save` writes; None writes `inner` as it is given.
+            stop_tokens: further tokens that end generation.
+            source: content of `tokenizer.json` for `save`; None takes `inner` before it is modified.
         """
         self._source = source or inner.to_str(pretty=True)
         eot_id = inner.token_to_id(eot_token)
@@ -115,19 +116,20 @@ class Tokenizer:
 
     @property
     def document_prefix(self) -> tuple[int, ...]:
-        """Ids that begin a document in training; nothing where they are end-of-text, which ends the one before."""
+        """Ids that begin a document in training; empty if that is end-of-text, which already ends the previous one."""
         return () if self.prefix_ids == (self.eot_id,) else self.prefix_ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with no special token added."""
+        """Encode `text` without adding special tokens."""
         return self.encode_batch([text])[0]
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
-        """Ids after which a model goes on with `text`, at least one: what the template puts before it, and its own.
+        """Encode a prompt, the template's prefix included; the result has at least one id.
 
         Args:
-            text: where it is empty and the template puts nothing before it, it stands for a new document.
-            special: read special tokens from the text; those that the template would put there are not doubled.
+            text: the prompt. If it is empty and the template has no prefix, the result is end-of-text, after which a
+                new document begins.
+            special: whether to encode special tokens in the text; a prefix that it spells out is not added again.
         """
         self.inner.encode_special_tokens = not special
         try:
@@ -140,51 +142,51 @@ class Tokenizer:
         return ids or [self.eot_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; the library works on several texts at once, on all cores."""
+        """Encode several texts, in parallel on all cores, without adding special tokens."""
         return [e.ids for e in self.encodings(texts)]
 
     def encodings(self, texts: Sequence[str], offsets: bool = False) -> list[Encoding]:
-        """The library's own objects, whose `ids` are lists made when they are asked for.
+        """Encode several texts and return the library's objects, whose `ids` builds a new list at each access.
 
         Args:
-            texts: what to encode.
-            offsets: fill in each token's place in the text, which takes longer.
+            texts: the texts.
+            offsets: whether to compute each token's position in the text, which takes longer.
 
         Raises:
-            UserError: it has no token for a part of a text.
+            UserError: the vocabulary has no token for a part of a text.
         """
         encode = self.inner.encode_batch if offsets else self.inner.encode_batch_fast
         try:
             return encode(texts, add_special_tokens=False)
-        except Exception as error:  # the library has no class of its own
+        except Exception as error:  # the library raises no class of its own
             raise UserError(
-                f"tokenizer: cannot encode the text ({error}); take one that has an unknown token"
+                f"tokenizer: cannot encode the text ({error}); use one that has an unknown token"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; special tokens are left out, bytes that form no character become U+FFFD."""
+        """Decode `ids`, without special tokens; invalid UTF-8 becomes U+FFFD."""
         return self.inner.decode(ids, skip_special_tokens=True)
 
     def is_settled(self, ids: Sequence[int]) -> bool:
-        """Whether no later token can change the text of `ids`: it ends neither in a byte token nor in U+FFFD.
+        """Return whether no later token can change the text of `ids`: they end neither in a byte token nor in U+FFFD.
 
-        A run of byte tokens such as <0xE2> is text only where all of it is; a U+FFFD may be an unfinished character.
+        A run of byte tokens such as <0xE2> is decoded as a whole or not at all; U+FFFD may be an incomplete character.
         """
         last = next((i for i in reversed(ids) if i not in self._special), None)
         return last not in self._bytes and not self.decode(ids).endswith("\ufffd")
 
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """Decode one sequence token by token, after the ids of a prompt."""
+        """Return an incremental decoder for a sequence that continues the ids of a prompt."""
         return TextStream(self, prompt)
 
     def digest(self) -> str:
-        """SHA-256 of the pipeline and vocabulary, whatever the layout of the file they came from."""
+        """Return the SHA-256 of pipeline and vocabulary, independent of the layout of the file."""
         normal = tokenizers.Tokenizer.from_str(self._source).to_str()
         canonical = json.dumps(json.loads(normal), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The `tokenizer.json`: as it was read, or as ours was made."""
+        """Return the content of `tokenizer.json`, as it was read or trained."""
         return self._source
 
     def save(self, path: Path | str) -> None:
@@ -193,21 +195,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str, eot_token: str | None = None, stop_tokens: Sequence[str] = ()) -> "Tokenizer":
-        """Read a `tokenizer.json`, ours or another's.
+        """Load a `tokenizer.json`, written by this project or any other tool.
 
         Args:
             path: the file.
-            eot_token: token that ends a document; None takes the one that ours records, else a well-known one.
-            stop_tokens: further tokens that end a generated text.
+            eot_token: token that ends a document; None takes the one that this project records, else a well-known one.
+            stop_tokens: further tokens that end generation.
 
         Raises:
-            UserError: the file is not a tokenizer, or has no such token.
+            UserError: the file is not a tokenizer, or lacks one of the tokens.
         """
         source, inner = _read(Path(path))
         eot_token = eot_token or _recorded_eot(inner) or _well_known_eot(inner)
         if eot_token is None or inner.token_to_id(eot_token) is None:
-            found = sorted(t.content for t in inner.get_added_tokens_decoder().values() if t.special)
-            special = ", ".join(map(repr, found)) or "none"
+            names = sorted(t.content for t in inner.get_added_tokens_decoder().values() if t.special)
+            special = ", ".join(map(repr, names)) or "none"
             raise UserError(
                 f"{path}: found no token {eot_token!r} to end a document; "
                 f"set tokenizer.eot_token to one of its special tokens: {special}"
@@ -222,19 +224,19 @@ def _read(path: Path) -> tuple[str, tokenizers.Tokenizer]:
     try:
         source = path.read_text(encoding="utf-8")
         return source, tokenizers.Tokenizer.from_str(source)
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises no more specific class
         raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Make the tokenizer that `config` describes.
+    """Train or load the tokenizer that `config` describes.
 
     Args:
         config: kind, size and special tokens.
-        texts: training text. BPE reads about the first `train_bytes` of it, chars all, bytes and file none.
+        texts: training text. BPE reads about the first `train_bytes` of it, chars reads all, bytes and file none.
 
     Raises:
-        UserError: the file has no such end-of-text token, or ordinary text could spell a special token.
+        UserError: the file lacks the end-of-text token, or ordinary text would encode to a special token.
     """
     if config.kind == "file":
         assert config.file is not None
@@ -243,13 +245,13 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     make = {"bpe": _train_bpe, "chars": _train_chars, "bytes": _make_bytes}[config.kind]
     inner = make(config, special, texts)
     inner.add_special_tokens(special)
-    # It adds nothing to encoded text: this is where our own tokenizer.json keeps which token ends a document.
+    # This template adds nothing to encoded text: it only records in tokenizer.json which token ends a document.
     end = (config.eot_token, inner.token_to_id(config.eot_token))
     inner.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[end])
     tokenizer = Tokenizer(inner, config.eot_token, _known(inner, config.stop_tokens))
     for token in special:
         if inner.token_to_id(token) in tokenizer.encode(token):
-            expected = "a mark that ordinary text cannot be, such as <|endoftext|>"
+            expected = "a string that ordinary text does not contain, such as <|endoftext|>"
             raise UserError(f"tokenizer: found special token {token!r}, expected {expected}")
     return tokenizer
 
@@ -274,18 +276,19 @@ def _train_chars(config: TokenizerConfig, special: list[str], texts: Iterable[st
         characters.update(text)
     unk = [] if UNK in special else [UNK]
     vocab = {token: i for i, token in enumerate([*special, *unk, *sorted(characters - set(special))])}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))  # no merges: single characters
+    # Without merges, every token of BPE is one character.
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))
     inner.decoder = decoders.Fuse()
     inner.add_special_tokens([UNK])
     return inner
 
 
 def _make_bytes(config: TokenizerConfig, special: list[str], texts: Iterable[str]) -> tokenizers.Tokenizer:
-    # ByteLevel shows a printable byte as itself and the others, in order, as the characters from U+0100 on.
+    # ByteLevel represents a printable byte by its own character, and the others, in order, by U+0100 and the following.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    shown = [c for c in alphabet if ord(c) < 256]
-    hidden = sorted(set(range(256)) - {ord(c) for c in shown})
-    vocab = {c: ord(c) for c in shown} | dict(zip(alphabet[len(shown) :], hidden, strict=True))
+    printable = [c for c in alphabet if ord(c) < 256]
+    others = sorted(set(range(256)) - {ord(c) for c in printable})
+    vocab = {c: ord(c) for c in printable} | dict(zip(alphabet[len(printable) :], others, strict=True))
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
@@ -316,13 +319,14 @@ def _known(inner: tokenizers.Tokenizer, tokens: list[str]) -> list[str]:
     for token in tokens:
         if inner.token_to_id(token) is None:
             raise UserError(
-                f"tokenizer.stop_tokens: found {token!r}, which the vocabulary lacks; reserve it as special"
+                f"tokenizer.stop_tokens: found {token!r}, which the vocabulary lacks; add it to "
+                "tokenizer.special_tokens"
             )
     return tokens
 
 
 def _prefix(inner: tokenizers.Tokenizer, token: str) -> tuple[int, ...]:
-    """Ids that the post-processor puts before a text, whatever it is: here a special token alone."""
+    """Return the ids that the post-processor puts before any text; a special token serves as the text."""
     inner.encode_special_tokens = False
     processed = inner.post_process(inner.encode(token, add_special_tokens=False))
     added = itertools.takewhile(lambda pair: pair[1] is None, zip(processed.ids, processed.sequence_ids, strict=True))
@@ -330,11 +334,11 @@ def _prefix(inner: tokenizers.Tokenizer, token: str) -> tuple[int, ...]:
 
 
 def _make_repeatable(inner: tokenizers.Tokenizer) -> tuple[str, ...]:
-    """Switch off what cuts, fills or randomly changes encoded text; return what was on."""
+    """Disable truncation, padding and random segmentation; return the names of those that were enabled."""
     ignored = [name for name in ("truncation", "padding") if getattr(inner, name) is not None]
     inner.no_truncation()
     inner.no_padding()
-    for name in ("dropout", "alpha", "nbest_size"):  # BPE's dropout, and the sampling of Unigram
+    for name in ("dropout", "alpha", "nbest_size"):  # BPE dropout, and Unigram's subword sampling
         if getattr(inner.model, name, None):
             ignored.append(f"model.{name}")
             setattr(inner.model, name, None)

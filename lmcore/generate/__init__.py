@@ -1,1 +1,1 @@
-"""Text from prompts: the command, and prompts as padded batches of tokens."""
+"""Text generation: the command (`command`), and decoding of padded batches of prompts (`prompting`)."""

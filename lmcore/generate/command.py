@@ -1,4 +1,4 @@
-"""`python -m jaxlm.generate RUN`, and its twin: text from a trained model, streamed, in a batch, or at a prompt."""
+"""`python -m jaxlm.generate RUN`, or torchlm: generate text, streamed, as a batch, or interactively."""
 
 import os
 import stat
@@ -25,26 +25,33 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> None:
     """Generate text as the command line says.
 
+    Args:
+        argv: command-line arguments; None takes those of the process.
+        package: name of the twin.
+        make_engine: called with a config, returns an engine.
+
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or an option is invalid.
     """
     parser = cli.command_parser(
         f"python -m {package}.generate",
-        "Let a trained model write. Of a prompt that is too long for the model's context, the last part is read; when "
-        "the context is full, its older half is forgotten. An empty prompt begins a new document; text piped in is a "
-        "prompt.",
+        "Generate text with a trained model. Of a prompt that is too long for the model's context, only the last part "
+        "is used; when the context is full, its older half is dropped. An empty prompt begins a new document; text "
+        "piped to standard input is a prompt.",
         "RUN [--prompt TEXT ...] [--interactive]",
     )
     parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
     parser.add_argument(
         "--prompt",
         type=list[str] | None,
-        help="Texts to go on from, one or several; - reads standard input; null the text piped in, else the run's.",
+        help="One or several prompts; - reads standard input; null takes the text piped in, else the run's prompt.",
     )
-    parser.add_argument("--special", type=bool, default=False, help="Read special tokens, such as </s>, from prompts.")
+    parser.add_argument("--special", type=bool, default=False, help="Encode special tokens, such as </s>, in prompts.")
     parser.add_argument("--interactive", action="store_true", help="Ask for prompts until the input ends.")
-    parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
-    parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
+    parser.add_argument("--precision", type=Precision | None, help="Dtype of the matmuls; null takes the run's.")
+    parser.add_argument(
+        "--device", type=Device, default="auto", help="Device to run on; auto takes an accelerator if there is one."
+    )
     cli.add_no_verify(parser)
     parser.add_class_arguments(SampleConfig, skip={"every", "prompt"})
     args = cli.parse_arguments(parser, argv)
@@ -70,25 +77,25 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         writer.write(prompts)
 
 
-def _prompts(given: list[str] | None, default: str) -> list[str]:
-    """What the command line gives, `-` standing for standard input; else the text piped in, else the run's prompt."""
-    if given is None:
+def _prompts(options: list[str] | None, default: str) -> list[str]:
+    """Return the prompts of the command line (`-` is standard input), else the text piped in, else the default."""
+    if options is None:
         return [(_read_input() if _is_piped() else "") or default]
-    piped = _read_input() if "-" in given else ""
-    return [piped if prompt == "-" else prompt for prompt in given]
+    piped = _read_input() if "-" in options else ""
+    return [piped if prompt == "-" else prompt for prompt in options]
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file: not a terminal, nor the empty device that a job in the night has."""
+    """Return whether standard input is a pipe or a file, rather than a terminal or /dev/null, as in a cron job."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (AttributeError, OSError, ValueError):  # it is closed, or no file of the system
+    except (AttributeError, OSError, ValueError):  # standard input is closed, or has no file descriptor
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _read_input() -> str:
-    """Text on standard input, without the line end that `echo` puts after it.
+    """Read standard input, without the newline that `echo` appends.
 
     Raises:
         UserError: it is not UTF-8.
@@ -102,52 +109,61 @@ def _read_input() -> str:
 
 
 class Finite:
-    """A generator that refuses to write where the model knows nothing: NaN is no distribution to draw from."""
+    """A generator that raises if the logits are NaN, from which no token can be drawn."""
 
     def __init__(self, inner: "Generator"):
         self._inner = inner
         self.extend, self.has_nan = inner.extend, inner.has_nan
 
     def start(self, tokens: np.ndarray, pads: np.ndarray, size: int) -> Any:
-        """Read prompts.
+        """Prefill the KV cache with prompts, as `Generator.start` does.
 
         Raises:
             NotFinite: the next token would be drawn from NaN.
         """
         state = self._inner.start(tokens, pads, size)
         if self.has_nan(state):
-            raise NotFinite("the model gives NaN for every token: its weights are not finite; take another checkpoint")
+            raise NotFinite("the model gives NaN for every token: its weights are not finite; use another checkpoint")
         return state
 
 
 class Writer:
-    """Prints what a model writes."""
+    """Prints generated text."""
 
     def __init__(
         self, generator: "Generator", tokenizer: "Tokenizer", options: SampleConfig, context: int, special: bool = False
     ):
+        """Set up generation.
+
+        Args:
+            generator: a twin's generator.
+            tokenizer: the model's tokenizer.
+            options: number of tokens and seed.
+            context: maximum context length in tokens.
+            special: whether to encode special tokens in prompts.
+        """
         self.generator, self.tokenizer, self.options = generator, tokenizer, options
         self.context, self.special = context, special
-        # Neither a character that the terminal cannot show nor bytes that are no character must end the program.
+        # Neither a character that the terminal cannot encode nor invalid UTF-8 in the input may end the program.
         for stream in (sys.stdin, sys.stdout):
             getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
 
     def write(self, prompts: Sequence[str]) -> None:
-        """Write after each prompt: one is streamed, several are printed when all are done."""
+        """Generate text after each prompt: a single one is streamed, several are printed when all are done."""
         from lmcore.generate.prompting import longest_prompt
 
         for prompt in prompts:
             over = len(self.tokenizer.encode_prompt(prompt, self.special)) - longest_prompt(self.context)
             if over > 0:
-                print(f"note: left out the first {over} tokens of a prompt: there is no room", file=sys.stderr)
+                print(f"note: dropped the first {over} tokens of a prompt: the context is too short", file=sys.stderr)
         begin = time.monotonic()
-        marks = [(sum(len(text.tokens) for text in texts), time.monotonic()) for texts in self._show(prompts)]
-        (first, warm), (count, end) = marks[0], marks[-1]
+        progress = [(sum(len(text.tokens) for text in texts), time.monotonic()) for texts in self._show(prompts)]
+        (first, warm), (count, end) = progress[0], progress[-1]
         rate = f", then {(count - first) / (end - warm):,.0f} tokens/s" if count > first else ""
         print(f"{count} tokens: the first {first} after {warm - begin:.1f} s{rate}", file=sys.stderr)
 
     def interact(self) -> None:
-        """Ask for a prompt and write, until the input ends; Ctrl-C drops a line or text. Each text has its own seed."""
+        """Ask for prompts and generate until the input ends; Ctrl-C drops a line or text. Every text has a new seed."""
         print("An empty line begins a new document; Ctrl-C stops a text or line, Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
@@ -166,7 +182,7 @@ class Writer:
             self.options = replace(self.options, seed=self.options.seed + 1)
 
     def _show(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
-        """Yield the texts as they grow, having printed what is new; several prompts are printed at the end."""
+        """Print texts and yield them as they grow; with several prompts, print all at the end."""
         from lmcore.generate.prompting import write_texts
 
         growing = write_texts(
@@ -187,11 +203,11 @@ class Writer:
                 shown = len(texts[0].text)
                 yield texts
         finally:
-            print()  # an error's line, too, begins a new one
+            print()  # so that an error message starts on a new line, too
 
 
 def _printable(text: str) -> str:
-    """Text as a terminal may have it: a control character, which could move the cursor or worse, becomes its name."""
+    """Escape control characters for a terminal, where they could move the cursor or worse."""
     if not sys.stdout.isatty():
         return text
     control = (c for c in set(text) if unicodedata.category(c) == "Cc" and c not in "\n\t")

@@ -1,7 +1,7 @@
-"""From prompts to text: padded batches, one uniform number per token, a context that slides, and stop rules.
+"""Decode prompts to text: left-padded batches, one uniform number per token, a sliding context, and stop tokens.
 
-A twin's `Generator` only reads a batch and writes a few tokens at a time; everything around that is here, so that both
-twins write the same text from one seed.
+A twin's `Generator` only prefills its KV cache with a batch and decodes a few tokens per call. Everything around that
+is here, so that both twins generate the same text from one seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,51 +26,71 @@ __all__ = [
 ]
 
 CHUNK = 16
-"""Tokens per call of a generator: enough to hide the call, few enough to stream."""
+"""Tokens per call of a generator: enough to amortize the call, few enough to stream."""
 WIDTH = 32
-"""Prompts are padded to a multiple of this."""
+"""Prompts are padded to a multiple of this length, and the KV cache has at least this step of size."""
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a twin provides: a cached decoder with its sampling options built in."""
+    """Interface of a twin's generator: a decoder with a KV cache and fixed sampling options."""
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Any:
-        """Read left-padded prompts into a cache of `size` columns."""
+        """Prefill a new KV cache with left-padded prompts; return the state.
+
+        Args:
+            tokens: token ids of the prompts.
+            pads: number of padding tokens at the beginning of each sequence, which attention ignores.
+            size: number of KV-cache slots per sequence, for the prompt and what is decoded after it.
+        """
 
     def extend(self, state: Any, uniforms: Float32[np.ndarray, "B A"]) -> tuple[Int32[np.ndarray, "B A"], Any]:
-        """Write A tokens per row; returns them and the new state."""
+        """Decode A tokens per sequence, one for each uniform number; return them and the new state."""
 
     def has_nan(self, state: Any) -> bool:
-        """Whether the next token would be drawn from NaN."""
+        """Return whether the logits of the next token are NaN in any sequence."""
 
 
 def draw_uniforms(seed: int, rows: int, length: int) -> Float32[np.ndarray, "B A"]:
-    """Numbers in [0, 1), a pure function of (seed + row, position): row r of seed s is the single row of seed s + r."""
+    """Return uniform numbers in [0, 1), a pure function of (seed + row, position).
+
+    Sequence r of a batch with seed s thus gets the numbers of a single sequence with seed s + r.
+
+    Args:
+        seed: seed of the first sequence.
+        rows: number of sequences, B.
+        length: numbers per sequence, A.
+    """
     generators = [np.random.Generator(np.random.Philox(key=seed + row)) for row in range(rows)]
     return np.stack([generator.random(length, dtype=np.float32) for generator in generators])
 
 
 def longest_prompt(context: int) -> int:
-    """Tokens of a prompt that are read, its last ones: as many as leave room for what the first call writes."""
+    """Return the maximum number of prompt tokens that leaves room in the context for the first call's tokens."""
     return context - min(CHUNK, context // 2)
 
 
 def pad_left(
     prompts: Sequence[Sequence[int]], longest: int, pad: int, room: int = 0
 ) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]]:
-    """Prompts as one block, and the padding of each row.
+    """Pad prompts on the left to one length T; return the batch and the number of padding tokens of each sequence.
 
-    Only the last `longest` tokens of a prompt are kept. The width is a multiple of 32, or `longest`, so that few
-    widths, each with its own compiled program, serve all prompts; less where only that leaves `room` columns.
+    T is a multiple of 32, or `longest`, so that a few lengths, each with its own compiled program, serve all prompts.
+    It is shorter where only that leaves `room` positions within `longest`.
+
+    Args:
+        prompts: token ids.
+        longest: maximum T; only the last `longest` tokens of a prompt are used.
+        pad: token id to pad with.
+        room: positions to leave for decoding.
     """
-    kept = [list(prompt[-longest:]) for prompt in prompts]
-    needed = max(map(len, kept))
-    width = min(longest, -(-needed // WIDTH) * WIDTH)
-    if needed + room <= longest < width + room:
-        width = longest - room
-    tokens = np.array([[pad] * (width - len(prompt)) + prompt for prompt in kept], np.int32)
-    return tokens, np.array([width - len(prompt) for prompt in kept], np.int32)
+    truncated = [list(prompt[-longest:]) for prompt in prompts]
+    needed = max(map(len, truncated))
+    length = min(longest, -(-needed // WIDTH) * WIDTH)
+    if needed + room <= longest < length + room:
+        length = longest - room
+    tokens = np.array([[pad] * (length - len(prompt)) + prompt for prompt in truncated], np.int32)
+    return tokens, np.array([length - len(prompt) for prompt in truncated], np.int32)
 
 
 def write_tokens(
@@ -82,18 +102,21 @@ def write_tokens(
     pad: int,
     first: int = 0,
 ) -> Iterator[Int32[np.ndarray, "B A"]]:
-    """Yield the tokens that follow each prompt, a few columns at a time, `options.max_tokens` in all.
+    """Yield the tokens that follow each prompt, a few positions at a time, `options.max_tokens` in all.
 
     Args:
-        prompts: token ids, at least one each.
-        context: most columns that the model can see. When they are full, the older half is forgotten and the newer
-            half read again.
-        pad: any token id, put before shorter prompts and ignored.
-        first: number of the prompts' last tokens that were decoded before: the draws go on after theirs.
+        generator: a twin's generator.
+        prompts: token ids, at least one per prompt.
+        options: number of tokens and seed; the generator has the other sampling options.
+        context: maximum context length in tokens. When it is full, the older half is dropped, and the KV cache is
+            prefilled with the newer half.
+        pad: any token id; it pads shorter prompts and is ignored.
+        first: number of each prompt's last tokens that were decoded in an earlier call, whose uniform numbers are
+            skipped.
     """
     longest = longest_prompt(context)
     chunk = context - longest
-    later = (options.max_tokens - 1) // chunk * chunk
+    later = (options.max_tokens - 1) // chunk * chunk  # tokens to decode after the first call
     tokens, pads = pad_left(prompts, longest, pad, room=later)
     uniforms = draw_uniforms(options.seed, len(prompts), first + options.max_tokens)[:, first:]
     size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
@@ -106,26 +129,27 @@ def write_tokens(
             state = generator.start(tokens, pads, size)
         draws = uniforms[:, begin : begin + chunk]
         count = draws.shape[1]
+        # Always a whole chunk, of which the last may be unused: one shape, one compiled program.
         new, state = generator.extend(state, np.pad(draws, ((0, 0), (0, chunk - count))))
         tokens = np.concatenate([tokens, new], axis=1)
         yield new[:, :count]
 
 
-def _cache_size(columns: int) -> int:
-    """Columns rounded up to an eighth of the next power of two: few are read in vain, and few programs are compiled."""
-    step = max(WIDTH, (1 << (columns - 1).bit_length()) // 8)
-    return -(-columns // step) * step
+def _cache_size(positions: int) -> int:
+    """Round up to an eighth of the next power of two: few slots are unused, and few sizes are compiled."""
+    step = max(WIDTH, (1 << (positions - 1).bit_length()) // 8)
+    return -(-positions // step) * step
 
 
 @dataclass
 class Text:
-    """What was written after one prompt."""
+    """The text generated after one prompt."""
 
     prompt: str
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
-    """Whether the model ended the text itself, with end-of-text or another token at which it stops."""
+    """Whether the model ended the text itself, with end-of-text or another stop token."""
 
 
 def write_texts(
@@ -137,15 +161,18 @@ def write_texts(
     context: int,
     special: bool = False,
 ) -> Iterator[list[Text]]:
-    """Yield the texts as they grow, the same list each time, until all have ended or reached `max_tokens`.
+    """Generate text after each prompt, and yield the growing texts until all have ended or reached `max_tokens`.
 
     Args:
-        generator: a twin's.
-        tokenizer: the model's.
-        prompts: texts to go on from; an empty one begins a new document, as every document began in training.
-        options: how to choose tokens, and how many.
-        context: most columns that the model can see.
-        special: read special tokens from the prompts.
+        generator: a twin's generator.
+        tokenizer: the model's tokenizer.
+        prompts: prompts; an empty one begins a new document, as documents begin in training.
+        options: number of tokens and seed.
+        context: maximum context length in tokens.
+        special: whether to encode special tokens in the prompts.
+
+    Yields:
+        The same list each time, one text per prompt.
     """
     texts = [Text(prompt) for prompt in prompts]
     ids = [tokenizer.encode_prompt(prompt, special) for prompt in prompts]
@@ -169,6 +196,14 @@ def write_texts(
 def complete(
     generator: Generator, tokenizer: Tokenizer, prompts: Sequence[str], options: SampleConfig, *, context: int
 ) -> list[Text]:
-    """The finished texts."""
+    """Generate text after each prompt, and return the finished texts.
+
+    Args:
+        generator: a twin's generator.
+        tokenizer: the model's tokenizer.
+        prompts: prompts; an empty one begins a new document.
+        options: number of tokens and seed.
+        context: maximum context length in tokens.
+    """
     *_, texts = write_texts(generator, tokenizer, prompts, options, context=context)
     return texts

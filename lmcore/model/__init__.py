@@ -1,1 +1,1 @@
-"""What both models share without a framework: initial weights, RoPE tables, FLOPs and memory."""
+"""What both models share in NumPy: weight initialization, position tables, FLOPs and memory."""

@@ -1,4 +1,4 @@
-"""How much arithmetic training takes, and how much a device can do: the two sides of MFU."""
+"""FLOPs of training per token and peak FLOP/s of a device: numerator and denominator of MFU."""
 
 import re
 
@@ -27,14 +27,15 @@ DENSE_BFLOAT16_PEAKS = {
     "TPU v5p": 459e12,
     "TPU v4": 275e12,
 }
-"""Dense 16-bit matrix products per second of one device, in FLOP/s, from the makers' data sheets."""
+"""Peak rate of dense 16-bit matmuls of one device, in FLOP/s, from the vendors' data sheets."""
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """FLOPs of one forward and backward pass per token: 6 per weight of a matrix product, and causal attention.
+    """Return the FLOPs of one forward and backward pass per token: 6 per matmul weight, plus causal attention.
 
-    The PaLM formula (Chowdhery et al. 2022, appendix B) with two differences: the embedding's look-up is not counted,
-    its use as output head is; and attention counts the keys a query may see, half the square.
+    This is the PaLM formula (Chowdhery et al. 2022, appendix B) with two differences: the embedding lookup does not
+    count, but the output head does, tied or not; and attention counts only the keys that the causal mask allows, half
+    of the full square.
     """
     heads = 2 * config.n_heads + 2 * config.n_kv_heads
     matrices = 3 if config.mlp in GATED else 2
@@ -44,6 +45,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense 16-bit peak of a device by its name, in FLOP/s; None where it is not known, as for any CPU."""
-    named = (peak for name, peak in DENSE_BFLOAT16_PEAKS.items() if re.search(rf"\b{name}\b", device_name))
-    return next(named, None)
+    """Return the dense 16-bit peak of a device by its name, in FLOP/s; None if unknown, as for any CPU."""
+    # The first match wins: the table lists "H100 PCIe" before "H100", which occurs in it.
+    matches = (peak for name, peak in DENSE_BFLOAT16_PEAKS.items() if re.search(rf"\b{name}\b", device_name))
+    return next(matches, None)

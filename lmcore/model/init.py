@@ -1,6 +1,6 @@
-"""Initial weights, drawn in NumPy and keyed by seed and parameter name, so that both twins start from the same model.
+"""The shared NumPy initialization: weights drawn by seed and parameter name, so that both twins start equal.
 
-A parameter's draw depends on nothing but its own name: neither the order of creation nor the other parameters matter.
+The draw of a parameter depends on the seed and its own name only, not on other parameters or the order of creation.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ EMBEDDINGS = ("embed_tokens", "embed_positions")
 
 
 def initial_weight(seed: int, name: str, shape: tuple[int, ...], model: ModelConfig) -> Float32[np.ndarray, "..."]:
-    """Initial value of one parameter.
+    """Return the initial value of one parameter, in float32.
 
     Args:
         seed: `train.seed`.
-        name: path of the parameter, such as `layers.0.self_attn.q_proj.kernel`. Matrices are drawn by the path of the
-            module that owns them, so that `kernel` and `weight` are one.
-        shape: vectors are biases, which begin at 0, or norm weights, which begin at 1; matrices are input × output,
-            embeddings are rows × width.
-        model: its `init` says how matrices are drawn. normal: std 0.02, projections onto the residual stream scaled
-            by 1/√(2L) (Radford et al. 2019, GPT-2). xavier: uniform within ±√(6 / (inputs + outputs)) (Glorot & Bengio
-            2010). kaiming: normal with std √(2 / inputs) (He et al. 2015, arXiv:1502.01852). The last two are made for
-            products; embeddings stay normal with std 0.02.
+        name: dotted name of the parameter, such as `layers.0.self_attn.q_proj.kernel`. Matrices are drawn by the name
+            of the module that owns them, so that JAX's `kernel` and PyTorch's `weight` get the same values.
+        shape: vectors are biases, initialized to 0, or norm weights, initialized to 1. Matrices are (inputs, outputs),
+            embeddings (number of embeddings, D).
+        model: its `init` selects the distribution of matrices. normal: std 0.02, projections onto the residual stream
+            scaled by 1/√(2L) (Radford et al. 2019, GPT-2). xavier: uniform in ±√(6 / (fan_in + fan_out)) (Glorot &
+            Bengio 2010). kaiming: normal with std √(2 / fan_in) (He et al. 2015, arXiv:1502.01852). Embeddings, whose
+            lookup is no matmul, are normal with std 0.02 in all three.
     """
     owner, _, leaf = name.rpartition(".")
     if len(shape) == 1:

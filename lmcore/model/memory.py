@@ -1,4 +1,4 @@
-"""What a model takes of the main memory at the least, so that one which cannot fit is refused before it is made."""
+"""A lower bound on the memory of a model, so that one that cannot fit is refused before anything is allocated."""
 
 from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
@@ -9,7 +9,7 @@ __all__ = ["check_batch", "check_memory", "parameter_parts"]
 
 
 def parameter_parts(model: ModelConfig) -> dict[str, int]:
-    """Fields that decide -> number of values in matrices; vectors, which are few, are left out."""
+    """Return config fields -> number of matrix elements that they determine; vectors, which are few, are left out."""
     queries, keys = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     mlp = (3 if model.mlp in GATED else 2) * model.dim * model.ffn_dim
     return {
@@ -20,18 +20,18 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
 
 
 def check_memory(config: Config, *, training: bool) -> None:
-    """Compare what a config needs on a CPU at the least with the memory of the machine.
+    """Check that a model on the CPU fits into the machine's memory.
 
-    Counted are the weights, with `training` also what the optimizer keeps, and the table of positions; gradients and
-    activations come on top, but depend on the framework.
+    This is a lower bound: it counts the weights, the position table and, with `training`, the optimizer state.
+    Gradients and activations take more, but depend on the framework.
 
     Raises:
-        UserError: it cannot fit.
+        UserError: the lower bound exceeds the memory of the machine.
     """
     model = config.model
     size = 8 if config.train.precision == "float64" else 4
-    whole = [kind for kind in OPTIMIZERS[config.optim.name].matrix if kind not in ("rows", "columns")]
-    copies = 1 + (len(whole) if training else 0)
+    full_size = [kind for kind in OPTIMIZERS[config.optim.name].matrix if kind not in ("rows", "columns")]
+    copies = 1 + (len(full_size) if training else 0)
     parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8
@@ -40,23 +40,23 @@ def check_memory(config: Config, *, training: bool) -> None:
         largest = max(parts, key=lambda fields: parts[fields])
         what = "weights and optimizer state" if training else "weights"
         raise UserError(
-            f"model: found one that takes at least {_gigabytes(needed)} for {what}, expected at most the "
+            f"model: found one that needs at least {_gigabytes(needed)} for {what}, expected at most the "
             f"{_gigabytes(available)} of memory in this machine; lower {largest}"
         )
 
 
 def check_batch(config: Config) -> None:
-    """Compare one batch of token ids, which every device takes from main memory, with the memory of the machine.
+    """Check that one batch of token ids, which is built in main memory for every device, fits into it.
 
     Raises:
-        UserError: it cannot fit.
+        UserError: the batch exceeds the memory of the machine.
     """
     train = config.train
     needed, available = train.batch_size * (train.seq_len + 1) * 4, memory_bytes()
     if needed > available:
-        found = f"{train.batch_size:,}, which takes {_gigabytes(needed)} for one batch of token ids"
+        size = f"{train.batch_size:,}, which takes {_gigabytes(needed)} for one batch of token ids"
         raise UserError(
-            f"train.batch_size: found {found}, expected at most the {_gigabytes(available)} of memory in this machine; "
+            f"train.batch_size: found {size}, expected at most the {_gigabytes(available)} of memory in this machine; "
             f"lower train.batch_size or train.seq_len"
         )
 

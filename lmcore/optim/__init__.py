@@ -1,1 +1,1 @@
-"""The learning rate of each step (`schedule`), and what each optimizer keeps (`table`)."""
+"""The learning-rate schedule (`schedule`), and the state of each optimizer (`table`)."""

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, the same for both twins."""
+"""The learning-rate schedule: a pure function of the step, shared by both twins."""
 
 import math
 
@@ -8,9 +8,10 @@ __all__ = ["learning_rate"]
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Learning rate of update `step` (the first is 0).
+    """Return the learning rate of update `step` (the first is 0).
 
-    Linear warmup from lr / warmup_steps, then the schedule's decay towards lr · min_lr_ratio at step `train.steps`.
+    It rises linearly from lr / warmup_steps, then decays by the schedule towards lr · min_lr_ratio at step
+    `train.steps`.
     """
     optim, steps = config.optim, config.train.steps
     warmup = optim.warmup_steps or 0
@@ -19,12 +20,12 @@ def learning_rate(config: Config, step: int) -> float:
     progress = min(1.0, (step - warmup) / (steps - warmup))
     match optim.schedule:
         case "constant":
-            left = 1.0
+            scale = 1.0
         case "linear":
-            left = 1.0 - progress
+            scale = 1.0 - progress
         case "cosine":
-            left = 0.5 * (1.0 + math.cos(math.pi * progress))
+            scale = 0.5 * (1.0 + math.cos(math.pi * progress))
         case "wsd":
             decay_steps = max(1.0, min(optim.decay_fraction * steps, steps - warmup))
-            left = min(1.0, max(0, steps - step) / decay_steps)
-    return optim.lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * left)
+            scale = min(1.0, max(0, steps - step) / decay_steps)
+    return optim.lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * scale)

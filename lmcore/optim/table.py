@@ -1,4 +1,4 @@
-"""What the optimizers keep, and what their libraries leave open or mean differently by default: for both twins."""
+"""The state that each optimizer keeps, and the choices on which optax and torch differ by default."""
 
 from dataclasses import dataclass
 from typing import get_args, get_type_hints
@@ -11,34 +11,35 @@ __all__ = ["OPTIMIZERS", "Optimizer", "kinds_of", "least_root", "takes_muon"]
 
 
 def least_root(dtype: np.dtype) -> float:
-    """Least norm that Muon divides a matrix by before it is orthogonalized, and least root of Adafactor's mean squares.
+    """Return the epsilon of two norms: Muon's, before it orthogonalizes a matrix, and Adafactor's root mean square.
 
-    optax adds it, or its square, where torch takes the larger of the two: so it is further below any norm that occurs
-    than the type can tell, and still large enough for squares that underflow: 1e-15 in float32, 1.5e-150 in float64.
+    optax adds it, or its square, to the norm, where torch takes the maximum of the two. It is therefore so small that
+    adding it changes no norm that occurs, and still large enough where squares underflow: 1e-15 in float32, 1.5e-150
+    in float64.
     """
     return 1e4 * float(np.sqrt(np.finfo(dtype).tiny))
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What an optimizer keeps of a run beside the parameters.
+    """The state of an optimizer, and which config fields it reads.
 
-    Kinds: `mean` of gradients and of their `square`s; `momentum`; and, of a matrix, the means of squares over all but
-    its first axis (`rows`, R × 1) and over all but its last (`columns`, 1 × C).
+    Kinds of state: the `mean` of gradients and the mean of their `square`s, which are Adam's two moments; `momentum`;
+    and, for an R × C matrix, the means of squared gradients of each row (`rows`, R × 1) and column (`columns`, 1 × C).
     """
 
     matrix: tuple[str, ...]
-    """Kinds that it keeps of a matrix."""
+    """Kinds of state kept for a matrix."""
     vector: tuple[str, ...]
-    """Kinds that it keeps of a vector."""
+    """Kinds of state kept for a vector."""
     counts: bool = False
-    """Whether it counts its updates."""
+    """Whether the state includes the number of updates."""
     corrects_bias: bool = False
-    """Whether it divides the means of the first steps by 1 − β^t."""
+    """Whether means are bias-corrected: divided by 1 − β^t."""
     reads: tuple[str, ...] = ()
-    """Fields of `optim` that set it, beside those that all read."""
+    """Fields of `optim` that it reads, in addition to those that all optimizers read."""
     rest: str | None = None
-    """The optimizer of all but the blocks' matrices, which are orthogonalized; None where there is one for all."""
+    """Name of the optimizer for all parameters but the blocks' matrices; None if one optimizer trains all."""
 
 
 OPTIMIZERS = {
@@ -48,29 +49,29 @@ OPTIMIZERS = {
     "lion": Optimizer(("mean",), ("mean",), reads=("beta1", "beta2")),
     "sgd": Optimizer(("momentum",), ("momentum",), reads=("momentum",)),
 }
-"""`optim.name` -> what it keeps."""
+"""`optim.name` -> its state."""
 
 if OPTIMIZERS.keys() != (known := set(get_args(get_type_hints(OptimConfig)["name"]))):
     raise AssertionError(f"OPTIMIZERS: found {sorted(OPTIMIZERS)}, expected those of optim.name, {sorted(known)}")
 
 
 def takes_muon(name: str, ndim: int) -> bool:
-    """Whether Muon trains a parameter, by its dotted name: the matrices of the blocks.
+    """Return whether Muon trains a parameter, given its dotted name: only the matrices of the blocks.
 
-    Embeddings, output head, norms and biases are AdamW's (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    AdamW trains embeddings, output head, norms and biases (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
     """
     return name.startswith("layers.") and ndim == 2
 
 
 def kinds_of(optimizer: str, name: str, ndim: int) -> tuple[str, ...]:
-    """Kinds that an optimizer keeps of one parameter.
+    """Return the kinds of state that an optimizer keeps for one parameter.
 
     Args:
         optimizer: `optim.name`.
-        name: of the parameter, dotted.
-        ndim: its number of axes.
+        name: dotted name of the parameter.
+        ndim: number of its dimensions.
     """
-    found = OPTIMIZERS[optimizer]
-    if found.rest is not None and not takes_muon(name, ndim):
-        found = OPTIMIZERS[found.rest]
-    return found.matrix if ndim == 2 else found.vector
+    entry = OPTIMIZERS[optimizer]
+    if entry.rest is not None and not takes_muon(name, ndim):
+        entry = OPTIMIZERS[entry.rest]
+    return entry.matrix if ndim == 2 else entry.vector

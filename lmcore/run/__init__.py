@@ -1,1 +1,1 @@
-"""A run: the one training loop (`trainer`), its folder and checkpoints, trackers, progress, and evaluation."""
+"""A training run: the training loop (`trainer`), its folder and checkpoints, trackers, progress, and evaluation."""

@@ -1,18 +1,18 @@
-"""Two models with different tokenizers on one text: bits per byte of a run beside those of another model.
+"""Compare a run with a baseline model, whatever their tokenizers, by bits per byte on the same text.
 
-Both read the same documents, each through its own tokenizer, as one stream in which end-of-text follows each document.
-Before the first document stands one more end-of-text, which is only read: so the first token of the text is predicted
-like any other, and every token, ends of documents included, exactly once. All bits are divided by all UTF-8 bytes of
-the documents. A model with a token that begins a document, beside one that ends it, reads that token before each
-document, and is not asked to predict it.
+Both models read the same documents, each through its own tokenizer, as one stream in which end-of-text follows each
+document. One more end-of-text precedes the first document, as input only: the first token of the text is predicted like
+any other, and every token, including end-of-text, is predicted exactly once. The sum of all bits is divided by the
+number of UTF-8 bytes of the documents. A model with a token that begins a document, in addition to one that ends it,
+reads that token before each document, but does not predict it.
 
-Windows: the stream is cut into windows of T targets that don't overlap. Within a window a token sees the window's
-earlier tokens and, before them, the last of the window before; nothing further back. T is the run's `train.seq_len` for
-both models; where the baseline's context is shorter, both get the shorter. T counts tokens: longer tokens put more text
-into a window, which is part of what a tokenizer is worth.
+The stream is split into windows of T targets that don't overlap. In a window, a token sees the window's earlier tokens
+and the last token of the window before, nothing further back. T is the run's `train.seq_len`, or the baseline's context
+length if that is shorter, and the same for both models. T counts tokens: longer tokens fit more text into a window,
+which is one of the advantages of a good tokenizer.
 
-The baseline is a model of `transformers`, which has them in torch only. It runs in a process of its own, so that
-the twin in JAX, too, may ask for it where torch is installed.
+The baseline is a causal language model of `transformers`, which runs in torch. It runs in a separate process, so that
+jaxlm can use it too where torch is installed.
 """
 
 import importlib.util
@@ -34,43 +34,51 @@ __all__ = ["Measured", "Request", "as_stream", "measure_baseline"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the baseline's process is asked."""
+    """Input of the baseline's process."""
 
     model: str
     """Name on the hub, or a local folder."""
     documents: list[tuple[str, bool]]
-    """The text, and whether each document is whole."""
+    """(text, whether the document ends there) of each document; only the last may not end."""
     context: int
-    """Targets in a window, T, at most."""
+    """Maximum number of targets per window, T."""
     batch_size: int
-    """Windows at a time, at most."""
+    """Maximum number of windows per batch."""
     device: str
     """As `train.device`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a model made of a text."""
+    """Result of a model on a text."""
 
     parameters: int
     context: int
-    """Targets in a window, T."""
+    """Targets per window, T."""
     targets: int
-    """Tokens predicted."""
+    """Number of tokens predicted."""
     unknown: int
-    """Tokens that stand for text which the vocabulary lacks."""
+    """Number of unknown tokens, which stand for text that the vocabulary lacks."""
     nats: float
     """Sum of the losses of all targets."""
 
     def bits_per_byte(self, size: int) -> float:
-        """Bits for each of `size` bytes."""
+        """Return the bits per byte for a text of `size` bytes."""
         return self.nats / math.log(2) / size
 
 
 def as_stream(
     parts: Iterable[np.ndarray], eot_id: int, unk_id: int | None, size: int, prefix: tuple[int, ...] = ()
 ) -> Tokens:
-    """Ids of a text of `size` bytes, in parts that hold its end-of-text tokens, with one more of those before them."""
+    """Join a text's ids into one stream that starts with an additional end-of-text.
+
+    Args:
+        parts: token ids of the text, end-of-text after each document included.
+        eot_id: id of end-of-text.
+        unk_id: id of the unknown token, if there is one.
+        size: number of UTF-8 bytes of the text.
+        prefix: ids that begin each document.
+    """
     ids = np.concatenate([np.array([eot_id], np.uint32), *parts])
     unknown = 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
     documents = int(np.count_nonzero(ids == eot_id)) - 1
@@ -78,7 +86,7 @@ def as_stream(
 
 
 def whole_documents(pieces: Iterable[Piece]) -> list[tuple[str, bool]]:
-    """The text of each document, put together from its pieces, and whether it ends there."""
+    """Join the pieces of each document; return (text, whether the document ends there) for each."""
     documents: list[tuple[str, bool]] = []
     parts: list[str] = []
     for piece in pieces:
@@ -92,29 +100,29 @@ def whole_documents(pieces: Iterable[Piece]) -> list[tuple[str, bool]]:
 def measure_baseline(
     module: str, model: str, pieces: list[Piece], context: int, batch_size: int, device: str
 ) -> Measured:
-    """Measure a model of transformers in a process of its own.
+    """Evaluate a model of transformers on a text, in a separate process.
 
     Args:
-        module: runs as that process.
+        module: Python module that the process runs.
         model: name on the hub, or a local folder.
         pieces: the text.
-        context: targets in a window, T, at most.
-        batch_size: windows at a time, at most.
+        context: maximum number of targets per window, T.
+        batch_size: maximum number of windows per batch.
         device: as `train.device`.
 
     Raises:
-        UserError: torch or transformers isn't installed, or the model cannot be had.
+        UserError: torch or transformers isn't installed, or the model cannot be loaded.
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         hint = 'pip install "twinlm[baseline]"'
         raise UserError(f"--baseline: needs torch and transformers, found no {' and no '.join(missing)}; run: {hint}")
-    texts = whole_documents(pieces)
-    request = Request(model=model, documents=texts, context=context, batch_size=batch_size, device=device)
+    documents = whole_documents(pieces)
+    request = Request(model=model, documents=documents, context=context, batch_size=batch_size, device=device)
     done = subprocess.run(
         [sys.executable, "-m", module], input=json.dumps(asdict(request)), text=True, capture_output=True
     )
     if done.returncode != 0:
-        told = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise UserError(f"--baseline: {told[-1].removeprefix('error: ')}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        raise UserError(f"--baseline: {lines[-1].removeprefix('error: ')}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))

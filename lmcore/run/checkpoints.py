@@ -1,11 +1,12 @@
-"""Checkpoints that are whole or not there at all, and still what was written when they are read.
+"""Write checkpoints atomically, and verify them against their checksums when they are read.
 
-    RUN/checkpoints/step_00000300/checkpoint.json   what it is: framework, step, validation loss, checksums
-    RUN/checkpoints/step_00000300/state/            the framework's own files
+    RUN/checkpoints/step_00000300/checkpoint.json   description: framework, step, validation loss, checksums
+    RUN/checkpoints/step_00000300/state/            files of the framework
 
-A checkpoint is written under a name that ends in `.tmp` and renamed when all of it is on disk and has been opened, so a
-kill leaves the earlier ones untouched and nothing half written that is later believed. Whoever reads one compares it
-with its checksums first. Only names that are written here are ever listed, renamed or deleted.
+A checkpoint is written under a name that ends in `.tmp`, opened as a test, and renamed when all of it is on disk. A
+killed process thus leaves earlier checkpoints untouched, and no incomplete one that could be taken for complete. Before
+a checkpoint is read, it is compared with its checksums. Only folders with names of this form are ever listed, renamed
+or deleted.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 NAME = re.compile(r"step_(\d{8,})")
-"""A checkpoint's folder; the same with `.tmp` while it is written or deleted."""
+"""Matches the name of a checkpoint's folder, which ends in `.tmp` while it is written or deleted."""
 DESCRIPTION = "checkpoint.json"
 
 
@@ -49,24 +50,24 @@ class Checkpoint:
     framework: str
     step: int
     valid_loss: float | None
-    """None where the run was interrupted before it could be evaluated."""
+    """None if the run was interrupted before it was evaluated."""
     sums: dict[str, str] | None = field(default=None, compare=False)
-    """File of this folder -> its SHA-256; None in one of an older version."""
+    """File in this folder -> its SHA-256; None if written by an older version."""
     run_sums: dict[str, Any] = field(default_factory=dict, compare=False)
     """SHA-256 of the run's `tokenizer.json`, and of the first `metrics_bytes` of its `metrics.jsonl`."""
 
     @property
     def run_dir(self) -> Path:
-        """The run that it belongs to."""
+        """Folder of the run that the checkpoint belongs to."""
         return self.folder.parent.parent
 
     @property
     def state(self) -> Path:
-        """Folder of the framework's own files."""
+        """Folder of the framework's files."""
         return self.folder / "state"
 
     def check_framework(self, framework: str) -> None:
-        """Raise UserError unless this framework wrote the checkpoint."""
+        """Raise UserError unless the checkpoint was written by this framework."""
         if self.framework != framework:
             raise UserError(
                 f"{self.run_dir} is a {self.framework} run, expected {framework}; "
@@ -77,42 +78,44 @@ class Checkpoint:
         """Compare all files with their checksums.
 
         Returns:
-            False for a checkpoint of an older version, which has none.
+            False for a checkpoint of an older version, which has no checksums.
 
         Raises:
-            Damaged: one is missing or has changed.
+            Damaged: a file is missing or has changed.
         """
         files.check_files(self.folder, self.sums or {})
         return self.sums is not None
 
     def verify_metrics(self) -> bool:
-        """Compare the run's metrics up to this step with what they were when it was saved.
+        """Compare the run's metrics up to this step with their checksum at the time of the checkpoint.
 
         Returns:
-            False where that is not known.
+            False if there is no checksum or no file.
 
         Raises:
-            Damaged: they differ, for all that the model is the same.
+            Damaged: they differ; the model is not affected.
         """
         path, length = self.run_dir / "metrics.jsonl", self.run_sums.get("metrics_bytes")
         if length is None or not path.exists():
             return False
         if _digest(path, length) != self.run_sums["metrics"]:
-            raise Damaged(f"{path}: was damaged or edited before step {self.step}; only its table and curve show that")
+            raise Damaged(
+                f"{path}: was damaged or edited before step {self.step}; only its table and curve are affected"
+            )
         return True
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Return the whole checkpoints of a run, by step; one whose description cannot be read is left out, and said so."""
-    read = [_read(folder) for folder in checkpoint_folders(run_dir)]
-    for error in read:
-        if isinstance(error, Damaged):
-            note(f"{error}; passed over")
-    return [checkpoint for checkpoint in read if isinstance(checkpoint, Checkpoint)]
+    """Return the checkpoints of a run, by step; skip those whose description cannot be read, with a note."""
+    results = [_read(folder) for folder in checkpoint_folders(run_dir)]
+    for result in results:
+        if isinstance(result, Damaged):
+            note(f"{result}; skipped")
+    return [result for result in results if isinstance(result, Checkpoint)]
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Return the folders of a run's checkpoints, whole or damaged, by step; other names are the user's."""
+    """Return the folders of a run's checkpoints, intact or damaged, by step; other names are ignored."""
     names = [path for path in (run_dir / "checkpoints").glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(names, key=_step)
 
@@ -122,17 +125,17 @@ def _step(folder: Path) -> int:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself.
+    """Read the description of a checkpoint.
 
     Raises:
-        Damaged: it cannot be read, or is not what was written.
+        Damaged: it cannot be read, or does not match its checksum.
     """
     path = folder / DESCRIPTION
     try:
-        found = parse_json(read_text(path, MAX_JSON_BYTES))
-        files.check_seal(path, found, mark="files")
-        facts = str(found["framework"]), int(found["step"]), found["valid_loss"]
-        return Checkpoint(folder, *facts, found.get("files"), found.get("run", {}))
+        description = parse_json(read_text(path, MAX_JSON_BYTES))
+        files.check_seal(path, description, mark="files")
+        facts = str(description["framework"]), int(description["step"]), description["valid_loss"]
+        return Checkpoint(folder, *facts, description.get("files"), description.get("run", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
@@ -145,7 +148,7 @@ def _read(folder: Path) -> Checkpoint | Damaged:
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
-    """The one with the lowest validation loss, the later of equals; one without, or with NaN, is worse than any."""
+    """Return the checkpoint with the lowest validation loss, the later one of equals; None and NaN rank last."""
     return min(checkpoints, key=_rank)
 
 
@@ -155,16 +158,16 @@ def _rank(checkpoint: Checkpoint) -> tuple[float, int]:
 
 
 def find_checkpoint(path: Path, which: Literal["best", "latest"] = "best", verify: bool = True) -> Checkpoint:
-    """Find the checkpoint that a user's RUN names: one of a run folder, or one by itself.
+    """Return the checkpoint that a path names: itself, or the best or latest one of a run folder.
 
     Args:
         path: run folder or checkpoint.
-        which: of a run folder. A damaged one is passed over for the next, and said so.
+        which: which checkpoint of a run folder. Damaged ones are skipped, with a note.
         verify: whether to compare it with its checksums.
 
     Raises:
-        UserError: there is none.
-        Damaged: the one that is named, or every one of a run, is not what was written.
+        UserError: there is no checkpoint.
+        Damaged: the named checkpoint, or every one of the run, is damaged.
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder, expected a run or one of its checkpoints")
@@ -174,43 +177,49 @@ def find_checkpoint(path: Path, which: Literal["best", "latest"] = "best", verif
             if verify:
                 _verify(checkpoint)
         except Damaged as error:
-            raise Damaged(f"{error}; take another checkpoint, or use it as it is with --no_verify") from error
+            raise Damaged(f"{error}; use another checkpoint, or read it unverified with --no_verify") from error
         return checkpoint
     run_dir = path.resolve()
     if not checkpoint_folders(run_dir):
         raise UserError(f"{path}: found no checkpoint, expected a run folder with checkpoints/step_*; train one first")
-    read = [_read(folder) for folder in checkpoint_folders(run_dir)]
-    found, passed = [c for c in read if isinstance(c, Checkpoint)], [c for c in read if isinstance(c, Damaged)]
-    for checkpoint in sorted(found, key=_rank) if which == "best" else reversed(found):
+    results = [_read(folder) for folder in checkpoint_folders(run_dir)]
+    readable = [result for result in results if isinstance(result, Checkpoint)]
+    damaged = [result for result in results if isinstance(result, Damaged)]
+    for checkpoint in sorted(readable, key=_rank) if which == "best" else reversed(readable):
         try:
             if verify:
                 _verify(checkpoint)
         except Damaged as error:
-            passed.append(error)
+            damaged.append(error)
         else:
-            for damage in passed:
-                note(f"{damage}; passed over")
+            for damage in damaged:
+                note(f"{damage}; skipped")
             return checkpoint
-    raise _all_damaged(run_dir, passed[-1])
+    raise _all_damaged(run_dir, damaged[-1])
 
 
 def _verify(checkpoint: Checkpoint) -> None:
     if not checkpoint.verify():
-        note(f"{checkpoint.folder} is of an older version, without checksums: read as it is")
+        note(f"{checkpoint.folder} was written by an older version, without checksums; reading it unverified")
 
 
 def _all_damaged(run_dir: Path, one: Damaged) -> Damaged:
     return Damaged(
-        f"{one}; no checkpoint of {run_dir} is what was written (see python -m lmcore.verify): restore one, "
-        "start a new run, or use what can be read with --no_verify"
+        f"{one}; every checkpoint of {run_dir} is damaged (see python -m lmcore.verify); restore one, "
+        "start a new run, or read them unverified with --no_verify"
     )
 
 
 def newest_checkpoint(run_dir: Path, verify: bool = True, before: int | None = None) -> Checkpoint | None:
-    """Return the latest checkpoint, or the latest before a step, that is what was written; None where there is none.
+    """Return the latest checkpoint that is not damaged; None if the run has no checkpoint.
+
+    Args:
+        run_dir: run folder.
+        verify: whether to compare checkpoints with their checksums.
+        before: consider only checkpoints before this step; None considers all.
 
     Raises:
-        Damaged: there are some, and every one is damaged.
+        Damaged: every checkpoint is damaged.
     """
     folders = [path for path in checkpoint_folders(run_dir) if before is None or _step(path) < before]
     damaged = None
@@ -232,17 +241,17 @@ def set_aside_newer(checkpoint: Checkpoint, reason: str = "") -> None:
     """Rename the checkpoints after this one, which are damaged, so that none of them is taken for the run's latest.
 
     Args:
-        checkpoint: the one to go on from.
-        reason: what is wrong with them; empty to find out.
+        checkpoint: the checkpoint to resume from.
+        reason: what is wrong with the later ones; if empty, their files are verified to find out.
     """
     for folder in checkpoint_folders(checkpoint.run_dir):
         if _step(folder) > checkpoint.step:
             what = reason or _damage(folder)
             aside = folder.with_suffix(".damaged")
-            while aside.exists():
+            while aside.exists():  # from an earlier resume at the same step
                 aside = aside.with_name(aside.name + "-again")
             folder.rename(aside)
-            note(f"{what}; set aside as {aside.name}, going on from step {checkpoint.step}")
+            note(f"{what}; renamed to {aside.name}, resuming from step {checkpoint.step}")
 
 
 def _damage(folder: Path) -> str:
@@ -259,9 +268,16 @@ def _digest(path: Path, length: int) -> str:
 
 
 class Checkpoints:
-    """Saves checkpoints in the background, keeps the latest few and the best, and drops the rest."""
+    """Saves checkpoints in the background, keeps the latest few and the best, and deletes the others."""
 
     def __init__(self, run_dir: Path, framework: str, keep: int):
+        """Create the folder of checkpoints, and delete incomplete ones that a killed process left there.
+
+        Args:
+            run_dir: run folder.
+            framework: name of the framework that writes the state.
+            keep: number of latest checkpoints to keep, in addition to the best.
+        """
         self.folder = run_dir / "checkpoints"
         self.framework = framework
         self.keep = keep
@@ -273,14 +289,20 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, valid_loss: float | None, write: Callable[[Path], Callable[[], None]]) -> None:
-        """Save what `write(folder)` copies now and its returned function finishes and opens in the background.
+        """Save a checkpoint: copy the state now, write it in the background.
+
+        Args:
+            step: number of updates done.
+            valid_loss: validation loss in nats per token; None if not evaluated.
+            write: called with the folder of the state. It copies the state, and returns a function that finishes
+                writing and opens the files as a test; that function runs in the background.
 
         Raises:
             UserError: this or the previous checkpoint could not be written.
         """
         self.wait()
         final = self.folder / f"step_{step:08d}"
-        if final.exists():  # resumed here, and asked to stop before another step
+        if final.exists():  # the run resumed here and was interrupted before its next step
             return
         unfinished = final.with_suffix(".tmp")
         run_sums = _run_sums(self.folder.parent)
@@ -293,7 +315,7 @@ class Checkpoints:
         self._pending = self._thread.submit(self._commit, unfinished, finish, facts)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
             UserError: it could not be written.
@@ -306,7 +328,7 @@ class Checkpoints:
                 raise self._not_written(error) from error
 
     def close(self) -> None:
-        """Wait for what is being written, whatever comes of it, and stop the background thread."""
+        """Wait for the pending write, ignoring its errors, and stop the background thread."""
         self._thread.shutdown()
 
     def _commit(self, unfinished: Path, finish: Callable[[], None], facts: dict[str, Any]) -> None:
@@ -319,23 +341,23 @@ class Checkpoints:
         self._retain()
 
     def _retain(self) -> None:
-        kept = list_checkpoints(self.folder.parent)
-        keep = {best_checkpoint(kept).folder, *(c.folder for c in kept[-self.keep :])}
-        for checkpoint in kept:
+        saved = list_checkpoints(self.folder.parent)
+        keep = {best_checkpoint(saved).folder, *(c.folder for c in saved[-self.keep :])}
+        for checkpoint in saved:
             if checkpoint.folder not in keep:
                 doomed = checkpoint.folder.with_suffix(".tmp")
-                checkpoint.folder.rename(doomed)  # so that a kill here leaves no half of it
+                checkpoint.folder.rename(doomed)  # so that a kill during deletion leaves no incomplete checkpoint
                 shutil.rmtree(doomed)
 
     def _not_written(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:200]
         earlier = checkpoint_folders(self.folder.parent)
-        kept = f"the last one saved is {earlier[-1]}" if earlier else "none was saved before"
-        return UserError(f"checkpoint: could not be written ({reason}); {kept}; free space, resume")
+        last = f"the last one saved is {earlier[-1]}" if earlier else "none was saved before"
+        return UserError(f"checkpoint: could not be written ({reason}); {last}; free some space and resume")
 
 
 def _run_sums(run_dir: Path) -> dict[str, Any]:
-    """Checksums of the files beside the checkpoints that don't change, or only grow, while a run lasts."""
+    """Return checksums of the run's files that don't change during the run, or to which it only appends."""
     sums: dict[str, Any] = {}
     tokenizer, metrics = run_dir / "tokenizer.json", run_dir / "metrics.jsonl"
     if tokenizer.exists():

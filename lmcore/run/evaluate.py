@@ -1,4 +1,4 @@
-"""`python -m jaxlm.evaluate RUN`, and its twin: loss, perplexity and bits per byte of a trained model on a text."""
+"""`python -m jaxlm.evaluate RUN`, or torchlm: loss, perplexity and bits per byte of a trained model on a text."""
 
 import math
 import time
@@ -26,33 +26,37 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
     """Evaluate the model that the command line names and print a table.
 
     Args:
-        argv: words of the command line; None takes the process's.
+        argv: command-line arguments; None takes those of the process.
         package: name of the twin.
-        make_engine: of a config.
-        baseline_module: which measures a model of transformers, in a process of its own; see `lmcore.run.baseline`.
+        make_engine: called with a config, returns an engine.
+        baseline_module: Python module that evaluates a model of transformers, see `lmcore.run.baseline`.
 
     Raises:
-        UserError: there is no such run, or its text cannot be had.
+        UserError: there is no such run, or its text is unavailable.
     """
     parser = cli.command_parser(
         f"python -m {package}.evaluate",
-        "Measure a trained model: loss, perplexity and bits per byte, on the run's validation text or on other text. "
-        "With a baseline, compare bits per byte of two models on the same text, whatever their tokenizers.",
+        "Evaluate a trained model: loss, perplexity and bits per byte, on the run's validation text or on other text. "
+        "With a baseline, compare the bits per byte of two models on the same text, whatever their tokenizers.",
         "RUN [--data.files FILE ...] [--baseline MODEL]",
     )
     parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
-    parser.add_argument("--windows", type=int, default=0, help="Sequences to evaluate, evenly spread; 0 takes all.")
-    parser.add_argument("--batch_size", type=int, default=0, help="Sequences at a time; 0 takes the run's.")
-    parser.add_argument("--precision", type=Precision | None, help="Type of the matrix products; null takes the run's.")
-    parser.add_argument("--device", type=Device, default="auto", help="What to run on; auto takes an accelerator.")
-    parser.add_argument("--baseline", type=str | None, help="Causal LM of transformers: a local folder or a hub name.")
+    parser.add_argument("--windows", type=int, default=0, help="Sequences to evaluate, evenly spaced; 0 takes all.")
+    parser.add_argument("--batch_size", type=int, default=0, help="Sequences per batch; 0 takes the run's.")
+    parser.add_argument("--precision", type=Precision | None, help="Dtype of the matmuls; null takes the run's.")
+    parser.add_argument(
+        "--device", type=Device, default="auto", help="Device to run on; auto takes an accelerator if there is one."
+    )
+    parser.add_argument(
+        "--baseline", type=str | None, help="Causal LM of transformers: a local folder, or a name on the hub."
+    )
     cli.add_no_verify(parser)
     parser.add_class_arguments(DataConfig, "data")
     args = cli.parse_arguments(parser, argv)
     if args.baseline is not None and args.windows:
         raise UserError(
-            f"--windows: found {args.windows}, expected 0 with --baseline: windows of two tokenizers hold different "
-            "texts; shorten the text with --data.max_documents"
+            f"--windows: found {args.windows}, expected 0 with --baseline: windows of two tokenizers cover different "
+            "text; shorten the text with --data.max_documents"
         )
 
     from lmcore.run.checkpoints import find_checkpoint
@@ -98,7 +102,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
 
 
 def _fitted(config: Config, tokens: int) -> Config:
-    """The config with windows no wider, and batches no larger, than so many tokens fill."""
+    """Return the config with windows no longer, and batches no larger, than this number of tokens fills."""
     seq_len = min(config.train.seq_len, tokens - 1)
     windows = -(-(tokens - 1) // seq_len)
     batch_size = min(config.eval.batch_size, min(config.eval.windows or windows, windows))
@@ -113,7 +117,7 @@ def _check_finite(loss: float, checkpoint: "Checkpoint") -> None:
 
 
 def _corpus(config: Config, data: DataConfig) -> "Corpus":
-    """The text to evaluate: all of what `data` names, or what the run held out; its first documents where asked."""
+    """Return the text to evaluate, that of `data` or the run's validation text, at most `max_documents` of it."""
     from lmcore.data.corpus import Capped, open_corpora, open_text
 
     corpus = open_text(data) if _named(data) else open_corpora(config.data)[1]
@@ -125,10 +129,10 @@ def _named(data: DataConfig) -> bool:
 
 
 def _held_out(checkpoint: "Checkpoint", config: Config, tokenizer: "Tokenizer") -> "Tokens":
-    """The run's validation tokens.
+    """Return the run's validation tokens.
 
     Raises:
-        UserError: the text is not what it was in training.
+        UserError: the text has changed since training.
     """
     from lmcore.data.prepare import prepare
 
@@ -139,15 +143,15 @@ def _held_out(checkpoint: "Checkpoint", config: Config, tokenizer: "Tokenizer") 
 
 
 def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
-    """The text to evaluate, as the run's tokenizer reads it."""
+    """Return the tokens to evaluate and a description of their text."""
     from lmcore.data.batches import Tokens
     from lmcore.data.encoding import encode
 
     corpus = _corpus(config, data)
     if not _named(data):
-        whole = _held_out(checkpoint, config, tokenizer)
+        held_out = _held_out(checkpoint, config, tokenizer)
         if not data.max_documents:
-            return whole, corpus.describe()
+            return held_out, corpus.describe()
     parts = list(encode(tokenizer, corpus))
     ids = np.concatenate([ids for ids, _, _ in parts])
     unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id))
@@ -166,7 +170,7 @@ def _compare(
     baseline: tuple[str, str],
     make_engine: Callable,
 ) -> None:
-    """Print what the run and a model of transformers make of the same text; `baseline` is a module and its model."""
+    """Print the results of the run and of a model of transformers on the same text; `baseline` is (module, model)."""
     from lmcore.data.encoding import encode
     from lmcore.run.baseline import Measured, as_stream, measure_baseline
     from lmcore.run.trainer import evaluate
@@ -197,16 +201,20 @@ def _compare(
     print(f"text        {corpus.describe()}: {ends:,} documents, {size:,} bytes")
     print(f"windows     {other.context} tokens for both, without overlap; documents ended by end-of-text")
     columns = [("", "parameters", "tokens", "bytes per token", "nats per token", "bits per byte")]
-    for name, found in ((checkpoint.run_dir.name, own), (Path(baseline[1]).name, other)):
-        figures = f"{size / found.targets:.3f}", f"{found.nats / found.targets:.4f}", f"{found.bits_per_byte(size):.4f}"
-        columns.append((name, f"{found.parameters:,}", f"{found.targets:,}", *figures))
+    for name, result in ((checkpoint.run_dir.name, own), (Path(baseline[1]).name, other)):
+        rates = (
+            f"{size / result.targets:.3f}",
+            f"{result.nats / result.targets:.4f}",
+            f"{result.bits_per_byte(size):.4f}",
+        )
+        columns.append((name, f"{result.parameters:,}", f"{result.targets:,}", *rates))
     widths = [max(map(len, column)) for column in columns]
     for first, *rest in zip(*columns):
         print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]))
-    for (name, *_), found in zip(columns[1:], (own, other)):
-        _note_unknown(found.unknown, name)
+    for (name, *_), result in zip(columns[1:], (own, other)):
+        _note_unknown(result.unknown, name)
 
 
 def _note_unknown(count: int, where: str) -> None:
     if count:
-        print(f"note: {count:,} tokens of {where} stand for text that the model cannot tell apart: flattering bits")
+        print(f"note: {count:,} tokens of {where} are unknown tokens, so its bits per byte are too low")

@@ -1,11 +1,11 @@
-"""The run folder: whose it is, whether it may go on, and whether its own files are what was written.
+"""The run folder: its lock, whether a run in it may be resumed, and whether its files match their checksums.
 
     RUN/config.yaml  tokenizer.json  metrics.jsonl  samples/  loss.png  run.json
-    RUN/meta.json                                   what text it is trained on
+    RUN/meta.json                                   identity of the training text
     RUN/checkpoints/step_00000300/                  see `lmcore.run.checkpoints`
 
-`config.yaml` has a checksum in its first line, `meta.json` one among its fields. The tokenizer's is in `meta.json` and
-in every checkpoint, that of the metrics up to its step in the latter.
+`config.yaml` has its checksum in the first line, `meta.json` in a field. The tokenizer's checksum is in `meta.json` and
+in every checkpoint; each checkpoint also has the checksum of the metrics up to its step.
 """
 
 from pathlib import Path
@@ -27,17 +27,17 @@ CHANGEABLE = (
     "tokenizer.stop_tokens",
     *("optim.", "eval.", "checkpoint.", "log.", "sample."),
 )
-"""Fields, or beginnings of fields, that may differ when a run goes on; the others would make it another run."""
+"""Fields, or prefixes of fields, that may change when a run is resumed; the others would make it another run."""
 UNCHANGEABLE = ("optim.name",)
-"""Fields that may not, whatever they begin with: one optimizer cannot read what another remembers."""
+"""Fields that may not change, whatever their prefix: one optimizer cannot load the state of another."""
 
 
 def load_run(checkpoint: Checkpoint, verify: bool = True) -> tuple[Config, Tokenizer]:
-    """Read config and tokenizer of a checkpoint's run.
+    """Load the config and the tokenizer of a checkpoint's run.
 
     Raises:
         UserError: a file is missing or cannot be read.
-        Damaged: a file is not what was written.
+        Damaged: a file does not match its checksum.
     """
     run_dir = checkpoint.run_dir
     config = configs.load(run_dir / "config.yaml", verify)
@@ -52,13 +52,13 @@ def load_run(checkpoint: Checkpoint, verify: bool = True) -> tuple[Config, Token
 
 
 def check_tokenizer(run_dir: Path, checkpoint: Checkpoint | None) -> bool:
-    """Compare a run's tokenizer with its checksums: the checkpoint's, or the one of the text that it is trained on.
+    """Compare a run's tokenizer with its checksums in the checkpoint and in the header of the training text.
 
     Returns:
-        False where there is no tokenizer, or no checksum of it.
+        False if there is no tokenizer, or no checksum of it.
 
     Raises:
-        Damaged: it is neither.
+        Damaged: it matches neither.
     """
     path = run_dir / "tokenizer.json"
     known = {checkpoint.run_sums.get("tokenizer")} if checkpoint else set()
@@ -72,15 +72,15 @@ def check_tokenizer(run_dir: Path, checkpoint: Checkpoint | None) -> bool:
 
 
 def check_config(config: Config, imported: bool = False) -> None:
-    """Compare a config with that of the run in its folder, if there is one, before anything is written.
+    """Check, before anything is written, that a config can resume the run in its folder, if there is one.
 
     Args:
-        config: a `model.vocab_size` of 0 stands for the run's own.
-        imported: whether the run is a model that has seen no text here, so that any may follow.
+        config: the new config; a `model.vocab_size` of 0 stands for the run's own.
+        imported: whether the run is an imported model without training here, which may train on any text.
 
     Raises:
-        UserError: it would make another run.
-        Damaged: the run's own config is not what was written.
+        UserError: a field differs that may not change.
+        Damaged: the run's config does not match its checksum.
     """
     assert config.run_dir is not None
     saved = Path(config.run_dir) / "config.yaml"
@@ -99,18 +99,20 @@ def check_config(config: Config, imported: bool = False) -> None:
 
 
 def open_run(config: Config, framework: str) -> Checkpoint | None:
-    """Check the run folder before anything is written, and return the checkpoint to go on from.
+    """Check the run folder before anything is written, and return the checkpoint to resume from, if any.
 
     Raises:
-        UserError: the folder holds a run that is not to be resumed, of the other framework, or of another config.
-        Damaged: config, tokenizer or every checkpoint is not what was written.
+        UserError: the folder has a run, and `train.resume` is "never", or its framework or config differs.
+        Damaged: the config, the tokenizer or every checkpoint is damaged.
     """
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     if not (run_dir / "config.yaml").exists():
         return None
     if config.train.resume == "never":
-        raise UserError(f"run_dir: {run_dir} holds a run; continue it with --train.resume auto, or name another folder")
+        raise UserError(
+            f"run_dir: {run_dir} already has a run; resume it with --train.resume auto, or name another folder"
+        )
     latest = newest_checkpoint(run_dir, config.checkpoint.verify)
     check_config(config, imported=latest is not None and latest.step == 0)
     if latest is not None:
@@ -121,18 +123,18 @@ def open_run(config: Config, framework: str) -> Checkpoint | None:
 
 
 def lock_run(run_dir: Path) -> Lock:
-    """Keep other processes out of a run folder for as long as this one lives.
+    """Lock a run folder against other processes until `unlock_run`, or until this process ends.
 
     Raises:
         UserError: another process is training there.
     """
 
     def busy() -> None:
-        raise UserError(f"run_dir: {run_dir} is in use by another process; wait for it or name another")
+        raise UserError(f"run_dir: {run_dir} is in use by another process; wait for it, or name another folder")
 
     return files.lock(run_dir / ".lock", busy)
 
 
 def unlock_run(lock: Lock) -> None:
-    """Let others in again."""
+    """Release the lock of a run folder."""
     lock.release()

@@ -1,6 +1,6 @@
-"""What the terminal shows of a run: a progress bar with the numbers that matter, messages above it, a closing table.
+"""Terminal output of a run: a progress bar with the main metrics, messages above it, and a final table.
 
-Without a terminal (a log file, CI) the same numbers come as plain lines, one per report.
+Without a terminal (a log file, CI), the same metrics are printed as plain lines, one per report.
 """
 
 import os
@@ -23,14 +23,20 @@ _CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(12
 
 
 class Progress:
-    """A context manager that shows how far the run is: a bar on a terminal, plain lines elsewhere.
+    """A context manager that shows the progress of a run: a bar on a terminal, plain lines elsewhere.
 
-    Text given to it is shown as it is: neither rich markup nor terminal control codes in what a model wrote take
-    effect, and characters that the output cannot encode are replaced.
+    Text is printed literally: neither rich markup nor terminal control codes in generated text take effect, and
+    characters that the output cannot encode are replaced.
     """
 
     def __init__(self, total_steps: int, start_step: int = 0, file: TextIOBase | None = None):
-        """Show steps `start_step` (0, or where a resumed run continues) to `total_steps` on `file` (default stdout)."""
+        """Set up the display.
+
+        Args:
+            total_steps: steps of the whole run.
+            start_step: 0, or the step from which a run is resumed.
+            file: stream to write to; None is standard output.
+        """
         self.total_steps = total_steps
         self.file = cast(TextIO, file or sys.stdout)
         self.origin = (start_step, time.monotonic())
@@ -60,10 +66,10 @@ class Progress:
             self.bar.stop()
 
     def update(self, row: Row, mfu: float | None = None) -> None:
-        """Report a row of metrics, and the share of the device's peak in use where it is known.
+        """Report a row of metrics, and MFU (the fraction of the device's peak FLOP/s in use) if it is known.
 
-        Time left is reckoned from the rate of this session; from the second report on without the time before the
-        first, which is mostly compilation; from the first step alone nothing can be reckoned.
+        The remaining time is estimated from the rate of this session. From the second report on, the time before the
+        first is excluded, since it is mostly compilation; after the first step alone there is no estimate.
         """
         step, now = int(row["step"]), time.monotonic()
         since, start = self.origin
@@ -100,7 +106,7 @@ class Progress:
             print(text, file=self.file, flush=True)
 
     def summary(self, rows: list[tuple[str, str]]) -> None:
-        """Print the closing table of (name, value)."""
+        """Print the final table of (name, value)."""
         if not self.bar:
             width = max((len(name) for name, _ in rows), default=0)
             self.say("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
@@ -128,7 +134,7 @@ def _scientific(value: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Seconds -> 0:07, 2:10 or 1:02:03."""
+    """Format seconds as 0:07, 2:10 or 1:02:03."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

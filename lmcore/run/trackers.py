@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: `metrics.jsonl` always, TensorBoard and Weights & Biases on request.
+"""Log the metrics of a run: to `metrics.jsonl` always, to TensorBoard and Weights & Biases on request.
 
-A row is a flat dict of Python numbers: step, tokens, loss, lr, grad_norm, tokens_per_second and, where the model was
-evaluated, valid_loss, valid_perplexity and valid_bits_per_byte. On resume from step s a tracker forgets what was
-logged after s, so that a killed and continued run reads as one unbroken run.
+A row is a flat dict of Python numbers: step, tokens, loss, lr, grad_norm, tokens_per_second and, at evaluations,
+valid_loss, valid_perplexity and valid_bits_per_byte. On resume from step s, a tracker drops what was logged after s, so
+that the log of a killed and resumed run reads like that of an uninterrupted one.
 """
 
 import dataclasses
@@ -33,40 +33,47 @@ __all__ = [
 
 Row: TypeAlias = dict[str, int | float]
 SAMPLE = re.compile(r"sample-(\d{6,})\.txt")
-"""Text that the model wrote, by its step."""
+"""Matches the file name of a generated sample, which includes its step."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Somewhere to report to."""
+    """A destination of metrics, text and images."""
 
     def log(self, row: Row) -> None:
-        """Report the metrics of `row["step"]`."""
+        """Log the metrics of `row["step"]`."""
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Report text that the model wrote at `step`."""
+        """Log generated text.
+
+        Args:
+            step: number of updates done.
+            name: kind of text, such as "sample".
+            text: the text.
+        """
 
     def image(self, step: int, path: Path) -> None:
-        """Report a PNG, the loss curve say, under the name of its file."""
+        """Log a PNG, such as the loss curve, under the name of its file."""
 
     def close(self) -> None:
-        """Write out what is still pending; the tracker takes nothing more."""
+        """Flush and close; the tracker cannot be used afterwards."""
 
 
 class JsonlTracker:
-    """`metrics.jsonl`, one row to a line, and beside it one `samples/{name}-{step}.txt` for each text.
+    """Writes `metrics.jsonl`, one row per line, and `samples/{name}-{step}.txt` next to it for each text.
 
-    JSON has no NaN and no infinity: both are written as null, and `read_metrics` gives NaN back.
+    JSON has no NaN and no infinity: both are written as null, which `read_metrics` returns as NaN.
     """
 
     def __init__(self, path: Path, resume_step: int | None):
-        """Open `path` for appending; keep its rows up to `resume_step`, or none of them where that is None."""
+        """Open `path` for appending; keep its rows up to `resume_step`, or none of them if that is None."""
         self.samples = path.parent / "samples"
         last = -1 if resume_step is None else resume_step
-        kept = [row for row in _read(path) if row["step"] <= last] if path.exists() else []
-        replace_file(path, "".join(map(_line, kept)))
+        rows = [row for row in _read(path) if row["step"] <= last] if path.exists() else []
+        replace_file(path, "".join(map(_line, rows)))
         for sample in self.samples.glob("*.txt"):
-            if (named := SAMPLE.fullmatch(sample.name)) and int(named.group(1)) > last:  # no file of the user's
+            # Other names are the user's files.
+            if (match := SAMPLE.fullmatch(sample.name)) and int(match.group(1)) > last:
                 sample.unlink()
         self.file = path.open("a", encoding="utf-8")
 
@@ -79,14 +86,14 @@ class JsonlTracker:
         replace_file(self.samples / f"{name}-{step:06d}.txt", text)
 
     def image(self, step: int, path: Path) -> None:
-        """Nothing to do: the picture already lies in the run folder."""
+        """Do nothing: the image is already in the run folder."""
 
     def close(self) -> None:
         self.file.close()
 
 
 class TensorBoardTracker:
-    """TensorBoard event files in a folder, written by tensorboardX (which needs neither TensorFlow nor torch)."""
+    """Writes TensorBoard event files with tensorboardX, which needs neither TensorFlow nor torch."""
 
     def __init__(self, folder: Path, resume_step: int | None):
         """Open a new event file in `folder`.
@@ -98,18 +105,18 @@ class TensorBoardTracker:
         if resume_step is None:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-        # tensorboardX names a file by the second it is opened in: the suffix keeps a quick resume from overwriting.
-        # TensorBoard itself hides the events from purge_step on that earlier files of the folder hold.
+        # tensorboardX names a file after the second in which it is opened; the suffix keeps a quick resume from
+        # overwriting it. TensorBoard itself hides the events of earlier files from purge_step on.
         purge_step = None if resume_step is None else resume_step + 1
         self.writer = library.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{purge_step or 0}")
 
     def log(self, row: Row) -> None:
         for name, value in _grouped(row).items():
             self.writer.add_scalar(name, value, row["step"])
-        self.writer.flush()  # else a kill loses what the next checkpoint takes for granted
+        self.writer.flush()  # else a kill loses rows from before a checkpoint, which a resumed run does not log again
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Show the text as it is: an indented block, so that Markdown has nothing to interpret."""
+        """Log the text literally: as an indented block, in which Markdown is not interpreted."""
         self.writer.add_text(name, "".join(f"    {line}\n" for line in text.split("\n")), step)
 
     def image(self, step: int, path: Path) -> None:
@@ -122,34 +129,39 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run, whose id stays in the run folder so that a resumed run continues it.
+    """Logs to a Weights & Biases run, whose id is saved in the run folder so that a resumed run continues it.
 
-    W&B takes steps in rising order only: of the steps between the last checkpoint and a kill it keeps the first
-    report. With `WANDB_MODE=offline` nothing leaves the machine until `wandb sync`.
+    W&B accepts steps in increasing order only: for steps between the last checkpoint and a kill, it keeps the values
+    from before the kill. With `WANDB_MODE=offline` nothing leaves the machine until `wandb sync`.
     """
 
     def __init__(self, config: Config, run_dir: Path, resume_step: int | None):
-        """Start or continue the run.
+        """Start or continue the W&B run.
+
+        Args:
+            config: config of the run, logged with it.
+            run_dir: run folder, whose name the W&B run takes.
+            resume_step: step from which the run is resumed; None for a new run.
 
         Raises:
-            UserError: wandb is not installed, or refuses (no key, say).
+            UserError: wandb is not installed, or fails to start (without an API key, say).
         """
         self.wandb = _library("wandb", "log.wandb")
         saved = run_dir / "wandb_id.txt"
-        known = resume_step is not None and saved.exists()
+        continued = resume_step is not None and saved.exists()
         try:
             self.run = self.wandb.init(
                 project=config.log.project,
                 name=run_dir.name,
-                id=saved.read_text(encoding="utf-8").strip() if known else None,
-                resume="allow" if known else None,
+                id=saved.read_text(encoding="utf-8").strip() if continued else None,
+                resume="allow" if continued else None,
                 dir=str(run_dir),
                 config=dataclasses.asdict(config),
                 settings=self.wandb.Settings(console="off"),  # its capture of the terminal breaks the progress bar
             )
         except self.wandb.Error as error:
             raise UserError(
-                f"log.wandb: Weights & Biases refuses ({error}); run `wandb login`, or set WANDB_MODE=offline"
+                f"log.wandb: Weights & Biases failed to start ({error}); run `wandb login`, or set WANDB_MODE=offline"
             ) from error
         replace_file(saved, self.run.id)
 
@@ -168,34 +180,39 @@ class WandbTracker:
 
 
 def check_libraries(config: Config) -> None:
-    """Raise UserError where a library that `config.log` asks for is missing."""
-    for wanted, name, setting in (
+    """Raise UserError if a library that `config.log` needs is missing."""
+    for enabled, name, setting in (
         (config.log.tensorboard, "tensorboardX", "log.tensorboard"),
         (config.log.wandb, "wandb", "log.wandb"),
     ):
-        if wanted:
+        if enabled:
             _library(name, setting)
 
 
 def open_trackers(config: Config, run_dir: Path, resume_step: int | None) -> list[Tracker]:
-    """Open every tracker that `config.log` asks for; `resume_step` is None for a new run.
+    """Open every tracker that `config.log` selects.
+
+    Args:
+        config: its group `log` selects the trackers.
+        run_dir: run folder.
+        resume_step: step from which the run is resumed; None for a new run.
 
     Raises:
-        UserError: a library is missing or refuses; no metrics have been touched then.
+        UserError: a library is missing or fails to start; no metrics have been changed then.
     """
     check_libraries(config)
-    wanted: list[Callable[[], Tracker]] = []
+    factories: list[Callable[[], Tracker]] = []
     if config.log.wandb:
-        wanted.append(lambda: WandbTracker(config, run_dir, resume_step))
+        factories.append(lambda: WandbTracker(config, run_dir, resume_step))
     if config.log.tensorboard:
-        wanted.append(lambda: TensorBoardTracker(run_dir / "tensorboard", resume_step))
-    wanted.append(lambda: JsonlTracker(run_dir / "metrics.jsonl", resume_step))
-    # What may fail is opened first; what can't fail is written first.
-    return [make() for make in wanted][::-1]
+        factories.append(lambda: TensorBoardTracker(run_dir / "tensorboard", resume_step))
+    factories.append(lambda: JsonlTracker(run_dir / "metrics.jsonl", resume_step))
+    # Trackers that may fail are opened first, before metrics.jsonl is changed; in use, metrics.jsonl comes first.
+    return [make() for make in factories][::-1]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Read a `metrics.jsonl`, leaving out a last line that a kill cut short; null is NaN.
+    """Read a `metrics.jsonl`, except for a last line that a kill cut short; null becomes NaN.
 
     Raises:
         UserError: the file is missing, or a line before the last is not a row.
@@ -213,7 +230,7 @@ def _read(path: Path) -> list[Row]:
         try:
             row = parse_json(line.decode())
         except ValueError:
-            if number == len(lines):  # cut short by a kill, or nothing after the last newline
+            if number == len(lines):  # cut short by a kill, or empty after the last newline
                 break
             row = None
         if not _is_row(row):
@@ -234,7 +251,7 @@ def _line(row: Row) -> str:
 
 
 def _grouped(row: Row) -> Row:
-    """Row -> its values without the step, named train/... and valid/... as both services draw their panels."""
+    """Return the values without the step, named train/... and valid/..., by which both services group their panels."""
     return {
         f"valid/{name.removeprefix('valid_')}" if name.startswith("valid_") else f"train/{name}": value
         for name, value in row.items()

@@ -1,7 +1,7 @@
-"""The training loop: everything in a run that isn't mathematics, for both twins.
+"""The training loop: everything in a run that isn't mathematics, shared by both twins.
 
-Batches, the cadence of reports, evaluations, samples and checkpoints, resume, and signals are here; an `Engine` owns
-the model. The loop waits for the device only where it reports, so that the next batch is ready before it is needed.
+Batches, the schedule of reports, evaluations, samples and checkpoints, resuming, and signals are here; an `Engine` owns
+the model. The loop waits for the device only where it reports, so that the next batch is prepared while a step runs.
 """
 
 import json
@@ -47,45 +47,45 @@ class Engine(Protocol):
 
     framework: str
     package: str
-    """Name of the twin, whose commands messages name."""
+    """Name of the twin, for the commands that messages suggest."""
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters."""
 
     @property
     def device_name(self) -> str:
-        """What the model runs on, for people."""
+        """Device that the model runs on, for messages."""
 
     @property
     def peak_flops(self) -> float | None:
-        """Peak of all devices in use, in FLOP/s, where it is known."""
+        """Sum of the peaks of all devices in use, in FLOP/s; None if unknown."""
 
     def init(self) -> None:
-        """Start from the initial weights of `train.seed`."""
+        """Initialize the weights from `train.seed` (`lmcore.model.init`)."""
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
-        """One update; returns `loss`, `grad_norm` and what else to log as device scalars, without waiting for them."""
+        """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""
 
     def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
-        """Sum of token losses and number of targets that are not −1, as device scalars."""
+        """Return the sum of token losses and the number of targets that are not −1, as device scalars."""
 
     def is_finite(self) -> bool:
-        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+        """Return whether parameters and optimizer state are free of infinities and NaN; waits for the device."""
 
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
+        """Copy the state and start writing it; the returned function waits for that and opens the files as a test."""
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
-        """Take up a saved state; without the optimizer's, only to evaluate or generate."""
+        """Load a saved state; `optimizer=False` skips the optimizer state, to evaluate or generate."""
 
     def generator(self, options: SampleConfig) -> prompting.Generator:
-        """The current weights, ready to write text."""
+        """Return a generator of text with the current weights."""
 
 
 @runtime_checkable
 class EngineClass(Protocol):
-    """What makes an `Engine`: its class."""
+    """The class of an `Engine`, as the training loop uses it."""
 
     framework: str
 
@@ -93,17 +93,17 @@ class EngineClass(Protocol):
         """Raise UserError unless this machine has the device and precision; called before anything is written."""
 
     def __call__(self, config: Config) -> Engine:
-        """An engine for a config whose vocabulary size is known."""
+        """Create an engine for a config whose vocabulary size is set."""
 
 
 class Diverged(UserError):
-    """The loss or the state is no longer finite."""
+    """The loss, the parameters or the optimizer state are no longer finite."""
 
     exit_code = 1
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks the loop to stop after the current step; a second Ctrl-C stops at once."""
+    """Makes Ctrl-C or SIGTERM a request to stop after the current step; a second one stops at once."""
 
     def __enter__(self) -> "StopRequest":
         self.received: int | None = None
@@ -118,25 +118,31 @@ class StopRequest:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step and saving; repeat to stop at once", file=sys.stderr, flush=True)
 
 
 def with_vocabulary(config: Config, vocab_size: int) -> Config:
-    """The config with `model.vocab_size` filled in from the tokenizer's.
+    """Return the config with `model.vocab_size` set, from the tokenizer if it is 0.
 
     Raises:
-        UserError: the embedding would have too few rows.
+        UserError: `model.vocab_size` is smaller than the tokenizer's.
     """
-    wanted = config.model.vocab_size or vocab_size
-    if wanted < vocab_size:
+    model_size = config.model.vocab_size or vocab_size
+    if model_size < vocab_size:
         raise UserError(
-            f"model.vocab_size: found {wanted}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
+            f"model.vocab_size: found {model_size}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
         )
-    return replace(config, model=replace(config.model, vocab_size=wanted))
+    return replace(config, model=replace(config.model, vocab_size=model_size))
 
 
 def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
-    """Token-weighted loss over `windows` evenly spread windows (0: all of the text).
+    """Evaluate the model: the mean token loss over evenly spaced windows of a text.
+
+    Args:
+        engine: the model.
+        tokens: the text.
+        config: its sequence length and evaluation batch size are used.
+        windows: number of windows; 0 takes all of the text.
 
     Returns:
         valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
@@ -154,7 +160,7 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
 def run(config: Config, engine_class: EngineClass) -> int:
     """Train as `config` says, from the start or from the latest checkpoint that is not damaged.
 
-    Whatever can be refused is refused first, before any text is tokenized or a folder made.
+    All checks come first, before any text is tokenized or a folder is created.
 
     Returns:
         Exit code: 0, or 128 + the signal that interrupted the run.
@@ -171,26 +177,30 @@ def run(config: Config, engine_class: EngineClass) -> int:
     engine_class.check_machine(config.train)
     check_libraries(config)
     with ExitStack() as stack:
-        there = folder.is_dir()
-        if there:
+        existed = folder.is_dir()
+        if existed:
             _lock(folder, stack)
         latest = run_folder.open_run(config, engine_class.framework)
-        if not there:
-            _check_can_be_made(folder)
-        trained = latest is not None and latest.step > 0  # an imported model begins at step 0, on any text
+        if not existed:
+            _check_can_be_created(folder)
+        trained = latest is not None and latest.step > 0  # an imported model starts at step 0, on any text
         prepared = prepare(config, run_dir=folder if trained else None)
         config = with_vocabulary(config, prepared.tokenizer.vocab_size)
         run_folder.check_config(config, imported=latest is not None and not trained)
         engine, batches = engine_class(config), _batches(prepared, config)
-        if not there:
+        if not existed:
             _lock(folder, stack)
-            latest = run_folder.open_run(config, engine_class.framework)  # another process may have been faster
+            latest = run_folder.open_run(
+                config, engine_class.framework
+            )  # another process may have started a run meanwhile
         return Run(config, prepared, engine, batches, latest, stack).train()
 
 
 def _batches(prepared: Prepared, config: Config) -> Batches:
     train = config.train
-    next(eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1))  # refuses text that is too short
+    next(
+        eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1)
+    )  # raises for text that is too short
     return Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
 
 
@@ -199,22 +209,22 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stack.callback(run_folder.unlock_run, run_folder.lock_run(folder))
     except OSError as error:
-        raise _cannot_be_made(folder, error) from error
+        raise _cannot_be_created(folder, error) from error
 
 
-def _check_can_be_made(folder: Path) -> None:
+def _check_can_be_created(folder: Path) -> None:
     check_folder("run_dir", folder)
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK):
-        raise _cannot_be_made(folder, f"{parent} cannot be written to")
+        raise _cannot_be_created(folder, f"{parent} cannot be written to")
 
 
-def _cannot_be_made(folder: Path, reason: object) -> UserError:
-    return UserError(f"run_dir: {folder} cannot be made ({reason}); name another folder")
+def _cannot_be_created(folder: Path, reason: object) -> UserError:
+    return UserError(f"run_dir: {folder} cannot be created ({reason}); name another folder")
 
 
 class Run:
-    """One run of the loop: the folder, the engine and what reports on them."""
+    """One run of the loop: the folder, the engine, the trackers and the progress display."""
 
     def __init__(
         self,
@@ -225,13 +235,24 @@ class Run:
         latest: Checkpoint | None,
         stack: ExitStack,
     ):
+        """Restore or initialize the engine, write the run folder, and open the trackers.
+
+        Args:
+            config: config with the vocabulary size set.
+            prepared: tokenized text.
+            engine: the model.
+            batches: training batches.
+            latest: checkpoint to resume from; None for a new run.
+            stack: receives what must be closed at the end of the run.
+        """
         assert config.run_dir is not None
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder = Path(config.run_dir)
         self.start = self._begin(latest)
-        kept = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false is for this time only
-        configs.save(kept, self.folder / "config.yaml")
-        for name in ("meta.json", "tokenizer.json"):  # in this order: a kill between leaves a tokenizer that is known
+        saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
+        configs.save(saved, self.folder / "config.yaml")
+        # In this order: after a kill in between, the old tokenizer still matches the checksum in a checkpoint.
+        for name in ("meta.json", "tokenizer.json"):
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
@@ -246,7 +267,7 @@ class Run:
         self.timed_from = self.start
 
     def _begin(self, latest: Checkpoint | None) -> int:
-        """Fill the engine; return the number of steps already done."""
+        """Initialize or restore the engine; return the number of steps already done."""
         train, model = self.config.train, self.config.model
         size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
@@ -256,7 +277,7 @@ class Run:
             print(f"run folder {self.folder}", flush=True)
             return 0
         latest = self._restore(latest)
-        print(f"run folder {self.folder}, going on from step {latest.step}", flush=True)
+        print(f"run folder {self.folder}, resuming from step {latest.step}", flush=True)
         try:
             latest.verify_metrics()
         except Damaged as error:
@@ -264,7 +285,7 @@ class Run:
         return latest.step
 
     def _restore(self, latest: Checkpoint) -> Checkpoint:
-        """Take up the latest checkpoint that training can go on from, and set aside those after it."""
+        """Restore the latest checkpoint with a finite state, and rename those after it."""
         checkpoints.set_aside_newer(latest)
         self.engine.restore(latest.state)
         while not self.engine.is_finite():
@@ -278,13 +299,13 @@ class Run:
         return latest
 
     def train(self) -> int:
-        """Take all steps that are left."""
+        """Train for all remaining steps; return the exit code."""
         config, steps = self.config, self.config.train.steps
         with self.progress:
             for step in range(self.start, steps):
                 metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
                 done = step + 1
-                if step == self.start:  # wait once: compilation is not the rate of training
+                if step == self.start:  # wait here, so that compilation does not count into the rate of training
                     self.progress.update({"step": done, "loss": float(metrics["loss"])})
                     self._restart_clock(done)
                 saves = _due(done, config.checkpoint.every, steps)
@@ -326,21 +347,25 @@ class Run:
         return row
 
     def _save(self, done: int, loss: float, valid_loss: float | None) -> None:
-        """Save the state, unless no training could go on from it."""
+        """Save a checkpoint, unless the state is not finite, so that training could not be resumed from it."""
         if not (math.isfinite(loss) and self.engine.is_finite()):
-            what = "a number of the state became infinite or NaN" if math.isfinite(loss) else f"the loss became {loss}"
+            what = (
+                "the parameters or the optimizer state became infinite or NaN"
+                if math.isfinite(loss)
+                else f"the loss became {loss}"
+            )
             raise self._diverged(f"{what} by step {done}")
         self.checkpoints.save(done, valid_loss, self.engine.save)
 
     def _diverged(self, what: str) -> Diverged:
-        """The error that says what is left of this run and what may help."""
+        """Return the error that names the last good checkpoint and what may help."""
         self._plot()
         self.checkpoints.wait()
         last = checkpoints.newest_checkpoint(self.folder, verify=False)
-        left = f"the last good checkpoint is {last.folder}" if last else "no checkpoint had been saved"
+        remaining = f"the last good checkpoint is {last.folder}" if last else "no checkpoint had been saved"
         lr, clip = self.config.optim.lr, self.config.optim.clip
         clipped = f"a smaller optim.clip than {clip}" if clip > 0 else "optim.clip 1.0"
-        return Diverged(f"{what}, which was not saved; {left}; try a lower optim.lr than {lr} or {clipped}")
+        return Diverged(f"{what}, which was not saved; {remaining}; try a lower optim.lr than {lr} or {clipped}")
 
     def _log(self, row: Row, mfu: float | None) -> None:
         for tracker in self.trackers:
@@ -355,7 +380,7 @@ class Run:
         self.progress.say(f"\n{text.prompt}{text.text}\n")
         for tracker in self.trackers:
             tracker.text(done, "sample", text.prompt + text.text)
-        self.clock += time.monotonic() - begin  # writing is not training
+        self.clock += time.monotonic() - begin  # generation does not count into the rate of training
 
     def _interrupted(self, done: int, loss: float, row: Row | None) -> int:
         assert self.stop.received is not None
@@ -363,7 +388,7 @@ class Run:
         self.checkpoints.wait()
         self._plot()
         self.progress.say(
-            f"stopped at step {done}, saved; go on with: "
+            f"stopped at step {done}, saved; resume with: "
             f"python -m {self.engine.package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
         )
         return 128 + self.stop.received
@@ -381,7 +406,7 @@ class Run:
         saved = checkpoints.list_checkpoints(self.folder)
         best, last = checkpoints.best_checkpoint(saved), saved[-1]
         rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
-        latest = {name: value for row in rows for name, value in row.items()}  # the last value of each
+        latest = {name: value for row in rows for name, value in row.items()}  # the last value of each metric
 
         def figure(name: str, form: str) -> str:
             return format(latest[name], form) if name in latest else "–"

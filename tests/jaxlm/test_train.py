@@ -114,7 +114,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_does(run: Path, tmp_path
     latest = list_checkpoints(stopped)[-1].step
     assert 2 <= latest < 24
     advice = f"python -m jaxlm.train --run_dir {stopped} --train.resume auto"
-    assert f"stopped at step {latest}, saved; go on with: {advice}" in out
+    assert f"stopped at step {latest}, saved; resume with: {advice}" in out
     assert "Traceback" not in err
     assert train.main(advice.split()[3:]) == 0
     assert rows_without_rate(stopped) == rows_without_rate(run)
@@ -123,7 +123,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_does(run: Path, tmp_path
 def test_a_finished_run_that_is_resumed_only_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     assert train.main(["--run_dir", str(run), "--train.resume=auto"]) == 0
-    assert "going on from step 24" in capsys.readouterr().out
+    assert "resuming from step 24" in capsys.readouterr().out
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -144,7 +144,10 @@ def test_changed_text_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 MISTAKES = {
-    "an existing run": ([], "run_dir: {run} holds a run; continue it with --train.resume auto, or name another folder"),
+    "an existing run": (
+        [],
+        "run_dir: {run} already has a run; resume it with --train.resume auto, or name another folder",
+    ),
     "another model": (["--train.resume=auto", "--model.dim=32"], "model.dim was 16 and is 32"),
     "a typo": (["--model.dmi=3"], "--model.dmi: no such field; did you mean model.dim?"),
     "no such file": (["--run_dir={run}-new", "--data.files=nowhere/*.txt"], "nowhere/*.txt"),

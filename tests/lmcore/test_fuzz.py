@@ -159,7 +159,7 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(tmp_path: Path)
     [
         ("[" * 100_000, "nested more than 64 deep"),
         ('{"a":' * 900 + "1" + "}" * 900, "nested more than 64 deep"),
-        ('{"a": 1, "a": 2}', "the name 'a' stands twice in one object"),
+        ('{"a": 1, "a": 2}', "duplicate key 'a' in one object"),
         ('{"a": ' + "9" * 5000 + "}", "integer string conversion"),
         ('{"a": "\udcff"}', "'utf-8' codec can't decode"),
         ("", "Expecting value"),

@@ -76,4 +76,4 @@ def test_what_cannot_be_verified_is_one_line(tmp_path: Path, capsys):
     assert verify.main([str(tmp_path)]) == 2
     none, empty = capsys.readouterr().err.splitlines()
     assert none.startswith(f"error: {tmp_path / 'none'}: no such folder, expected a run, a checkpoint, a folder of")
-    assert empty.startswith(f"error: {tmp_path}: found none of it, expected a run")
+    assert empty.startswith(f"error: {tmp_path}: found none of these, expected a run")

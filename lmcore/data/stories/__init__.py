@@ -1,4 +1,4 @@
-"""The embedded stories: the corpus of `configs/quickstart.yaml`, made by a seeded grammar."""
+"""The embedded stories: the corpus of `configs/quickstart.yaml`, generated from a seeded grammar."""
 
 from lmcore.data.stories.generator import EDITION, stories
 

@@ -2,7 +2,7 @@
 
 A story is a plot of `plots.yaml` with its slots filled: people with their pronouns, colours, things and places are
 drawn once, and every sentence that mentions them again must agree. That agreement over the length of a story is what a
-small model has to learn. `stories` is all that other modules need; `tell` also gives the plot and what was drawn.
+small model has to learn. Other modules need only `stories`; `tell` also returns the plot and the slots' values.
 """
 
 import re
@@ -19,8 +19,8 @@ EDITION = (
     "d0d96b126807ed781384b3f14ef20c581bedcad9447317b5fbb61cb4a7aec81f",
     "7136710cae1ab950822fb1d8381b48dc76c896984566cfc787eca0bb757d467e",
 )
-"""Names the text in the identity of a corpus, so that a run is not continued on another. A test fails where the stories
-change; then this changes with them. (These are the digests of the files that told them first.)"""
+"""Version of the stories, part of a corpus's identity, so that a run is not resumed on other text. A test fails if the
+stories change; this must then change too. (These are the digests of the files that first generated the stories.)"""
 Option = TypeVar("Option")
 Beat = tuple[tuple[str, ...], ...]
 """One step of a plot: the sentences it can be told with, each with its `[this|that]` spellings written out."""
@@ -66,7 +66,7 @@ TRAITS = "little, kind, happy, curious, cheerful, gentle, clever, friendly, youn
 
 
 class Words(str):
-    """What fills a slot: `{toy}` writes it, `{toy.a}` puts the right article before it, `{toy.cap}` capitalises it."""
+    """The value of a slot: `{toy}` inserts it, `{toy.a}` with its indefinite article, `{toy.cap}` capitalized."""
 
     @property
     def a(self) -> str:
@@ -78,7 +78,7 @@ class Words(str):
 
 
 class Person(Words):
-    """A name that knows its pronouns: `{hero}`, `{hero.he}`, `{hero.him}`, `{hero.his}`, `{hero.He}`, `{hero.His}`."""
+    """A name with its pronouns: `{hero}`, `{hero.he}`, `{hero.him}`, `{hero.his}`, `{hero.He}`, `{hero.His}`."""
 
     def __new__(cls, name: str, kind: str, female: bool) -> "Person":
         return super().__new__(cls, name)
@@ -94,7 +94,7 @@ class Person(Words):
 
 
 class Story(NamedTuple):
-    """A story, the plot it follows and what its slots were filled with."""
+    """A story, its plot and the values of its slots."""
 
     text: str
     plot: Plot
@@ -103,7 +103,7 @@ class Story(NamedTuple):
 
 @cache
 def plots() -> tuple[Plot, ...]:
-    """All plots, their text with its opening paragraph."""
+    """Return all plots, with the opening paragraph in front of each text."""
     source = yaml.safe_load(files(__package__).joinpath("plots.yaml").read_text(encoding="utf-8"))
     return tuple(
         Plot(p["name"], p["thread"], tuple(p["worlds"]), p["draws"], source["opening"] + p["text"])
@@ -118,9 +118,9 @@ def stories(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def tell(seed: int, index: int) -> Story:
-    """Tell story `index` of the corpus `seed`.
+    """Generate story `index` of the corpus `seed`.
 
-    Only `Random.random` is drawn from: seeded with a string, its sequence is the same in every version of Python,
+    All draws use `Random.random`: seeded with a string, its sequence is the same in every version of Python,
     which `Random.choice` and `Random.shuffle` do not promise.
     """
     rng = Random(f"{seed}/{index}")
@@ -168,13 +168,13 @@ def _adults() -> tuple[Person, ...]:
 
 @cache
 def _options(options: str) -> tuple[tuple[Words, ...], ...]:
-    """`"duckling/duck, lamb/sheep"` → `(("duckling", "duck"), ("lamb", "sheep"))`."""
+    """Split the options of a draw: `"duckling/duck, lamb/sheep"` → `(("duckling", "duck"), ("lamb", "sheep"))`."""
     return tuple(tuple(Words(word) for word in option.split("/")) for option in options.split(", "))
 
 
 @cache
 def _paragraphs(text: str) -> tuple[tuple[Beat, ...], ...]:
-    """Parse a plot's text: see `plots.yaml`."""
+    """Parse a plot's text, whose syntax `plots.yaml` explains."""
     return tuple(
         tuple(
             tuple(_spellings(line.strip()) for line in beat.strip().splitlines())
@@ -186,6 +186,6 @@ def _paragraphs(text: str) -> tuple[tuple[Beat, ...], ...]:
 
 
 def _spellings(line: str) -> tuple[str, ...]:
-    """`"a [big|small] dog"` → `("a big dog", "a small dog")`."""
+    """Expand the alternatives of a line: `"a [big|small] dog"` → `("a big dog", "a small dog")`."""
     literals_and_choices = re.split(r"\[(.*?)\]", line)
     return tuple("".join(parts) for parts in product(*(part.split("|") for part in literals_and_choices)))

@@ -82,7 +82,7 @@ def test_an_interrupted_ablation_saves_says_how_to_go_on_and_does(tmp_path: Path
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in out + err
-    assert f"stopped with 0 of 2 runs done; go on with: python -m torchlm.ablate {path}" in out
+    assert f"stopped with 0 of 2 runs done; resume with: python -m torchlm.ablate {path}" in out
     [saved] = list_checkpoints(metrics.parent)
     assert 0 < saved.step < 3000
     assert not (tmp_path / "out/runs/no-clipping-seed-3").exists()
@@ -98,7 +98,7 @@ def test_an_interrupted_ablation_saves_says_how_to_go_on_and_does(tmp_path: Path
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-    assert f"going on from step {saved.step}" in metrics.parent.with_name("base-seed-3.log").read_text()
+    assert f"resuming from step {saved.step}" in metrics.parent.with_name("base-seed-3.log").read_text()
     assert [row["step"] for row in read_metrics(metrics)][:2] == [1, 2]
 
 

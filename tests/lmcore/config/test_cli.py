@@ -195,7 +195,7 @@ def test_an_optional_list_is_a_list_too():
     parser.add_argument("--prompt", type=list[str] | None)
     assert parse_arguments(parser, []).prompt is None
     assert parse_arguments(parser, ["--prompt", "[INST] one", "two"]).prompt == ["[INST] one", "two"]
-    assert parse_arguments(parser, ["--prompt", "null"]).prompt == ["null"], "a text like any other"
+    assert parse_arguments(parser, ["--prompt", "null"]).prompt == ["null"], "a string like any other"
 
 
 @pytest.mark.parametrize(
@@ -233,21 +233,21 @@ MISTAKES = [
     ),
     ("--zzz 3", "--zzz: no such field; see --help for the fields there are"),
     ("--model.zzz 3", "--model.zzz: no such field; see --help for the fields there are"),
-    ("extra", "extra: an argument too many; fields are given as --FIELD VALUE"),
-    ("--model.dim 64 128", "128: an argument too many; fields are given as --FIELD VALUE"),
-    ("--run_dir", "--run_dir: found no value, expected a text or null"),
-    ("--model.dim", "model.dim: found no value, expected a whole number"),
-    ("--model.dim --optim.lr 1", "model.dim: found no value, expected a whole number"),
-    ("--data.files", "data.files: found no value, expected a list of texts"),
+    ("extra", "extra: unexpected argument; set a field as --FIELD VALUE"),
+    ("--model.dim 64 128", "128: unexpected argument; set a field as --FIELD VALUE"),
+    ("--run_dir", "--run_dir: found no value, expected a string or null"),
+    ("--model.dim", "model.dim: found no value, expected an integer"),
+    ("--model.dim --optim.lr 1", "model.dim: found no value, expected an integer"),
+    ("--data.files", "data.files: found no value, expected a list of strings"),
     ("--config", "--config: found no value, expected a value"),
-    ("--model.dim three", "model.dim: found 'three', expected a whole number"),
-    ("--model.dim 3.5", "model.dim: found '3.5', expected a whole number"),
+    ("--model.dim three", "model.dim: found 'three', expected an integer"),
+    ("--model.dim 3.5", "model.dim: found '3.5', expected an integer"),
     ("--optim.lr fast", "optim.lr: found 'fast', expected a number"),
-    ("--optim.warmup_steps=", "optim.warmup_steps: found '', expected a whole number or null"),
+    ("--optim.warmup_steps=", "optim.warmup_steps: found '', expected an integer or null"),
     ("--train.device=", "train.device: found '', expected one of auto, cpu, cuda, mps"),
-    ("--train.steps=", "train.steps: found '', expected a whole number"),
+    ("--train.steps=", "train.steps: found '', expected an integer"),
     ("--optim.lr inf", "optim.lr: found 'inf', expected a number"),
-    ("--optim.warmup_steps x", "optim.warmup_steps: found 'x', expected a whole number or null"),
+    ("--optim.warmup_steps x", "optim.warmup_steps: found 'x', expected an integer or null"),
     ("--model.tie_embeddings maybe", "model.tie_embeddings: found 'maybe', expected true or false"),
     ("--optim.schedule cos", "optim.schedule: found 'cos', expected one of cosine, linear, constant, wsd"),
     ("--model.rope_scaling.factor x", "model.rope_scaling.factor: found 'x', expected a number"),
@@ -269,28 +269,28 @@ YAML_MISTAKES = [
     ("model:\n  dmi: 3\n", "model.dmi: no such field; did you mean model.dim?"),
     ("modle:\n  dim: 3\n", "modle.dim: no such field; did you mean model.dim?"),
     ("batch_size: 3\n", "batch_size: no such field; did you mean train.batch_size or eval.batch_size?"),
-    ("model:\n  dim: three\n", "model.dim: found 'three', expected a whole number"),
-    ("model:\n  dim: 64.0\n", "model.dim: found 64.0, expected a whole number"),
-    ("model:\n  dim: null\n", "model.dim: found None, expected a whole number"),
+    ("model:\n  dim: three\n", "model.dim: found 'three', expected an integer"),
+    ("model:\n  dim: 64.0\n", "model.dim: found 64.0, expected an integer"),
+    ("model:\n  dim: null\n", "model.dim: found None, expected an integer"),
     ("optim:\n  lr: fast\n", "optim.lr: found 'fast', expected a number"),
     ("optim:\n  lr: .inf\n", "optim.lr: found inf, expected a number"),
-    ("optim:\n  warmup_steps: x\n", "optim.warmup_steps: found 'x', expected a whole number or null"),
-    ("run_dir: 2024\n", "run_dir: found 2024, expected a text or null"),
-    ("data:\n  files: a.txt\n", "data.files: found 'a.txt', expected a list of texts"),
-    ("data:\n  files: [1, 2]\n", "data.files: found [1, 2], expected a list of texts"),
+    ("optim:\n  warmup_steps: x\n", "optim.warmup_steps: found 'x', expected an integer or null"),
+    ("run_dir: 2024\n", "run_dir: found 2024, expected a string or null"),
+    ("data:\n  files: a.txt\n", "data.files: found 'a.txt', expected a list of strings"),
+    ("data:\n  files: [1, 2]\n", "data.files: found [1, 2], expected a list of strings"),
     (
         "model:\n  rope_scaling:\n    factr: 4\n",
         "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
     ),
     ("model:\n  rope_scaling:\n    factor: x\n", "model.rope_scaling.factor: found 'x', expected a number"),
     ("model:\n  tie_embeddings: 'false'\n", "model.tie_embeddings: found 'false', expected true or false (some.yaml)"),
-    ("train:\n  steps: '100'\n", "train.steps: found '100', expected a whole number (some.yaml)"),
+    ("train:\n  steps: '100'\n", "train.steps: found '100', expected an integer (some.yaml)"),
     ("optim:\n  lr: '1e-3'\n", "optim.lr: found '1e-3', expected a number (some.yaml)"),
-    ("optim:\n  warmup_steps: 'null'\n", "optim.warmup_steps: found 'null', expected a whole number or null"),
-    ("train:\n  steps: 1:30\n", "train.steps: found '1:30', expected a whole number (some.yaml)"),
+    ("optim:\n  warmup_steps: 'null'\n", "optim.warmup_steps: found 'null', expected an integer or null"),
+    ("train:\n  steps: 1:30\n", "train.steps: found '1:30', expected an integer (some.yaml)"),
     (
         "train:\n  steps: 99999999999999999999\n",
-        "train.steps: found 99999999999999999999, expected a whole number of 64",
+        "train.steps: found 99999999999999999999, expected an integer of 64",
     ),
     (
         "optim:\n  lr: 1" + "0" * 400 + "\n",
@@ -299,7 +299,7 @@ YAML_MISTAKES = [
     ('data:\n  text_field: "\\uD800"\n', "--config: some.yaml: cannot be read as YAML"),
     (
         "train:\n  steps: 1\ntrain:\n  steps: 2\n",
-        "--config: some.yaml: cannot be read as YAML ('train' stands twice in",
+        "--config: some.yaml: cannot be read as YAML (duplicate key 'train'",
     ),
     ("train:\n  grad_accum: 3\n", "train.grad_accum: found 3, expected a divisor of batch_size = 8"),
     ("model: 3\n", "--config: some.yaml: model holds 3, expected fields, each with its value"),
@@ -355,7 +355,7 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, tex
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: &a [*a]", "line 1: &a holds itself"),
+        ("a: &a [*a]", "line 1: &a contains itself"),
         ("a: " + "[" * 3000 + "]" * 3000, "maximum nesting depth"),  # PyYAML's own
         ("- " * 3000, "lists or mappings are nested more than 64 deep"),
         (
@@ -370,7 +370,7 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, tex
         ("[" + "1," * 300_000 + "]", "more than 100,000 values"),
         ("a: !!python/object:os.system x", "found the tag"),
         ("a: 1\n---\na: 2\n", "line 2 begins a second document"),
-        ("? [a]\n: 1", "found a list, mapping or alias as a name"),
+        ("? [a]\n: 1", "found a list, mapping or alias as a key"),
         ("a: *b", "found *b, expected &b before it"),
     ],
 )
@@ -392,7 +392,7 @@ def test_help_names_every_field_and_what_it_is_for(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     missing = [name for name, _ in flatten(Config()) if f"--{name} " not in shown]
     assert missing == []
-    assert "Rows of the embedding; 0 takes the tokenizer's size." in " ".join(shown.split())
+    assert "Vocabulary size V; 0 takes the tokenizer's size." in " ".join(shown.split())
     with pytest.raises(SystemExit):
         parse("--model.rope_scaling.help")
     nested = capsys.readouterr().out

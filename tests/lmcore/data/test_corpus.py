@@ -148,7 +148,7 @@ def test_invalid_utf8_names_file_and_byte(tmp_path, monkeypatch, name, bad):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "a"', r"a.jsonl, line 3: found no valid JSON"),
+        ('{"text": "a"', r"a.jsonl, line 3: found invalid JSON"),
         ("[1]", r"a.jsonl, line 3: found list, expected a JSON object"),
         ('{"body": "a", "id": 1}', r"a.jsonl, line 3: found fields body, id, expected 'text'; set data.text_field"),
         ('{"text": 7}', r"a.jsonl, line 3: found int in 'text', expected text"),
@@ -178,7 +178,7 @@ def test_damaged_and_wrong_files_are_named(tmp_path):
     ("pattern", "message"),
     [
         ("none*.txt", r"data.files: found no file for '.*none\*.txt', expected a path or pattern"),
-        ("folder", r"data.files: found the folder '.*folder', expected files; give '.*folder/\*.txt'"),
+        ("folder", r"data.files: found the folder '.*folder', expected files; use '.*folder/\*.txt'"),
         ("a.csv", r"a.csv: found the ending '.csv', expected .txt, .jsonl, .parquet, or one of these with .gz or .zst"),
         ("a.csv.gz", r"a.csv.gz: found the ending '.gz', expected .txt"),
     ],
@@ -312,8 +312,8 @@ class TestHub:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"text_field": "text"}, r"data.text_field: found 'text', expected a field of text among: story, n"),
-            ({"text_field": "n"}, r"data.text_field: found 'n', expected a field of text among: story, n"),
+            ({"text_field": "text"}, r"data.text_field: found 'text', expected a field of strings among: story, n"),
+            ({"text_field": "n"}, r"data.text_field: found 'n', expected a field of strings among: story, n"),
             ({"text_field": "story", "split": "nope"}, r"data.split: found 'nope'.*'train', 'test'"),
             ({"text_field": "story", "subset": "nope"}, r"data.subset: found 'nope'.*'default'"),
         ],
@@ -340,7 +340,7 @@ class TestHub:
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
         last = done.stderr.strip().splitlines()[-1]
-        assert "'nobody/nothing' is no folder here and cannot be fetched, the Hugging Face hub is out of reach" in last
+        assert "'nobody/nothing' is not a local folder and cannot be downloaded: the Hugging Face Hub" in last
         assert "--data.files" in last
 
 
@@ -410,7 +410,7 @@ def test_a_folder_that_is_not_there_is_named_and_not_sought_on_the_hub(name):
 
 def test_a_file_as_data_set_is_one_line(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=r"^data\.dataset: found the file .* give --data\.files"):
+    with pytest.raises(UserError, match=r"^data\.dataset: found the file .* set --data\.files"):
         open_corpora(DataConfig(dataset=str(tmp_path / "a.txt")))
 
 

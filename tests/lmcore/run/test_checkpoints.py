@@ -249,7 +249,7 @@ def test_a_damaged_description_is_named_and_passed_over(run_dir: Path, content: 
         path.write_text(content)
     assert find_checkpoint(run_dir, "latest").step == 10
     [line] = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(rf"note: {re.escape(str(path))}: (cannot be read|is damaged) .*; passed over", line)
+    assert re.fullmatch(rf"note: {re.escape(str(path))}: (cannot be read|is damaged) .*; skipped", line)
 
 
 def test_a_description_says_framework_step_and_loss(run_dir: Path):
@@ -296,7 +296,9 @@ def test_a_run_without_checkpoints_starts_anew(tmp_path: Path):
 
 
 def test_a_run_is_not_overwritten(run_dir: Path):
-    message = f"^run_dir: {re.escape(str(run_dir))} holds a run; continue it with --train.resume auto, or name another"
+    message = (
+        f"^run_dir: {re.escape(str(run_dir))} already has a run; resume it with --train.resume auto, or name another"
+    )
     with pytest.raises(UserError, match=message):
         open_run(changed(run_dir, train__resume="never"), "jax")
 
@@ -385,12 +387,14 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_run_and_refused_by_itself(ru
     damage(run_dir, 10)
     assert find_checkpoint(run_dir).step == 20, "the best is damaged"
     [line] = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"note: .*step_00000010/state/weights: is damaged .*; passed over", line)
+    assert re.fullmatch(r"note: .*step_00000010/state/weights: is damaged .*; skipped", line)
     assert find_checkpoint(run_dir, verify=False).step == 10
-    with pytest.raises(Damaged, match=r"weights: is damaged.*take another checkpoint, or use it as it is with --no_v"):
+    with pytest.raises(
+        Damaged, match=r"weights: is damaged.*use another checkpoint, or read it unverified with --no_v"
+    ):
         find_checkpoint(run_dir / "checkpoints" / "step_00000010")
     damage(run_dir, 20)
-    with pytest.raises(Damaged, match=r"is damaged.*; no checkpoint of .* is what was written .*--no_verify$"):
+    with pytest.raises(Damaged, match=r"is damaged.*; every checkpoint of .* is damaged .*--no_verify$"):
         find_checkpoint(run_dir)
     assert names(run_dir) == ["step_00000010", "step_00000020"], "reading renames nothing"
 
@@ -405,11 +409,11 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint_and_sets_the_damaged_asid
         set_aside_newer(latest)
         [line] = capsys.readouterr().err.splitlines()
         assert re.fullmatch(
-            r"note: .*weights: is damaged .*; set aside as step_00000020.damaged\S*, going on from step 10", line
+            r"note: .*weights: is damaged .*; renamed to step_00000020.damaged\S*, resuming from step 10", line
         )
         shutil.copytree(run_dir / "checkpoints" / "step_00000020.damaged", run_dir / "checkpoints" / "step_00000020")
     damage(run_dir, 10)
-    with pytest.raises(Damaged, match="no checkpoint of"):
+    with pytest.raises(Damaged, match="every checkpoint of"):
         open_run(changed(run_dir), "jax")
     config = changed(run_dir)
     unverified = replace(config, checkpoint=replace(config.checkpoint, verify=False))
@@ -421,7 +425,7 @@ def test_a_checkpoint_without_checksums_is_read_and_said_to_be(run_dir: Path, ca
     path.write_text('{"framework": "jax", "step": 10, "valid_loss": 1.0}\n')
     assert find_checkpoint(run_dir).step == 10
     [line] = capsys.readouterr().err.splitlines()
-    assert line == f"note: {path.parent} is of an older version, without checksums: read as it is"
+    assert line == f"note: {path.parent} was written by an older version, without checksums; reading it unverified"
 
 
 def test_only_names_that_are_written_here_are_touched(run_dir: Path):
@@ -452,13 +456,15 @@ def test_a_config_that_was_cut_is_refused_and_one_that_was_edited_says_what_to_d
     text = path.read_text()
     for wrong in (text[: len(text) // 2], text[:-3], text.replace("lr: 0.003", "lr: 0.007")):
         path.write_text(wrong)
-        with pytest.raises(Damaged, match=r"config.yaml: is not what was written .*; if you edited it, delete that li"):
+        with pytest.raises(
+            Damaged, match=r"config.yaml: has changed since it was written .*; if you edited it, delete that li"
+        ):
             load_run(find_checkpoint(run_dir))
     edited = text.replace("lr: 0.003", "lr: 0.007").partition("\n")[2]
     path.write_text(edited)
     assert load_run(find_checkpoint(run_dir))[0].optim.lr == 0.007
     path.write_text(edited[: edited.index("log:")])
-    with pytest.raises(UserError, match=r"config.yaml: found no log, sample, expected a whole config"):
+    with pytest.raises(UserError, match=r"config.yaml: found no log, sample, expected a complete config"):
         load_run(find_checkpoint(run_dir))
 
 

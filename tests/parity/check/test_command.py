@@ -369,7 +369,7 @@ def test_precisions_side_by_side_find_what_they_find_in_turn():
         assert [(r.what, r.dtype, r.verdict) for r in found] == [(r.what, r.dtype, r.verdict) for r in alone[1]]
     wide = replace(subject.config.model, ffn_dim=10**12)
     huge = replace(subject, config=replace(subject.config, model=wide))
-    with pytest.raises(UserError, match="model: found one that takes at least"):
+    with pytest.raises(UserError, match="model: found one that needs at least"):
         list(climb_apart(huge, ("float64", "float32"), *asked))
     assert processes_for(huge, ("float64", "float32"), PAIR) == 1
     assert processes_for(subject, ("float64", "float32"), dict.fromkeys(PAIR, "cuda")) == 1

@@ -373,7 +373,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "qk_norm: found True, whose meaning is unknown here": {"qk_norm": True},
     "auto_map: found {'AutoModel': 'code.Model'}": {"auto_map": {"AutoModel": "code.Model"}},
     "hidden_size is missing": {"hidden_size": "absent"},
-    "hidden_size: found '20', expected a whole number": {"hidden_size": "20"},
+    "hidden_size: found '20', expected an integer": {"hidden_size": "20"},
     "num_key_value_heads: found 2, expected a divisor of n_heads = 5": {"num_key_value_heads": 2},
     "head_dim: found 5, expected an even number": {"head_dim": 5},
     "rms_norm_eps: found 0.0, expected more than 0": {"rms_norm_eps": 0.0},
