@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lmcore.errors import UserError, shown
+from lmcore.optim.table import OptimizerName
 
 __all__ = [
     "GATED",
@@ -237,7 +238,7 @@ class TokenizerConfig:
 class OptimConfig:
     """The optimizer and its learning-rate schedule."""
 
-    name: Literal["adamw", "adafactor", "muon", "lion", "sgd"] = "adamw"
+    name: OptimizerName = "adamw"
     """adafactor stores only row and column means of squared gradients, and scales each update by its parameter's
     magnitude; muon orthogonalizes the momentum of the blocks' matrices and optimizes the rest with adamw; lion updates
     by the sign of its momentum, at a third to a tenth of adamw's lr; sgd has momentum."""

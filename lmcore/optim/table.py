@@ -1,13 +1,14 @@
 """The state that each optimizer keeps, and the choices on which optax and torch differ by default."""
 
 from dataclasses import dataclass
-from typing import get_args, get_type_hints
+from typing import Literal, get_args
 
 import numpy as np
 
-from lmcore.config import OptimConfig
+__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerName", "kinds_of", "least_root", "takes_muon"]
 
-__all__ = ["OPTIMIZERS", "Optimizer", "kinds_of", "least_root", "takes_muon"]
+OptimizerName = Literal["adamw", "adafactor", "muon", "lion", "sgd"]
+"""Values of `optim.name`; each has a row in `OPTIMIZERS`."""
 
 
 def least_root(dtype: np.dtype) -> float:
@@ -51,8 +52,8 @@ OPTIMIZERS = {
 }
 """`optim.name` -> its state."""
 
-if OPTIMIZERS.keys() != (known := set(get_args(get_type_hints(OptimConfig)["name"]))):
-    raise AssertionError(f"OPTIMIZERS: found {sorted(OPTIMIZERS)}, expected those of optim.name, {sorted(known)}")
+if OPTIMIZERS.keys() != set(get_args(OptimizerName)):
+    raise AssertionError(f"OPTIMIZERS: found {sorted(OPTIMIZERS)}, expected {sorted(get_args(OptimizerName))}")
 
 
 def takes_muon(name: str, ndim: int) -> bool:
