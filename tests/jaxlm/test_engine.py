@@ -58,7 +58,10 @@ def test_the_number_of_devices_changes_nothing_but_rounding() -> None:
     np.testing.assert_allclose(train(one, 3), train(two, 3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "lion", "sgd"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion", "sgd")]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", *SLOW])
 def test_layers_in_a_loop_train_as_layers_apart(name: str, tmp_path: Path) -> None:
     with jax.enable_x64(True):
         apart, looped = (

@@ -110,7 +110,7 @@ def test_mistakes_are_one_line_and_nothing_runs(tmp_path: Path, capsys: pytest.C
         (["a: {optim.clip: 0}"], ["--model.n_heads=3"], "study.yaml: base: model.dim: found 16, expected a multiple"),
         (["a: {optim.clip: 0}"], ["--model.dmi=3"], "--model.dmi: no such field; did you mean model.dim?"),
         (["a: {optim.clip: 0}"], ["--jobs=0"], "--jobs: found 0"),
-        (["a: {optim.clip: 0}"], [f"--out={__file__}"], "test_ablate.py is a file, expected a folder; name another"),
+        (["a: {optim.clip: 0}"], [f"--out={__file__}"], "test_runner.py is a file, expected a folder; name another"),
     ):
         assert jaxlm.ablate.main(options(study(tmp_path, *changes), *more)) == 2
         error = capsys.readouterr().err

@@ -60,6 +60,7 @@ def failures(results: list[Result]) -> list[str]:
     return [f"rung {r.rung}: {r.what}: {r.where}" for r in results if not r.ok]
 
 
+@pytest.mark.slow
 def test_a_third_backend_climbs_under_its_own_label():
     fresh = pair(jax="cpu", third="cpu")
     assert isinstance(fresh.port, Twin)

@@ -91,16 +91,17 @@ def shaken_pair(config: Config, scale: float = 8.0) -> Pair:
 # The command.
 
 
-def test_the_command_proves_and_reports(text: Path, tmp_path: Path, capsys):
-    short = ["--model.n_layers", "1", "--dtype", "float64", "--steps", "4"]
+@pytest.mark.parametrize("rungs", ["0-6", pytest.param("0-11", marks=pytest.mark.slow)])
+def test_the_command_proves_and_reports(rungs: str, text: Path, tmp_path: Path, capsys):
+    short = ["--model.n_layers", "1", "--dtype", "float64", "--steps", "4", "--rungs", rungs]
     out = ["--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")]
     assert main([*TINY, *short, "--data.files", str(text), *out]) == 0
     said = capsys.readouterr().out
     assert "The two are the same model" in said
     read = json.loads((tmp_path / "r.json").read_text())
     assert read["ok"] is True
-    assert {r["rung"] for r in read["results"]} == set(range(12))
-    assert {r["verdict"] for r in read["results"]} == {"pass", "skipped"}, "no context beyond 1,024 tokens"
+    assert {r["rung"] for r in read["results"]} == set(range(int(rungs[2:]) + 1))
+    assert {r["verdict"] for r in read["results"]} <= {"pass", "skipped"}, "no context beyond 1,024 tokens"
     assert read["facts"]["jax"] == jax.__version__
     assert "The two are the same model" in (tmp_path / "r.html").read_text()
 
