@@ -44,8 +44,8 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     if options.top_p < 1:
         probabilities = jnp.where(-logits <= _cutoff(-logits, probabilities, options.top_p), probabilities, 0)
     if options.min_p > 0:
-        most = jnp.max(probabilities, axis=-1, keepdims=True)
-        probabilities = jnp.where(probabilities < options.min_p * most, 0, probabilities)
+        highest = jnp.max(probabilities, axis=-1, keepdims=True)
+        probabilities = jnp.where(probabilities < options.min_p * highest, 0, probabilities)
     return inverse_cdf(probabilities, uniforms)
 
 

@@ -153,7 +153,7 @@ class Engine:
         return peak and peak * self.mesh.size
 
     def init(self) -> None:
-        """Start from the contract's initial weights."""
+        """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
         params = jax.device_put(self.model.initial_params(), replicated(self.mesh))
         opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=replicated(self.mesh))(params)
@@ -198,7 +198,7 @@ class Engine:
         return bool(self._running)
 
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
+        """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
         state = self.state
         return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
 

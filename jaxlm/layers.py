@@ -97,19 +97,19 @@ def stack_layers(tree: Tree) -> Tree:
 
 
 def unstack_layers(tree: Tree, n_layers: int) -> Tree:
-    """Take apart what `stack_layers` stacked."""
+    """Undo `stack_layers`."""
 
     def unstack(node: Any) -> Any:
         if not _names_parameters(node):
             return node
-        apart = {}
+        unstacked = {}
         for name, value in node.items():
             if name.startswith(STACK):
                 for i in range(n_layers):
-                    apart[f"layers.{i}.{name.removeprefix(STACK)}"] = jax.tree.map(lambda a, i=i: a[i], value)
+                    unstacked[f"layers.{i}.{name.removeprefix(STACK)}"] = jax.tree.map(lambda a, i=i: a[i], value)
             else:
-                apart[name] = value
-        return apart
+                unstacked[name] = value
+        return unstacked
 
     return jax.tree.map(unstack, tree, is_leaf=_names_parameters)
 

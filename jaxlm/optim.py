@@ -77,7 +77,7 @@ def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradi
 
     An optimizer may use a parameter's shape: Muon orthogonalizes matrices, Adafactor factors them, decay skips vectors.
     A stack of matrices has one axis more, so the optimizer is mapped over the layers by `vmap`, and sees each parameter
-    in its own shape. The parameters outside of the layers are updated apart, without the map.
+    in its own shape. The parameters outside of the layers are updated separately, without the map.
     """
 
     def update(grads: Any, state: Any, params: Any = None, *, lr: Any) -> tuple[Any, Any]:
@@ -157,8 +157,8 @@ def _slowing() -> optax.GradientTransformationExtraArgs:
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> tuple[Any, Any]:
         count = state.count + 1
-        share = jnp.minimum(1.0, 1 / (lr * jnp.sqrt(jnp.asarray(count, float))))
-        return jax.tree.map(lambda u: u * share.astype(u.dtype), updates), optax.ScaleByScheduleState(count)
+        fraction = jnp.minimum(1.0, 1 / (lr * jnp.sqrt(jnp.asarray(count, float))))
+        return jax.tree.map(lambda u: u * fraction.astype(u.dtype), updates), optax.ScaleByScheduleState(count)
 
     def init(params: Any) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))

@@ -45,7 +45,9 @@ def load(name: str) -> tuple[Any, Any]:
         )
     except Exception as error:  # what transformers raises for a missing or broken file depends on the kind of model
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
-        why = f"cannot be loaded ({reason})" if local else "is no local folder, and cannot be fetched from the hub"
+        why = (
+            f"cannot be loaded ({reason})" if local else "is not a local folder, and cannot be downloaded from the hub"
+        )
         raise UserError(
             f"{name!r} {why}; name a local folder with config.json, model.safetensors and tokenizer.json"
         ) from error
@@ -102,10 +104,10 @@ def measure(request: Request) -> Measured:
         raise UserError(f"{request.model!r}: its tokenizer gives id {highest}, and the model has {vocab_size} tokens")
     context = min(request.context, getattr(model.config, "max_position_embeddings", None) or request.context)
     width = min(context, len(stream) - 1)
-    rows = max(1, min(request.batch_size, LOGITS // (width * vocab_size)))
+    batch = max(1, min(request.batch_size, LOGITS // (width * vocab_size)))
     model.to(device)
     nats, count = 0.0, 0
-    for inputs, targets in eval_windows(stream, seq_len=width, batch_size=rows, windows=0):
+    for inputs, targets in eval_windows(stream, seq_len=width, batch_size=batch, windows=0):
         logits = model(to_device(inputs, device), use_cache=False).logits.float()
         wanted = to_device(targets, device)
         nats += float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum"))

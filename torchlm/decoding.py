@@ -43,11 +43,11 @@ def choose_tokens(
     if options.top_p < 1:
         ordered = torch.sort(probabilities, dim=-1, descending=True).values
         before = torch.cumsum(ordered, dim=-1) - ordered
-        least = torch.where(before < options.top_p, ordered, infinity).amin(dim=-1, keepdim=True)
-        probabilities = torch.where(probabilities < least, 0, probabilities)
+        cutoff = torch.where(before < options.top_p, ordered, infinity).amin(dim=-1, keepdim=True)
+        probabilities = torch.where(probabilities < cutoff, 0, probabilities)
     if options.min_p > 0:
-        most = probabilities.amax(dim=-1, keepdim=True)
-        probabilities = torch.where(probabilities < options.min_p * most, 0, probabilities)
+        highest = probabilities.amax(dim=-1, keepdim=True)
+        probabilities = torch.where(probabilities < options.min_p * highest, 0, probabilities)
     return inverse_cdf(probabilities, uniforms)
 
 

@@ -72,8 +72,8 @@ def train_step(
         key = dropout_key(config, state.step, index, batch.device)
         loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
         total += loss.detach()
-        share = loss / targets  # one number divided here, instead of every gradient later
-        (share if state.scaler is None else state.scaler.scale(share)).backward()
+        mean_loss = loss / targets  # one number divided here, instead of every gradient later
+        (mean_loss if state.scaler is None else state.scaler.scale(mean_loss)).backward()
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
@@ -161,7 +161,7 @@ class Engine:
         return peak_flops(self.device_name)
 
     def init(self) -> None:
-        """Start from the contract's initial weights."""
+        """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
         self.state = self._state(initial_params(self.model, self.config.train.seed))
 
@@ -189,7 +189,7 @@ class Engine:
         return bool(torch.stack([f.to(self.device) for f in finite]).all())
 
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state now, write it in the background; the returned function waits for that and opens it."""
+        """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
         return save_state(folder, self.state.params, self._optimizer_tensors())
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
@@ -240,7 +240,7 @@ class Engine:
 
 
 def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
-    """The contract's initial weights, by name; torch stores a kernel output × input, the contract input × output."""
+    """Return the shared NumPy initialization, by name; torch stores kernels output × input, `lmcore` input × output."""
     params = {}
     for name, p in model.named_parameters():
         transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)

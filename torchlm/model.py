@@ -183,10 +183,10 @@ class Decoder(nn.Module):
         self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size)
-        wide = torch.promote_types(dtype, torch.float32)
-        self.to(wide)
+        parameter_dtype = torch.promote_types(dtype, torch.float32)
+        self.to(parameter_dtype)
         for name, table in zip(("cos", "sin"), rope_tables(config)):
-            self.register_buffer(name, torch.tensor(table, dtype=wide, device="cpu"), persistent=False)
+            self.register_buffer(name, torch.tensor(table, dtype=parameter_dtype, device="cpu"), persistent=False)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of the next token at every position, in the parameters' dtype."""

@@ -45,19 +45,19 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
     Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
     """
     groups, betas = _groups(config, parameters), (config.beta1, config.beta2)
-    least = least_root(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
+    eps = least_root(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
     optimizer: torch.optim.Optimizer
     # A fused update reads and writes each value once, and on CUDA skips what a gradient scaler rejects without waiting.
     match config.name:
         case "adamw":
             optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
         case "adafactor":
-            optimizer = torch.optim.Adafactor(groups, eps=(least, 1e-3))
+            optimizer = torch.optim.Adafactor(groups, eps=(eps, 1e-3))
         case "muon":
             taken = muon_mask(parameters)
             matrices, rest = ({n: p for n, p in parameters.items() if taken[n] is by_muon} for by_muon in (True, False))
             optimizer = _Together(
-                _Muon(_groups(config, matrices), momentum=config.momentum, eps=least, adjust_lr_fn="match_rms_adamw"),
+                _Muon(_groups(config, matrices), momentum=config.momentum, eps=eps, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(_groups(config, rest), betas=betas, eps=config.eps, fused=True),
             )
         case "lion":
@@ -143,7 +143,7 @@ class _Muon(torch.optim.Muon):
 
 
 class _NotInBfloat16(TorchFunctionMode):
-    """A tensor to be turned into bfloat16 is copied instead."""
+    """Copy a tensor where torch would convert it to bfloat16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (Tensor.clone if func is Tensor.bfloat16 else func)(*args, **(kwargs or {}))

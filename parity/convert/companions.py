@@ -84,7 +84,7 @@ def token_ids(name: str, value: Any, problems: list[str]) -> list[int]:
     """The ids in a field that holds one, several or null; negative ones, which no token has, are left out."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(number) is int for number in values):
-        problems.append(f"{name}: found {value!r}, expected a whole number or a list of them")
+        problems.append(f"{name}: found {value!r}, expected an integer or a list of integers")
         return []
     return [number for number in values if number >= 0]
 
@@ -111,7 +111,7 @@ def read_tokenizer(
     )
     eos = _content(settings.get("eos_token"))
     if not isinstance(eos, str | None):
-        problems.append(f"{folder / 'tokenizer_config.json'}: eos_token is {eos!r}, expected a text")
+        problems.append(f"{folder / 'tokenizer_config.json'}: eos_token is {eos!r}, expected a string")
         return None
     ids = [i for given in (fields, generation) for i in token_ids("eos_token_id", given.get("eos_token_id"), problems)]
     try:

@@ -311,11 +311,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one")
     elif source.tokenizer.ignored:
         settings = ", ".join(source.tokenizer.ignored)
-        print(f"note: tokenizer.json sets {settings}, which has no effect: text is encoded whole, alike each time")
+        what = "text is encoded in full, the same way each time"
+        print(f"note: tokenizer.json sets {settings}, which has no effect: {what}")
     if args.to != "hf":
         text = "" if source.checkpoint else " --data.files TEXT"
         command = f"python -m {BACKENDS[args.to].package}.train --run_dir {shlex.quote(str(out))}"
-        print(f"go on with: {command} --train.resume auto{text}")
+        print(f"resume with: {command} --train.resume auto{text}")
     return 0
 
 

@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, gpt2: Path, monkeypatc
     for words, message in (
         (
             ["--baseline", "no-such/model"],
-            "'no-such/model' is no local folder, and cannot be fetched from the hub; name a",
+            "'no-such/model' is not a local folder, and cannot be downloaded from the hub; name a",
         ),
         (["--baseline", str(broken)], "broken' cannot be loaded ("),
         (["--baseline", str(gpt2), "--windows=8"], "--windows: found 8, expected 0 with --baseline"),

@@ -500,7 +500,7 @@ def test_damaged_weights_are_told_by_name(model_folder: Path, tmp_path: Path):
 def test_an_end_of_text_that_is_no_text_is_told(model_folder: Path):
     (model_folder / "tokenizer.json").write_text("{}")
     (model_folder / "tokenizer_config.json").write_text('{"eos_token": 5}')
-    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is 5, expected a text"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is 5, expected a string"):
         read_folder(model_folder)
 
 
