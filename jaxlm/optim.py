@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxlm.layers import STACK
 from lmcore.config import OptimConfig
-from lmcore.optim.table import least_root, takes_muon
+from lmcore.optim.epsilon import least_root
+from lmcore.optim.table import takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask", "over_layers"]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcore.config import OptimConfig
-from lmcore.optim.table import OPTIMIZERS, kinds_of, least_root, takes_muon
+from lmcore.optim.epsilon import least_root
+from lmcore.optim.table import OPTIMIZERS, kinds_of, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 

@@ -3,22 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerName", "kinds_of", "least_root", "takes_muon"]
+__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerName", "kinds_of", "takes_muon"]
 
 OptimizerName = Literal["adamw", "adafactor", "muon", "lion", "sgd"]
 """Values of `optim.name`; each has a row in `OPTIMIZERS`."""
-
-
-def least_root(dtype: np.dtype) -> float:
-    """Return the epsilon of two norms: Muon's, before it orthogonalizes a matrix, and Adafactor's root mean square.
-
-    optax adds it, or its square, to the norm, where torch takes the maximum of the two. It is therefore so small that
-    adding it changes no norm that occurs, and still large enough where squares underflow: 1e-15 in float32, 1.5e-150
-    in float64.
-    """
-    return 1e4 * float(np.sqrt(np.finfo(dtype).tiny))
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path, damage: str
     (line,) = done.stderr.splitlines()
     assert "/state/params/" in line
     assert "is missing" in line if damage == "missing" else "is damaged" in line
-    assert "no checkpoint of" in line
+    assert "every checkpoint of" in line
 
 
 def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
