@@ -211,7 +211,7 @@ def test_a_file_of_fields_has_a_largest_size(folder: Path, monkeypatch: pytest.M
         ({"eos_token_id": 339}, "eos_token_id: found 339, which no token of tokenizer.json has"),
         ({"eos_token_id": 10**30}, f"eos_token_id: found {10**30}, which no token"),
         ({"eos_token_id": "2"}, "eos_token_id: found '2', expected an integer or a list of integers"),
-        ({"eos_token_id": [2, None]}, "eos_token_id: found [2, None], expected a whole number"),
+        ({"eos_token_id": [2, None]}, "eos_token_id: found [2, None], expected an integer"),
     ],
 )
 def test_tokens_that_end_a_text_must_be_there(fields: dict[str, Any], message: str, folder: Path):
