@@ -481,7 +481,7 @@ def test_the_command_says_what_it_did_and_how_to_go_on(runs: dict[str, Path], tm
     assert f"step 4 of {runs['jax']} (validation loss " in done.stdout
     advice = f"resume with: python -m torchlm.train --run_dir {out} --train.resume auto"
     assert done.stdout.splitlines()[-1] == advice
-    assert torch_train.main(advice.split()[6:]) == 0
+    assert torch_train.main(advice.split()[5:]) == 0
     assert rows(out)[-1]["step"] == 8
 
 
