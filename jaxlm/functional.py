@@ -22,20 +22,20 @@ Params = dict[str, Array]
 
 
 class Model:
-    """A decoder without its parameters: their names, shapes and initial values, and the way to put them in."""
+    """A decoder without parameter values: their names, shapes and initialization, and a call that merges values in."""
 
     def __init__(self, config: Config):
         self.config = config
         self.dtype = jnp.dtype(config.train.precision)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         decoder = nnx.eval_shape(lambda: Decoder(config.model, dtype=self.dtype, remat=config.train.remat))
         self.graph, state = nnx.split(decoder)
         leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
         self.paths = {name: path for name, (path, _) in leaves.items()}
-        self.shapes = {name: jax.ShapeDtypeStruct(shape, wide) for name, (_, shape) in leaves.items()}
+        self.shapes = {name: jax.ShapeDtypeStruct(shape, param_dtype) for name, (_, shape) in leaves.items()}
 
     def initial_params(self) -> Params:
-        """The contract's initial weights for `train.seed`."""
+        """Return the shared NumPy initialization (`lmcore.model.init`) for `train.seed`."""
         seed, model = self.config.train.seed, self.config.model
         return {
             name: jnp.asarray(initial_weight(seed, name, leaf.shape, model), leaf.dtype)
@@ -43,9 +43,9 @@ class Model:
         }
 
     def __call__(self, params: Params) -> Decoder:
-        """The decoder with these parameters, which may be stacked (see `jaxlm.layers`)."""
-        apart = unstack_layers(params, self.config.model.n_layers)
-        leaves = [(self.paths[name], nnx.Param(value)) for name, value in apart.items()]
+        """Return the decoder with these parameters, which may be stacked (see `jaxlm.layers`)."""
+        unstacked = unstack_layers(params, self.config.model.n_layers)
+        leaves = [(self.paths[name], nnx.Param(value)) for name, value in unstacked.items()]
         decoder = nnx.merge(self.graph, nnx.from_flat_state(leaves))
         stacks = {name.removeprefix(STACK): value for name, value in params.items() if name.startswith(STACK)}
         if stacks:
@@ -55,5 +55,5 @@ class Model:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters, each scalar counted."""
         return sum(leaf.size for leaf in self.shapes.values())
