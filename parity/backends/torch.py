@@ -49,7 +49,7 @@ class TorchTwin:
             return
         assert state.optimizer is not None
         state.step, parameters = step, dict(state.model.named_parameters())
-        for kind, arrays in moments.to(self.config, CANONICAL, self.backend.side).kept.items():
+        for kind, arrays in moments.to(self.config, CANONICAL, self.backend.side).arrays.items():
             for name, value in arrays.items():
                 state.optimizer.state[parameters[name]][torch_key(self.config.optim, kind)].copy_(numpy_to_torch(value))
         for tensors in state.optimizer.state.values():
@@ -109,7 +109,7 @@ class TorchTwin:
             for key, tensor in state.optimizer.state[p].items():
                 if key != "step":
                     arrays.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
-        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).kept
+        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).arrays
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         return Step(loss, norm, self._to_canonical(own), self._to_canonical(state.params), moments)
 

@@ -155,7 +155,7 @@ def orthogonal_within_rounding(
         unmoved = twin.step(batch, lr, grads).params
         for draw in range(DRAWS):
             moved = moments and replace(
-                moments, kept={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.kept.items()}
+                moments, arrays={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.arrays.items()}
             )
             twin.load(params, moved, step)
             after = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
@@ -215,7 +215,7 @@ def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before:
     scale = min(1.0, optim.clip / (grad_norm + 1e-6)) if optim.clip else 1.0
     undecided = {}
     for name, grad in grads.items():
-        mean = optim.beta1 * before.kept["mean"][name].astype(np.float64)
+        mean = optim.beta1 * before.arrays["mean"][name].astype(np.float64)
         added = (1 - optim.beta1) * scale * grad.astype(np.float64)
         terms = np.abs(mean) + np.abs(added)
         mask = (np.abs(mean + added) <= 8 * np.finfo(grad.dtype).eps * terms) & (terms > 0)
