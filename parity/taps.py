@@ -45,7 +45,7 @@ class Taps:
     """Collects values under names such as `layers.1 q rotated`, in the order of computation."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
         self._layer = 0
 
     def before(self, module: str, value: Any) -> None:
@@ -61,7 +61,7 @@ class Taps:
         if layer is not None:
             self._keep(layer, AFTER.get(inner), value)
         elif module in WHOLE:
-            self.seen.setdefault(WHOLE[module], value)
+            self.recorded.setdefault(WHOLE[module], value)
 
     def attention(self, attend: Callable[..., Any]) -> Callable[..., Any]:
         """Return `attend` with a hook that records its queries and keys, which are rotated already."""
@@ -75,7 +75,7 @@ class Taps:
 
     def _record(self, layer: int, operation: str | None, value: Any) -> None:
         if operation is not None:
-            self.seen[f"layers.{layer} {operation}"] = value
+            self.recorded[f"layers.{layer} {operation}"] = value
 
 
 def _split(module: str) -> tuple[int | None, str]:
