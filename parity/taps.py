@@ -53,13 +53,13 @@ class Taps:
         layer, inner = _split(module)
         if layer is not None:
             self._layer = layer
-            self._keep(layer, BEFORE.get(inner), value)
+            self._record(layer, BEFORE.get(inner), value)
 
     def after(self, module: str, value: Any) -> None:
         """Record `value` as the output of a module, by its dotted name."""
         layer, inner = _split(module)
         if layer is not None:
-            self._keep(layer, AFTER.get(inner), value)
+            self._record(layer, AFTER.get(inner), value)
         elif module in WHOLE:
             self.recorded.setdefault(WHOLE[module], value)
 
@@ -67,8 +67,8 @@ class Taps:
         """Return `attend` with a hook that records its queries and keys, which are rotated already."""
 
         def hook(q: Any, k: Any, v: Any, **rest: Any) -> Any:
-            self._keep(self._layer, "q rotated", q)
-            self._keep(self._layer, "k rotated", k)
+            self._record(self._layer, "q rotated", q)
+            self._record(self._layer, "k rotated", k)
             return attend(q, k, v, **rest)
 
         return hook
