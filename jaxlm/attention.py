@@ -1,10 +1,11 @@
-"""Attention as mathematics: causal over a whole sequence, and over a KV cache.
+"""Attention, the plain form: causal over a whole sequence, and over a KV cache.
 
 Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the dtype of q, k and v. Shape letters as in
 `jaxlm.model`; BK is batch and key/value heads as one axis. `jaxlm.fast.attention` computes the same in blocks of
 queries.
 
-Keys and values lie head by head: with B and K apart, XLA on a CPU copied the whole cache for each decoded token.
+Keys and values are stored head by head: with B and K as separate axes, XLA on a CPU copied the whole cache for each
+decoded token.
 """
 
 import math
@@ -20,7 +21,7 @@ __all__ = ["attention", "by_head", "causal_attention", "causal_mask"]
 
 
 def by_head(x: Float[Array, "B S K H"]) -> Float[Array, "BK S H"]:
-    """Keys or values with batch and heads as one leading axis."""
+    """Return keys or values with batch and heads as one leading axis."""
     return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
@@ -28,7 +29,7 @@ def causal_mask(positions: Int[Array, " T"], size: int, pads: Int[Array, " B"] |
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
     Args:
-        positions: the queries' own positions among the keys.
+        positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
     """
@@ -51,7 +52,7 @@ def attention(
         k: keys, from `by_head`.
         v: values, from `by_head`.
         mask: True where a query may attend to a key.
-        factors: what the attention weights are multiplied by, such as dropout's mask; None multiplies by nothing.
+        factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
     """
     batch, length, n_heads, head_dim = q.shape
     groups = batch * n_heads // len(k)
@@ -83,8 +84,8 @@ def causal_attention(
         q: queries.
         k: keys.
         v: values.
-        rate: fraction of the attention weights that a key drops.
-        key: what dropout's mask is drawn from; None drops nothing.
+        rate: fraction of the attention weights to drop where there is a key.
+        key: random key of the dropout mask; None switches dropout off.
     """
     batch, length, n_heads, _ = q.shape
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)

@@ -1,4 +1,4 @@
-"""Orbax writes and reads the arrays of a checkpoint: parameters and optimizer state as two items of one folder."""
+"""Arrays of a checkpoint, by Orbax: parameters and optimizer state as two items of one folder."""
 
 import logging
 import re
@@ -28,11 +28,11 @@ def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
 
 
 @cache
-def _hear_errors_once() -> None:
+def _silence_repeated_errors() -> None:
     """Keep Orbax from printing the errors that it raises, from the first save or restore on.
 
-    It also logs each with a traceback, and what is under way when an array fails is heard of later, when the save is
-    long over: from asyncio, or where it finds the event loop closed.
+    Orbax also logs each of them with a traceback; and when one array fails, asyncio reports the tasks of the other
+    arrays, or a closed event loop, long after the save is over.
     """
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|TensorStore|OCDBT", record.getMessage()))
@@ -46,7 +46,7 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
     Returns:
         A function that waits until everything is on disk and can be opened, and raises what went wrong.
     """
-    _hear_errors_once()
+    _silence_repeated_errors()
     items = {"params": params, "optimizer": optimizer}
     expected = {name: _described(tree) for name, tree in items.items()}
     with ExitStack() as stack:
@@ -54,10 +54,10 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
         writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         writer.save(path, args=ocp.args.Composite(**args))
-        kept = stack.pop_all()
+        resources = stack.pop_all()
 
     def finish() -> None:
-        with kept:
+        with resources:
             writer.close()
             _check_opens(path, expected)
 
@@ -65,12 +65,12 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
 
 
 def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:
-    """Read the named items, `params` and perhaps `optimizer`, onto the shapes, types and shardings given for them.
+    """Read the named items, `params` and perhaps `optimizer`, as arrays of these shapes, dtypes and shardings.
 
     Raises:
         UserError: a file is missing or damaged, or an array has another shape.
     """
-    _hear_errors_once()
+    _silence_repeated_errors()
     items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     try:
         with _without_wildcards(folder) as path, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
@@ -83,9 +83,9 @@ def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:
 
 @contextmanager
 def _without_wildcards(folder: Path) -> Iterator[Path]:
-    """The folder by a path that Orbax can take: it looks for its own files with `glob`, wildcards in parents included.
+    """Yield a path to the folder without wildcards: Orbax looks for its own files with `glob` on the whole path.
 
-    Where it finds none it only logs that, and what it has written cannot be read.
+    Where it finds none it only logs that, and what it has written cannot be read back.
     """
     path = folder.absolute()
     if not WILDCARDS & set(str(path)):
@@ -105,7 +105,7 @@ def _described(tree: Any) -> list[str]:
 
 
 def _check_opens(path: Path, expected: dict[str, list[str]]) -> None:
-    """Raise OSError unless Orbax can open what it has written, and finds every array: its word is not enough."""
+    """Raise OSError unless Orbax can open what it has written and finds every array: its own report is not enough."""
     handlers = {name: ocp.StandardCheckpointHandler() for name in expected}
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:

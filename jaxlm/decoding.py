@@ -19,18 +19,18 @@ from lmcore.config import SampleConfig
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
+"""Tokens in a part of the vocabulary: the search goes over the parts' sums, then within one part."""
 
 
 def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
-    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
+    """Choose each next token by temperature, top-k, top-p and min-p, then by the inverse CDF at a uniform number.
 
-    Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
-    k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+    Temperature 0, or one too small to divide by, takes the most likely token, the first of equals. Tokens equal to the
+    k-th most likely all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
 
     Args:
         logits: of the next token, one row for each sequence.
-        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        uniforms: one uniform number in [0, 1) for each sequence, drawn on the host.
         options: temperature, top_k, top_p and min_p.
     """
     finite = jnp.finfo(logits.dtype)
@@ -50,10 +50,10 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
 
 
 def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
-    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token whose cumulative probability exceeds uniform × total; its own is never 0.
 
-    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
-    both twins must round the same way to choose the same token.
+    The search goes over the sums of parts of the vocabulary, then within one part: a cumulative sum over all of it is
+    slow, and both twins must round the same way to choose the same token.
     """
     padded = jnp.pad(probabilities, ((0, 0), (0, -probabilities.shape[1] % PART)))
     parts = padded.reshape(len(padded), -1, PART)
@@ -64,7 +64,7 @@ def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]
 
 
 def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tuple[Int[Array, " B"], Array]:
-    """The first index up to which a row's weights sum to more than its point, and the point less what is before it."""
+    """Return the first index whose cumulative weight exceeds the row's point, and the point less what is before it."""
     cumulative = jnp.cumsum(weights, axis=-1)
     points = jnp.clip(points, 0, jnp.nextafter(cumulative[:, -1], 0))  # below the total, also when rounded
     below = cumulative <= points[:, None]
@@ -72,7 +72,7 @@ def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tu
 
 
 def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
-    """The largest distance before which the weights sum to less than `limit`, or more that keeps no other token."""
+    """Return the largest distance before which the weights sum to less than `limit`, or an equivalent cutoff."""
     fast, plain = (partial(f, limit=limit) for f in (cutoff_by_bits, cutoff_by_sorting))
     return jax.lax.platform_dependent(distances, weights, cpu=fast, default=plain)
 
@@ -83,9 +83,9 @@ def cutoff_by_sorting(
     """Return the largest distance before which, in order, the weights sum to less than `limit`.
 
     Args:
-        distances: how far each token is behind the likeliest; 0 or more.
-        weights: what each token counts: 1 for top-k, its probability for top-p.
-        limit: the sum that a kept token has less than before it.
+        distances: how far each token's logit is below the maximum; 0 or more.
+        weights: of each token: 1 for top-k, its probability for top-p.
+        limit: a token is kept where the weights before it sum to less than this.
     """
     ordered, counted = jax.lax.sort((distances, weights), num_keys=1)
     before = jnp.cumsum(counted, axis=-1) - counted
@@ -100,7 +100,7 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Decodes with the parameters it was last given; `lmcore.generate.prompting` feeds it.
+    """Decodes with the parameters last loaded; `lmcore.generate.prompting` feeds it.
 
     A batch is split over the mesh's devices where it divides evenly; else the first device decodes it alone. On a CPU a
     bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
@@ -120,43 +120,43 @@ class Generator:
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
     def load(self, params: Params) -> None:
-        """Write with these parameters from now on."""
+        """Decode with these parameters from now on."""
         self.params, self.laid_out = params, {}
 
     def weights(self, sequences: int) -> Params:
-        """Return what `decoder` takes, laid out for so many sequences on each device; made when first asked for."""
+        """Return the weights that `decoder` takes, laid out for this many sequences per device; cached."""
         transposed = sequences == 1
         if transposed not in self.laid_out:
             self.laid_out[transposed] = self._prepare(self.params, transposed=transposed)
         return self.laid_out[transposed]
 
     def decoder(self, weights: Params) -> Decoder:
-        """The model with weights from `for_decoding`, to be made where it is used, within a compiled loop.
+        """Return the model with weights from `for_decoding`; to be called within the compiled loop that uses it.
 
-        There XLA takes the transpose into the matmul; outside of the loop it would make a transposed copy first.
+        There XLA fuses the transpose into the matmul; outside of the loop it would make a transposed copy first.
         """
         params = {n.removesuffix(TRANSPOSED): w.T if n.endswith(TRANSPOSED) else w for n, w in weights.items()}
         return self.model(params)
 
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
+        """Prefill a cache of `size` slots with left-padded prompts; the first pads[b] of sequence b are masked."""
         weights, tokens, pads = self._placed(tokens, pads)
         return self._start(size, weights, tokens, pads)
 
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Decode one token for each column of uniform numbers. `state` is used up."""
+        """Decode A tokens of each sequence, one per uniform number; `state` must not be used again."""
         weights, uniforms = self._placed(uniforms)
         tokens, state = self._extend(weights, state, uniforms)
         return np.asarray(tokens), state
 
     def has_nan(self, state: Decoding) -> bool:
-        """Whether the next token would be drawn from NaN."""
+        """Return whether any logit of the next token is NaN."""
         return bool(jnp.isnan(state.logits).any())
 
     def _placed(self, *rows: np.ndarray) -> tuple:
-        """The weights, and arrays of one row for each sequence, on the devices that decode them."""
+        """Return the weights, and arrays of one row per sequence, on the devices that decode them."""
         count, devices = len(rows[0]), self.mesh.size
         if count % devices > 0:
             return {name: w.addressable_data(0) for name, w in self.weights(count).items()}, *rows

@@ -1,4 +1,4 @@
-"""Dropout: masks from a key, which jax's counter-based generator makes the same everywhere."""
+"""Dropout with masks from a random key: jax's counter-based generator gives the same mask on every device."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 __all__ = ["Key", "dropout", "split"]
 
 Key = jax.Array | None
-"""What masks are drawn from; None where nothing is dropped."""
+"""Random key of the masks; None switches dropout off."""
 
 
 def split(key: Key, count: int) -> list[Key]:
@@ -16,14 +16,14 @@ def split(key: Key, count: int) -> list[Key]:
 
 
 def dropout(x: Float[Array, "*S"], rate: float, key: Key) -> Float[Array, "*S"]:
-    """Zero a fraction `rate` of x and scale up the rest; without a key, x itself.
+    """Zero a fraction `rate` of x and scale up the rest; without a key, return x unchanged.
 
     Args:
         x: activations, or attention weights.
         rate: fraction to zero; the rest is divided by 1 − rate.
-        key: what the mask is drawn from; None drops nothing.
+        key: random key of the mask; None switches dropout off.
     """
     if key is None:
         return x
-    kept = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)  # the same mask in every precision
-    return jnp.where(kept, x / (1 - rate), 0)
+    mask = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)  # the same mask in every precision
+    return jnp.where(mask, x / (1 - rate), 0)

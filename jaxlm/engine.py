@@ -31,7 +31,7 @@ __all__ = ["Engine", "TrainState", "eval_step", "train_step"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes in training."""
+    """Everything that a train step changes."""
 
     step: Int[Array, ""]
     params: Params
@@ -41,12 +41,14 @@ class TrainState:
 def train_step(
     model: Model, state: TrainState, batch: Int[Array, "A B T1"], lr: Float[Array, ""]
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
+    """Update the parameters once from A accumulated micro-batches.
+
+    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets.
 
     Args:
         model: the decoder without its parameters.
         state: parameters and optimizer state, which may be stacked (see `jaxlm.layers`).
-        batch: token ids; each row has its targets one position later.
+        batch: token ids; the targets are the same ids, one position later.
         lr: learning rate of this update.
     """
     config = model.config
@@ -79,7 +81,7 @@ def train_step(
 def eval_step(
     model: Model, params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return the sum of the token losses, and how many targets count.
+    """Return the summed token loss, and the number of targets that count.
 
     Args:
         model: the decoder without its parameters.
@@ -107,18 +109,18 @@ class Engine:
         self.mesh = data_mesh(config.train)
         self._check_memory(training=False)
         self.model = Model(config)
-        whole, split = replicated(self.mesh), batch_sharding(self.mesh, axis=1)
+        replicate, split = replicated(self.mesh), batch_sharding(self.mesh, axis=1)
         self._train_step = jax.jit(
             partial(train_step, self.model),
             donate_argnums=0,
-            in_shardings=(whole, split, None),
-            out_shardings=whole,
+            in_shardings=(replicate, split, None),
+            out_shardings=replicate,
         )
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
         self._running: Any = None
         self.held: TrainState
-        """The state as the compiled steps take it: with `model.scan_layers`, stacked, so that they see no layer."""
+        """The state in the form that the compiled steps take: stacked over the layers with `model.scan_layers`."""
 
     @staticmethod
     def check_machine(train: TrainConfig) -> None:
@@ -128,7 +130,7 @@ class Engine:
 
     @property
     def state(self) -> TrainState:
-        """All that changes in training, by the parameters' own names."""
+        """Everything that a train step changes, unstacked: by the parameters' own names."""
         return unstack_layers(self.held, self.config.model.n_layers) if self.config.model.scan_layers else self.held
 
     @state.setter
@@ -137,18 +139,18 @@ class Engine:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters, each scalar counted."""
         return self.model.parameter_count
 
     @property
     def device_name(self) -> str:
-        """What the model runs on, for people."""
+        """Number and name of the devices in use, for people to read."""
         devices = self.mesh.devices.flat
         return f"{len(devices)} × {devices[0].device_kind}"
 
     @property
     def peak_flops(self) -> float | None:
-        """Dense 16-bit peak of all devices in use, in FLOP/s, where it is known."""
+        """Dense 16-bit peak of all devices in use, in FLOP/s; None where it is unknown."""
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         return peak and peak * self.mesh.size
 
@@ -164,7 +166,7 @@ class Engine:
             check_memory(self.config, training=training)
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""]]:
-        """One update; returns `loss` and `grad_norm` without waiting for them."""
+        """Update the parameters once; return `loss` and `grad_norm`, without waiting for the device."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         placed = jax.device_put(micro, batch_sharding(self.mesh, 1))
         self._wait_on_cpu()
@@ -174,7 +176,7 @@ class Engine:
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """Sum of the token losses and the number of targets that count, without waiting for them."""
+        """Return the summed token loss and the number of targets that count, without waiting for the device."""
         even = len(tokens) % self.mesh.size == 0
         sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
         placed = jax.device_put((tokens, targets), sharding)
@@ -183,16 +185,16 @@ class Engine:
         return self._running
 
     def _wait_on_cpu(self) -> None:
-        """Let only one program run at a time on several CPU devices.
+        """Wait for the previous program where several CPU devices share one pool of threads.
 
-        They share one pool of threads. With two programs under way, both can end up waiting in a collective for a
-        thread that the other holds: XLA then aborts the process.
+        With two programs under way, both can end up waiting in a collective for a thread that the other holds: XLA then
+        aborts the process.
         """
         if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(self._running)
 
     def is_finite(self) -> bool:
-        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+        """Return whether all parameters and optimizer values are finite; waits for the device."""
         self._wait_on_cpu()
         self._running = _all_finite((self.held.params, self.held.opt_state))
         return bool(self._running)
@@ -203,9 +205,9 @@ class Engine:
         return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
-        """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""
-        whole = replicated(self.mesh)
-        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole))
+        """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
+        replicate = replicated(self.mesh)
+        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicate))
         params = place(self.model.shapes)
         if not optimizer:
             self.state = TrainState(jnp.int32(0), restore_state(folder, params=params)["params"], None)
@@ -216,7 +218,7 @@ class Engine:
         self.state = TrainState(read["optimizer"]["step"], read["params"], read["optimizer"]["state"])
 
     def generator(self, options: SampleConfig) -> Generator:
-        """The current parameters, ready to write text."""
+        """Return a generator with the current parameters."""
         if options not in self._generators:
             self._generators[options] = Generator(self.model, options, self.mesh)
         generator = self._generators[options]

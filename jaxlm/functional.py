@@ -22,7 +22,7 @@ Params = dict[str, Array]
 
 
 class Model:
-    """A decoder without its parameters: their names, shapes and initial values, and the way to put them in."""
+    """A decoder without parameter values: their names, shapes and initialization, and a call that merges values in."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -55,5 +55,5 @@ class Model:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters, each scalar counted."""
         return sum(leaf.size for leaf in self.shapes.values())

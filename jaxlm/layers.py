@@ -1,7 +1,7 @@
-"""How activations pass through the blocks: one after another in the program, or one block in a loop over the layers.
+"""Two ways to apply the blocks: each unrolled in the program, or one block in a `lax.scan` over stacked weights.
 
-With the loop goes a stacked form of everything that has a value for each parameter, so that an update too is compiled
-once for all layers: `layers.0.mlp.up_proj.kernel` and its like in the other layers are `layers.*.mlp.up_proj.kernel`.
+The scan comes with a stacked form of everything that is stored per parameter, so that the update too is compiled once
+for all layers: `layers.0.mlp.up_proj.kernel`, `layers.1.mlp.up_proj.kernel`, … become `layers.*.mlp.up_proj.kernel`.
 """
 
 import re
@@ -28,13 +28,13 @@ Step = Callable[[nnx.Module, Array, Key, Key], Array]
 def unrolled(
     step: Step, blocks: Sequence[nnx.Module], x: Float[Array, "B T D"], keys: Sequence[tuple[Key, Key]]
 ) -> Float[Array, "B T D"]:
-    """Apply every block by itself, so that XLA sees them all: the time to compile grows with their number.
+    """Apply the blocks one after another, unrolled: the compile time grows with their number.
 
     Args:
         step: applies one block.
         blocks: the blocks, in order.
         x: the residual stream.
-        keys: of each block, for its attention weights and for its branches.
+        keys: dropout keys of each block: for its attention weights, and for its branches.
     """
     for block, pair in zip(blocks, keys, strict=True):
         x = step(block, x, *pair)
@@ -54,8 +54,8 @@ def scanned(
         step: applies one block.
         blocks: the blocks, in order; the first is the one that is compiled.
         x: the residual stream.
-        keys: of each block, for its attention weights and for its branches.
-        weights: the blocks' states stacked, layer first; None stacks those of `blocks`.
+        keys: dropout keys of each block: for its attention weights, and for its branches.
+        weights: the blocks' states, stacked along a leading axis L; None stacks those of `blocks`.
     """
     graph, _ = nnx.split(blocks[0])
     if weights is None:
@@ -70,27 +70,27 @@ def scanned(
 
 
 LAYERS = {False: unrolled, True: scanned}
-"""`model.scan_layers` -> the way through the layers."""
+"""`model.scan_layers` -> the function that applies the blocks."""
 
 
 def stack_layers(tree: Tree) -> Tree:
-    """Stack the layers, L first, in every dict from parameters' names within the tree."""
+    """Stack the layers along a new leading axis L, in every dict of the tree that is keyed by parameter names."""
 
     # The tree may be a parameter dict, a train state or an optimizer's state of any depth: whatever dict is keyed by
     # parameters' names is stacked, and all else, such as a count of updates, stays as it is.
     def stack(node: Any) -> Any:
         if not _names_parameters(node):
             return node
-        found: dict[str, dict[int, Any]] = {}
+        by_name: dict[str, dict[int, Any]] = {}
         for name, value in node.items():
             layer = re.match(r"layers\.(\d+)\.", name)
-            whole, index = (STACK + name[layer.end() :], int(layer[1])) if layer else (name, 0)
-            found.setdefault(whole, {})[index] = value
+            stacked_name, index = (STACK + name[layer.end() :], int(layer[1])) if layer else (name, 0)
+            by_name.setdefault(stacked_name, {})[index] = value
         return {
             name: jax.tree.map(lambda *a: jnp.stack(a), *(layers[i] for i in range(len(layers))))
             if name.startswith(STACK)
             else layers[0]
-            for name, layers in found.items()
+            for name, layers in by_name.items()
         }
 
     return jax.tree.map(stack, tree, is_leaf=_names_parameters)

@@ -10,37 +10,37 @@ from jaxlm.model import Decoder
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
 
 IGNORED = -1
-"""Target of a position that does not count."""
+"""Target of a position that is left out of the loss."""
 CHUNK_LOGITS = 2**25
 """Maximum number of logits at once; a batch with more is cut along its positions."""
 
 
 def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """Return −log softmax(logits)[target] of each position, 0 where the target is ignored; in the logits' dtype."""
-    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(targets == IGNORED, 0, jax.nn.logsumexp(logits, axis=-1) - picked)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(targets == IGNORED, 0, jax.nn.logsumexp(logits, axis=-1) - chosen)
 
 
 def loss_sum(
     model: Decoder, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], key: Key = None
 ) -> Float[Array, ""]:
-    """Return the sum of the token losses, in the parameters' dtype.
+    """Return the summed token loss, in the parameters' dtype.
 
     Args:
         model: the decoder.
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
-        key: what dropout's masks are drawn from; None drops nothing.
+        key: random key of the dropout masks; None switches dropout off.
     """
     hidden = model.hidden(tokens, key)
     batch, length, dim = hidden.shape
-    wanted = -(-batch * length * model.config.vocab_size // CHUNK_LOGITS)
-    # As many chunks as are wanted, or more, so that they divide the length: a scan's steps have one shape.
-    chunks = next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+    min_chunks = -(-batch * length * model.config.vocab_size // CHUNK_LOGITS)
+    # The smallest number from `min_chunks` up that divides the length: all steps of a scan have one shape.
+    chunks = next(n for n in range(min(min_chunks, length), length + 1) if length % n == 0)
     if chunks == 1:
         return cross_entropy(model.logits(hidden), targets).sum()
 
-    @jax.checkpoint  # the backward pass makes a chunk's logits again instead of keeping all
+    @jax.checkpoint  # the backward pass recomputes a chunk's logits instead of keeping all
     def chunk_loss(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
         return total + cross_entropy(model.logits(chunk[0]), chunk[1]).sum(), None
 

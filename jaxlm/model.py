@@ -1,6 +1,6 @@
 """The decoder: RMSNorm, rotary grouped-query attention and blocks of attention and feed-forward, in reading order.
 
-The default is a Llama. Other configs choose other parts by a field each, when the model is made: norms from `norms.py`,
+The default is the Llama architecture. Other configs replace parts of it, one field each: norms from `norms.py`,
 positions from `positions.py`, activations from `mlps.py` and linear layers from `linear.py`.
 
 Shape letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
@@ -46,7 +46,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / √(mean(x²) + eps), then times weight (Zhang & Sennrich 2019, arXiv:1910.07467; the order is Llama's)."""
+    """RMSNorm: x / √(mean(x²) + eps), then times weight (Zhang & Sennrich 2019, arXiv:1910.07467; in Llama's order)."""
 
     def __init__(self, dim: int, eps: float):
         self.weight = nnx.Param(jnp.ones(dim))
@@ -70,7 +70,7 @@ def rotate(
     Args:
         x: queries or keys.
         cos: cosine of each feature's angle.
-        sin: sine of each feature's angle, negative in the first half of the features, so that one roll does.
+        sin: sine of each feature's angle, negative in the first half of the features, so that one roll suffices.
     """
     cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
     full = x.astype(cos.dtype)
@@ -95,13 +95,27 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"], attend: Attend
     ) -> Float[Array, "B T D"]:
+        """Apply self-attention; `attend` decides which positions each query attends to.
+
+        Args:
+            x: normed activations.
+            cos: RoPE cosines of each position.
+            sin: RoPE sines of each position, signed as `rotate` takes them.
+            attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
+        """
         q, k, v = self.heads(x, cos, sin)
         return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
 
     def heads(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Return queries, keys and values, the first two normed and rotated."""
+        """Return queries, keys and values; queries and keys are normed and rotated.
+
+        Args:
+            x: normed activations.
+            cos: RoPE cosines of each position.
+            sin: RoPE sines of each position, signed as `rotate` takes them.
+        """
         q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         return self.rotate(self.q_norm(q), cos, sin), self.rotate(self.k_norm(k), cos, sin), v
 
@@ -133,6 +147,15 @@ class Block(nnx.Module):
         attend: Attend,
         key: Key = None,
     ) -> Float[Array, "B T D"]:
+        """Apply attention, then the feed-forward layer, to the residual stream.
+
+        Args:
+            x: the residual stream.
+            cos: RoPE cosines of each position.
+            sin: RoPE sines of each position, signed as `rotate` takes them.
+            attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
+            key: random key of the branches' dropout masks; None switches dropout off.
+        """
         attn_key, mlp_key = split(key, 2)
         mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
         x = self.add(x, mixed, self.attention_output_layernorm, attn_key)
@@ -145,13 +168,13 @@ class Block(nnx.Module):
         norm: Callable[[Array], Array],
         key: Key,
     ) -> Float[Array, "B T D"]:
-        """Add a branch to the residual stream, and norm the one or the other.
+        """Add a branch to the residual stream, and apply the norm to the sum or to the branch.
 
         Args:
             x: the residual stream.
-            branch: what attention or the feed-forward layer made of it.
-            norm: of the sum where `norm_placement` is post, else of the branch.
-            key: what the branch's dropout mask is drawn from; None drops nothing.
+            branch: output of attention or of the feed-forward layer.
+            norm: applied to the sum where `norm_placement` is post, else to the branch.
+            key: random key of the branch's dropout mask; None switches dropout off.
         """
         if self.placement == "post":
             return norm(x + dropout(branch, self.dropout, key))
@@ -193,7 +216,7 @@ class Decoder(nnx.Module):
         return self.logits(self.hidden(tokens))
 
     def hidden(self, tokens: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T D"]:
-        """Return the final normed activations; a key switches dropout on."""
+        """Return the activations after the final norm; a key switches dropout on."""
         positions = jnp.arange(tokens.shape[1])[None]
         cos, sin = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
@@ -215,19 +238,19 @@ class Decoder(nnx.Module):
         return linear(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
 
     def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]:
-        """Return cosines and sines of the given positions, in the parameters' dtype."""
+        """Return the RoPE cosines and sines of these positions, in the parameters' dtype."""
         cos, sin = (jnp.asarray(table, self.embed_tokens.weight.dtype) for table in rope_tables(self.config))
         return cos[positions], sin[positions]
 
     def empty_cache(self, pads: Int[Array, " B"], size: int) -> Cache:
-        """Return a cache of `size` positions for each sequence; the first pads[b] of sequence b stay unseen."""
+        """Return an empty cache of `size` slots per sequence; the first pads[b] slots of sequence b are masked."""
         shape = (len(pads) * self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.layers) for _ in range(2))
         return Cache(keys, values, pads, jnp.zeros((), jnp.int32))
 
     def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Append T positions to the cache; return the logits of the token after the last of them."""
-        slots = cache.length + jnp.arange(tokens.shape[1])  # in the cache, where padding comes first
+        """Append T tokens to the cache; return the logits of the token after the last of them, and the new cache."""
+        slots = cache.length + jnp.arange(tokens.shape[1])  # KV-cache slots, where padding comes first
         positions = jnp.maximum(slots[None] - cache.pads[:, None], 0)
         cos, sin = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)

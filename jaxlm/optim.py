@@ -1,4 +1,4 @@
-"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is given at each update."""
+"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is an argument of each update."""
 
 import math
 from typing import Any, assert_never
@@ -18,7 +18,7 @@ __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer
 
 
 def clip_by_global_norm(grads: PyTree[Array], max_norm: float) -> tuple[PyTree[Array], Float[Array, ""]]:
-    """Scale by min(1, max_norm / (‖g‖ + 1e-6)), as torch does; 0 does not clip. Also returns ‖g‖ before the clip."""
+    """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)), as torch does; 0 does not clip. Also return ‖g‖."""
     norm = optax.tree.norm(grads)
     if max_norm == 0:
         return grads, norm
@@ -27,19 +27,19 @@ def clip_by_global_norm(grads: PyTree[Array], max_norm: float) -> tuple[PyTree[A
 
 
 def decay_mask(params: PyTree[Array]) -> PyTree[bool]:
-    """True for what weight decay acts on: matrices; norm weights are vectors."""
+    """Return True for each parameter with weight decay: the matrices; norm weights are vectors."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def muon_mask(params: dict[str, Any]) -> dict[str, bool]:
-    """True for what Muon trains: the matrices of the blocks."""
+    """Return True for each parameter that Muon trains: the matrices of the blocks."""
     return {name: takes_muon(name, p.ndim) for name, p in params.items()}
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
-    """The direction of the optimizer that the config names, decay included and learning rate left out.
+    """Return the optimizer that the config names; its updates include weight decay and leave out the learning rate.
 
-    `update` takes the learning rate too, as `lr`, by which Adafactor knows whether to go slower. Sources: AdamW,
+    Its `update` takes the learning rate too, as `lr`, since Adafactor limits it. Sources: AdamW,
     Loshchilov & Hutter 2019, arXiv:1711.05101; Adafactor, Shazeer & Stern 2018, arXiv:1804.04235; Muon, Jordan et al.
     2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
     """
@@ -49,7 +49,13 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs
         case "adamw":
             steps = [adam, decay]
         case "adafactor":
-            steps = [_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(), _slowing(), decay]
+            steps = [
+                _factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
+                _limit_lr(),
+                decay,
+            ]
         case "muon":
             parts = {"muon": _muon(config.momentum), "adamw": adam}
             steps = [optax.partition(parts, _labels), decay]
@@ -74,7 +80,7 @@ def apply_updates(params: PyTree[Array], directions: PyTree[Array], lr: Float[Ar
 
 
 def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """Return the same optimizer for what `stack_layers` stacked: it sees one layer, and acts on all of them at once.
+    """Map an optimizer over the layers that `stack_layers` stacked, so that it sees one layer's parameters at a time.
 
     An optimizer may use a parameter's shape: Muon orthogonalizes matrices, Adafactor factors them, decay skips vectors.
     A stack of matrices has one axis more, so the optimizer is mapped over the layers by `vmap`, and sees each parameter
@@ -90,71 +96,71 @@ def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradi
             return isinstance(node, dict) and not params.keys().isdisjoint(node)
 
         def only(tree: Any, stacked: bool) -> Any:
-            def keep(node: Any) -> Any:
+            def select(node: Any) -> Any:
                 return {n: v for n, v in node.items() if n.startswith(STACK) is stacked} if named(node) else node
 
-            return jax.tree.map(keep, tree, is_leaf=named)
+            return jax.tree.map(select, tree, is_leaf=named)
 
-        # Counts are the same in both; the first update's are kept.
+        # Counts are the same in both results, so those of the first are taken.
         def merged(one: Any, other: Any) -> Any:
             return one | other if named(one) else one
 
         trees = (grads, state, params)
         axes = jax.tree.map(lambda node: 0 if named(node) else None, only(trees, True), is_leaf=named)
-        whole = optimizer.update(*only(trees, False), lr=lr)
+        outside = optimizer.update(*only(trees, False), lr=lr)
         layers = jax.vmap(lambda *one: optimizer.update(*one, lr=lr), axes, axes[:2])(*only(trees, True))
-        return jax.tree.map(merged, whole, layers, is_leaf=named)
+        return jax.tree.map(merged, outside, layers, is_leaf=named)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _labels(params: dict[str, Any]) -> dict[str, str]:
-    return {name: "muon" if taken else "adamw" for name, taken in muon_mask(params).items()}
+    return {name: "muon" if by_muon else "adamw" for name, by_muon in muon_mask(params).items()}
 
 
 def _muon(momentum: float) -> optax.GradientTransformation:
-    """Nesterov momentum as torch's Muon means it, without optax's correction of the first steps' bias.
+    """Return Muon with Nesterov momentum as in torch, without optax's bias correction of the first steps.
 
-    What then passes through optax's Newton–Schulz iteration gets the size that an update of AdamW would have.
+    The output of optax's Newton–Schulz iteration is scaled to the RMS of an update by AdamW.
     """
 
     def orthogonalize(updates: Any, params: Any = None) -> Any:
         iteration = optax.contrib.scale_by_muon(
-            beta=0.0,  # the momentum comes from before
+            beta=0.0,  # the momentum is applied by `optax.trace` before
             nesterov=False,
-            eps=_least_root(updates),
+            eps=_min_root(updates),
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree),
         )
-        made, _ = iteration.update(updates, iteration.init(updates))
-        return jax.tree.map(lambda u: u * (0.2 * math.sqrt(max(u.shape))), made)
+        directions, _ = iteration.update(updates, iteration.init(updates))
+        return jax.tree.map(lambda u: u * (0.2 * math.sqrt(max(u.shape))), directions)
 
     return optax.chain(optax.scale(1 - momentum), optax.trace(momentum, nesterov=True), optax.stateless(orthogonalize))
 
 
-def _least_root(tree: Any) -> float:
-    """For the type of a tree's arrays; a tree whose arrays are all left to another optimizer has none."""
+def _min_root(tree: Any) -> float:
+    """Return `least_root` for the dtype of a tree, which may be empty where another optimizer has all arrays."""
     leaves = jax.tree.leaves(tree)
     return least_root(leaves[0].dtype if leaves else np.dtype(np.float32))
 
 
 def _factored_rms() -> optax.GradientTransformation:
-    """optax's own, which factors every matrix, as torch does, and has 1 − t^−0.8 in the widest type at hand."""
+    """Return optax's factored RMS: of every matrix, as in torch, and with 1 − t^−0.8 in JAX's default float type."""
 
-    def made(tree: Any) -> optax.GradientTransformation:
+    def scaling(tree: Any) -> optax.GradientTransformation:
         return optax.scale_by_factored_rms(
             min_dim_size_to_factor=1,
-            epsilon=_least_root(tree) ** 2,
+            epsilon=_min_root(tree) ** 2,
             decay_rate_fn=lambda step, rate: 1 - jnp.asarray(step + 1, float) ** -rate,
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return made(updates).update(updates, state, params)
+        return scaling(updates).update(updates, state, params)
 
-    return optax.GradientTransformation(lambda params: made(params).init(params), update)
+    return optax.GradientTransformation(lambda params: scaling(params).init(params), update)
 
 
-def _slowing() -> optax.GradientTransformationExtraArgs:
-    """Keep the learning rate of update t at most 1/√t, as torch's Adafactor does."""
+def _limit_lr() -> optax.GradientTransformationExtraArgs:
+    """Return a transformation that limits the learning rate of update t to 1/√t, as torch's Adafactor does."""
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> tuple[Any, Any]:
         count = state.count + 1

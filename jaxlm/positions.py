@@ -1,6 +1,6 @@
-"""How the embedding learns of positions, where `model.position` is not rope: by what is added to it.
+"""Absolute positions: what is added to the embedding where `model.position` is not rope.
 
-`unrotated` takes the place of the rotation of queries and keys.
+`unrotated` then takes the place of the rotation of queries and keys.
 """
 
 import math
@@ -16,7 +16,7 @@ __all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions"
 
 
 class NoPositions(nnx.Module):
-    """x itself, where positions rotate queries and keys, or the model has none."""
+    """Identity, where positions rotate queries and keys, or the model has none."""
 
     def __init__(self, config: ModelConfig):
         pass
@@ -26,7 +26,7 @@ class NoPositions(nnx.Module):
 
 
 class LearnedPositions(nnx.Module):
-    """x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
+    """Learned positions: x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
 
     def __init__(self, config: ModelConfig):
         self.weight = nnx.Param(jnp.zeros((config.max_seq_len, config.dim)))
@@ -36,7 +36,7 @@ class LearnedPositions(nnx.Module):
 
 
 class SinusoidalPositions(nnx.Module):
-    """√D · x plus sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
+    """Sinusoidal positions: √D · x plus sines and cosines (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -58,7 +58,7 @@ POSITIONS = {
 def unrotated(
     x: Float[Array, "B T N H"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
 ) -> Float[Array, "B T N H"]:
-    """Return x itself: queries or keys of a model without RoPE.
+    """Return x unchanged: queries or keys of a model without RoPE.
 
     Args:
         x: queries or keys.

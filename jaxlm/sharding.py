@@ -1,4 +1,4 @@
-"""Devices and how arrays lie on them: parameters whole on each device, the batch split over a `data` axis.
+"""Devices and the sharding of arrays over them: parameters whole on each device, the batch split over a `data` axis.
 
 On a CPU, XLA runs one device's program mostly on one core, so a batch split over one device per core trains faster
 than the same batch on one device; it is also the cheapest test of the path that several accelerators take.
@@ -20,9 +20,9 @@ __all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
 
 
 def set_up_jax(train: TrainConfig) -> None:
-    """Process-wide settings: devices, number types, and a compilation cache in the user's folder.
+    """Set up jax for the whole process: devices, number types, and a compilation cache in the user's folder.
 
-    Call it before the first array is made; devices cannot change after that.
+    Call it before the first array is created; devices cannot change after that.
 
     Raises:
         UserError: a precision or device that jaxlm does not have.
@@ -39,12 +39,12 @@ def set_up_jax(train: TrainConfig) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "twinlm" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook: they serve
+    with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook
         jax.config.update("jax_num_cpu_devices", train.cpu_devices or usable_cores())
 
 
 def data_mesh(train: TrainConfig) -> Mesh:
-    """As many devices as divide a micro-batch evenly; on accelerators, all of them.
+    """Return a mesh of as many devices as divide a micro-batch evenly; on accelerators, of all.
 
     Raises:
         UserError: the device is not there, or the micro-batch cannot be split over the accelerators.
@@ -59,21 +59,21 @@ def data_mesh(train: TrainConfig) -> Mesh:
         ) from error
     if devices[0].platform == "cpu" and train.cpu_devices:
         devices = devices[: train.cpu_devices]
-    rows = train.batch_size // train.grad_accum
-    count = even_parts(rows, len(devices))
+    sequences = train.batch_size // train.grad_accum
+    count = even_parts(sequences, len(devices))
     if count < len(devices) and devices[0].platform != "cpu":
         raise UserError(
             f"train.batch_size: found {train.batch_size}, with train.grad_accum = {train.grad_accum} "
-            f"{rows} sequences at a time, expected a multiple of the {len(devices)} devices"
+            f"{sequences} sequences at a time, expected a multiple of the {len(devices)} devices"
         )
     return Mesh(np.array(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The array split over the devices along `axis`."""
+    """Return the sharding of an array that is split over the devices along `axis`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

@@ -19,7 +19,7 @@ __all__ = ["main", "make_engine"]
 
 
 def make_engine(config: Config) -> "Engine":
-    """The jaxlm engine for a config whose vocabulary size is known."""
+    """Return the jaxlm engine for a config whose vocabulary size is known."""
     from jaxlm.engine import Engine
 
     return Engine(config)

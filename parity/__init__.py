@@ -1,4 +1,4 @@
-"""Converts between the twins and Hugging Face, compares them, and times them.
+"""Compare the twins, convert between them and Hugging Face, and time them.
 
 In a test suite of your own: `from parity import compare, convert, tap`.
 """

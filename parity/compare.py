@@ -29,18 +29,18 @@ from parity.taps import collecting
 __all__ = ["compare"]
 
 Names = Mapping[str, str | tuple[str, tuple[int, ...]]]
-"""Path in the JAX parameters -> name in the torch module, with the order of axes that makes torch's layout of JAX's."""
+"""Path in the JAX parameters -> name in the torch module, or (name, axes), by which JAX's array is transposed."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one framework computed."""
+    """The results of one framework."""
 
     activations: Arrays
     outputs: Arrays
     loss: float
     grads: Arrays
-    """By JAX's names, in JAX's layout."""
+    """Gradients by JAX's names, in JAX's layout."""
 
 
 def compare(
@@ -53,24 +53,24 @@ def compare(
     losses: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
     dtype: Literal["float64", "float32"] = "float64",
 ) -> Report:
-    """Give both the same weights and inputs; compare activations, outputs, loss and every gradient.
+    """Run both on the same weights and inputs; compare activations, outputs, loss and every gradient.
 
     Args:
-        jax_fn: `jax_fn(params, *inputs)`, traceable by `jax.jit`; any tree of arrays comes out.
-        torch_module: `torch_module(*inputs)` gives the same tree. It is copied, and runs in evaluation mode.
-        inputs: NumPy arrays; floats are given in `dtype`.
+        jax_fn: `jax_fn(params, *inputs)`, traceable by `jax.jit`; returns any tree of arrays.
+        torch_module: `torch_module(*inputs)` returns the same tree. It is copied, and runs in evaluation mode.
+        inputs: NumPy arrays of any shape; floats are converted to `dtype`.
         params: tree of JAX parameters; its paths are dotted, as in `blocks.0.w`. Torch receives their values.
         names: path in `params` -> name of the torch parameter or buffer, or (name, axes) where torch stores
-            `numpy.transpose(value, axes)`. All of `params` and all torch parameters must be named. What is a buffer in
-            torch has no gradient there, and none is compared.
-        taps: name given to `parity.tap` in the JAX function -> torch submodule whose output it is. What both sides
-            tap under one name is compared without being listed here.
-        losses: from JAX's outputs and from torch's to a number. Without it the loss is the output itself if that is
-            one number, else the outputs' sum with fixed random weights, which no output escapes.
-        dtype: type of all floats; float64 tells mistakes from rounding.
+            `numpy.transpose(value, axes)`. All of `params` and all torch parameters must be named. A torch buffer has
+            no gradient, so none is compared for it.
+        taps: name passed to `parity.tap` in the JAX function -> torch submodule with the same output. Values that both
+            sides tap under one name are compared without being listed here.
+        losses: two functions, from JAX's outputs and from torch's to a scalar. Without them the loss is the output
+            itself if that is a scalar, else a sum of all outputs with fixed random weights.
+        dtype: of all floats; float64 separates mistakes from rounding.
 
     Returns:
-        A report: true if all is within the tolerances of `dtype`; `report.first_failure.where` is where to look.
+        A report: true if all is within the tolerances of `dtype`; else `report.first_failure.where` is the place.
 
     Raises:
         UserError: the names do not fit the parameters, or the taps the modules; the message names each.
@@ -85,26 +85,26 @@ def compare(
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         }
         typed = [_typed(x, dtype) for x in inputs]
-        one = _run_jax(jax_fn, params, typed, losses, dtype)
-        other = _run_torch(torch_module, flat, _rows(flat, names), typed, taps or {}, losses, dtype)
+        in_jax = _run_jax(jax_fn, params, typed, losses, dtype)
+        in_torch = _run_torch(torch_module, flat, _rows(flat, names), typed, taps or {}, losses, dtype)
     results = []
-    if one.activations or other.activations:
-        found = compare_all(one.activations, other.activations)
-        results.append(judge(3, f"{len(found)} activations", dtype, found, "logits"))
-    results.append(judge(4, "outputs", dtype, compare_all(one.outputs, other.outputs), "logits"))
-    results.append(judge(5, "loss", dtype, [difference("loss", one.loss, other.loss)], "logits"))
-    buffers = flat.keys() - other.grads.keys()  # named by `names`, but not trained in torch
-    found = compare_all({name: g for name, g in one.grads.items() if name not in buffers}, other.grads)
-    if found:
-        results.append(judge(5, f"gradients of {len(found)} parameters", dtype, found, "gradients"))
+    if in_jax.activations or in_torch.activations:
+        differences = compare_all(in_jax.activations, in_torch.activations)
+        results.append(judge(3, f"{len(differences)} activations", dtype, differences, "logits"))
+    results.append(judge(4, "outputs", dtype, compare_all(in_jax.outputs, in_torch.outputs), "logits"))
+    results.append(judge(5, "loss", dtype, [difference("loss", in_jax.loss, in_torch.loss)], "logits"))
+    buffers = flat.keys() - in_torch.grads.keys()  # named by `names`, but without a gradient in torch
+    differences = compare_all({n: g for n, g in in_jax.grads.items() if n not in buffers}, in_torch.grads)
+    if differences:
+        results.append(judge(5, f"gradients of {len(differences)} parameters", dtype, differences, "gradients"))
     subject = f"{getattr(jax_fn, '__name__', 'JAX function')} in JAX against {type(torch_module).__name__} in torch"
     return Report(subject=subject, results=tuple(results), facts=environment())
 
 
 def _rows(flat: Arrays, names: Names) -> list[Row]:
-    """The mapping as rows of a table of names."""
-    if invented := [path for path in names if path not in flat]:
-        raise UserError(f"names: {', '.join(invented)}: not among the JAX params; there are {', '.join(flat)}")
+    """Return the mapping as rows of a table of names."""
+    if unknown := [path for path in names if path not in flat]:
+        raise UserError(f"names: {', '.join(unknown)}: not among the JAX params; there are {', '.join(flat)}")
     rows = []
     for path, named in names.items():
         name, axes = named if isinstance(named, tuple) else (named, None)
@@ -123,7 +123,7 @@ def _transform(axes: tuple[int, ...] | None) -> Transform:
 
 
 def _typed(array: Any, dtype: str) -> np.ndarray:
-    """Real values in `dtype`, complex ones in two of it, others as they are."""
+    """Convert real values to `dtype` and complex ones to its complex dtype; return others as they are."""
     import jax.numpy as jnp
 
     array = np.asarray(array)
@@ -133,15 +133,15 @@ def _typed(array: Any, dtype: str) -> np.ndarray:
 
 
 def _typed_copy(module: Any, dtype: str) -> Any:
-    """The module on the CPU, to be evaluated, with all its values in `dtype` and all its parameters trained."""
+    """Copy the module to the CPU, in evaluation mode, in `dtype`, and with gradients for all its parameters."""
     import torch
 
     module = copy.deepcopy(module).cpu().eval()
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point() or tensor.is_complex():
-                wanted = getattr(torch, dtype)
-                tensor.data = tensor.data.to(wanted.to_complex() if tensor.is_complex() else wanted)
+                real = getattr(torch, dtype)
+                tensor.data = tensor.data.to(real.to_complex() if tensor.is_complex() else real)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return module
@@ -154,22 +154,22 @@ def _run_jax(jax_fn: Any, params: Any, inputs: list[np.ndarray], losses: Any, dt
     tapped: list[str] = []
 
     def run(params: Any) -> tuple[Any, tuple[Any, list[Any]]]:
-        with collecting() as seen:
+        with collecting() as values:
             outputs = jax_fn(params, *map(jnp.asarray, inputs))
-        tapped[:] = seen
+        tapped[:] = values
         leaves = _leaves(outputs)
         loss = losses[0](outputs) if losses else _projected(leaves, jnp.asarray)
-        return loss, (leaves, list(seen.values()))
+        return loss, (leaves, list(values.values()))
 
     typed = jax.tree.map(lambda leaf: jnp.asarray(_typed(leaf, dtype)), params)
-    (loss, (outputs, seen)), grads = jax.jit(jax.value_and_grad(run, has_aux=True, allow_int=True))(typed)
+    (loss, (outputs, values)), grads = jax.jit(jax.value_and_grad(run, has_aux=True, allow_int=True))(typed)
     paths = jax.tree_util.tree_leaves_with_path(grads)
     by_name = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
     return Side(
-        {name: np.asarray(value) for name, value in zip(tapped, seen, strict=True)},
+        {name: np.asarray(value) for name, value in zip(tapped, values, strict=True)},
         {name: np.asarray(value) for name, value in outputs.items()},
         float(loss),
-        # Of a complex parameter, jax gives the conjugate of what torch does.
+        # The gradient of a complex parameter in jax is the conjugate of torch's.
         {name: np.conj(g) for name, g in by_name.items() if g.dtype != jax.dtypes.float0},
     )
 
@@ -195,16 +195,16 @@ def _run_torch(
     with torch.no_grad():
         for name, value in weights.items():
             (state | buffers)[name].copy_(numpy_to_torch(value))
-    with collecting() as tapped, _hooked(module, taps) as seen:
+    with collecting() as tapped, _hooked(module, taps) as hooked:
         outputs = module(*map(numpy_to_torch, inputs))
     leaves = _leaves(outputs)
     loss = losses[1](outputs) if losses else _projected(leaves, lambda a: numpy_to_torch(a).to(getattr(torch, dtype)))
-    if loss.requires_grad:  # not where nothing is trained
+    if loss.requires_grad:  # false for a module without parameters
         loss.backward()
     trained = [row for row in rows if row.torch in state]
     grads = {n: torch_to_numpy(torch.zeros_like(p) if p.grad is None else p.grad) for n, p in state.items()}
     return Side(
-        {name: torch_to_numpy(value) for name, value in (tapped | seen).items()},
+        {name: torch_to_numpy(value) for name, value in (tapped | hooked).items()},
         {name: torch_to_numpy(value) for name, value in leaves.items()},
         float(loss.detach()),
         convert_rows(grads, trained, "torch", "jax"),
@@ -214,11 +214,11 @@ def _run_torch(
 def _check_names(weights: Arrays, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
     known = {name: tuple(value.shape) for name, value in [*parameters.items(), *buffers.items()]}
     problems = [f"{name} of the torch module has no path in names" for name in parameters if name not in weights]
-    invented = [name for name in weights if name not in known]
-    if invented:
-        problems.append(f"{', '.join(invented)}: not in the torch module; there are {', '.join(known)}")
+    unknown = [name for name in weights if name not in known]
+    if unknown:
+        problems.append(f"{', '.join(unknown)}: not in the torch module; there are {', '.join(known)}")
     for name, value in weights.items():
-        if name in invented:
+        if name in unknown:
             continue
         if value.shape != known[name]:
             problems.append(f"{name} is {list(known[name])} in torch, {list(value.shape)} from JAX: set its axes?")
@@ -228,8 +228,8 @@ def _check_names(weights: Arrays, parameters: Mapping[str, Any], buffers: Mappin
 
 @contextmanager
 def _hooked(module: Any, taps: Mapping[str, str]) -> Iterator[Arrays]:
-    """Keep the outputs of the named submodules, under the names of the taps."""
-    found: dict[str, Any] = {}
+    """Record the outputs of the named submodules, under the names of the taps."""
+    recorded: dict[str, Any] = {}
     submodules = dict(module.named_modules())
     missing = [name for name in taps.values() if name not in submodules]
     if missing:
@@ -238,10 +238,10 @@ def _hooked(module: Any, taps: Mapping[str, str]) -> Iterator[Arrays]:
         for tap, name in taps.items():
 
             def hook(_: Any, __: Any, output: Any, tap: str = tap) -> None:
-                found[tap] = output[0] if isinstance(output, tuple) else output
+                recorded[tap] = output[0] if isinstance(output, tuple) else output
 
             stack.callback(submodules[name].register_forward_hook(hook).remove)
-        yield found
+        yield recorded
 
 
 def _leaves(outputs: Any) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _leaves(outputs: Any) -> dict[str, Any]:
 
 
 def _projected(leaves: dict[str, Any], convert: Callable[[np.ndarray], Any]) -> Any:
-    """A number that every value of the outputs moves."""
+    """Return a scalar that depends on every value of the outputs."""
     if len(leaves) == 1 and next(iter(leaves.values())).ndim == 0 and len(_real_parts(*leaves.values())) == 1:
         return next(iter(leaves.values()))
     rng = np.random.default_rng(0)

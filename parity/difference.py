@@ -1,8 +1,8 @@
-"""The one way in which two arrays are compared, and the one table of tolerances: the ladder, ports and tests use it.
+"""Comparison of arrays, and the table of tolerances: the ladder, ports and tests all use these.
 
-A relative difference is the largest absolute one divided by the largest absolute value of either array, tensor by
-tensor: single small values of a tensor, which hold no more than its rounding errors, do not decide. What is not finite,
-or has another shape, is infinitely far apart.
+A relative difference is the largest absolute difference divided by the largest absolute value of either array, tensor
+by tensor: small values of a tensor, which may be no more than its rounding errors, do not decide. The difference of
+values that are not finite, and of arrays of different shapes, is infinite.
 """
 
 import math
@@ -19,19 +19,19 @@ Kind = Literal["logits", "gradients", "update"]
 TOLERANCES: dict[Kind, dict[str, float]] = {
     "logits": {"float64": 1e-12, "float32": 1e-5},
     "gradients": {"float64": 1e-11, "float32": 1e-4},
-    "update": {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-5},  # whose parameters and moments are float32
+    "update": {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-5},  # parameters and moments are float32
 }
-"""Largest relative difference by what is compared and in which type. Never loosened: a larger one has a cause."""
+"""Kind of values -> dtype -> largest relative difference. Never loosened: a larger difference has a cause."""
 
 
 def tolerance(kind: Kind, dtype: str) -> float | None:
-    """Tolerance of a kind of values in a type; None where the difference is only reported."""
+    """Return the tolerance of a kind of values in a dtype; None where the difference is only reported."""
     return TOLERANCES[kind].get(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far apart two arrays are, and where most."""
+    """The largest difference between two arrays, and its place."""
 
     name: str
     max_abs: float
@@ -44,17 +44,17 @@ class Difference:
     right: float
     """Value of the second array there."""
     note: str = ""
-    """What else is to be said: that shapes differ, or that values are not finite."""
+    """Set where shapes differ, or values are not finite."""
 
     @property
     def place(self) -> str:
-        """Name and index, for people."""
+        """Name and index of the largest difference, for reports."""
         if self.max_abs == 0:
             return ""
         return f"{self.name} {self.note}" if self.note else f"{self.name}[{', '.join(map(str, self.where or ()))}]"
 
     def within(self, tolerance: float) -> bool:
-        """Whether the relative difference is no larger than `tolerance`; NaN is not."""
+        """Return whether the relative difference is at most `tolerance`; false for NaN."""
         return self.max_rel <= tolerance
 
 
@@ -62,12 +62,12 @@ def difference(name: str, left: Any, right: Any) -> Difference:
     """Compare two arrays.
 
     Args:
-        name: what they are.
-        left: NumPy, JAX or host torch values of any float type; bfloat16 is widened, and of complex values the real
+        name: of both arrays.
+        left: NumPy, JAX or torch values of any shape and float dtype, compared in float64; of complex values the real
             and imaginary parts are compared, as a last axis of two.
-        right: the same on the other side.
+        right: the values to compare with, of the same shape.
     """
-    one, other = _wide(left), _wide(right)
+    one, other = _as_float64(left), _as_float64(right)
     if one.shape != other.shape:
         note = f"has shape {list(one.shape)} against {list(other.shape)}"
         return Difference(
@@ -76,9 +76,9 @@ def difference(name: str, left: Any, right: Any) -> Difference:
     if one.size == 0:
         return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=math.nan, right=math.nan)
     finite = np.isfinite(one) & np.isfinite(other)
-    apart = np.abs(np.subtract(one, other, where=finite, out=np.full(one.shape, np.inf)))
-    where = np.unravel_index(int(np.argmax(apart)), apart.shape)
-    largest = float(apart[where])
+    deviation = np.abs(np.subtract(one, other, where=finite, out=np.full(one.shape, np.inf)))
+    where = np.unravel_index(int(np.argmax(deviation)), deviation.shape)
+    largest = float(deviation[where])
     scale = max(float(np.abs(one).max()), float(np.abs(other).max()))
     return Difference(
         name=name,
@@ -92,19 +92,19 @@ def difference(name: str, left: Any, right: Any) -> Difference:
 
 
 def compare_all(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
-    """Compare arrays by name, in the order of `left`; a name that one side lacks is infinitely far off."""
-    found = [difference(name, left[name], right[name]) for name in left if name in right]
+    """Compare arrays by name, in the order of `left`; the difference is infinite where a side lacks a name."""
+    differences = [difference(name, left[name], right[name]) for name in left if name in right]
     absent = [(name, "first") for name in right if name not in left]
     absent += [(name, "second") for name in left if name not in right]
     inf, nan = math.inf, math.nan
-    return found + [
+    return differences + [
         Difference(name=n, max_abs=inf, max_rel=inf, where=None, left=nan, right=nan, note=f"is missing on the {side}")
         for n, side in absent
     ]
 
 
 def worst(differences: Iterable[Difference]) -> Difference:
-    """The largest by relative difference; the first of equals."""
+    """Return the largest relative difference; the first of equals."""
     return max(differences, key=lambda d: d.max_rel)
 
 
@@ -119,36 +119,38 @@ def update_differences(
     """Compare what an update changed, relative to the largest change of each parameter.
 
     Args:
-        before: parameters before the update.
-        one: JAX's after it.
-        other: torch's after it.
-        gap: known differences, to be added to JAX's.
+        before: parameters before the update, by name.
+        one: the reference's parameters after it.
+        other: the port's parameters after it.
+        gap: known differences, added to the reference's parameters.
         steps: updates since both were in the same state. Each rounds the parameter once in either twin, which may add
             one ulp to the difference.
-        left_out: where the update is undecided, by parameter; those values are not compared.
+        left_out: by parameter, True where the update is undecided; those values are not compared.
     """
-    found = []
+    differences = []
     for name, start in before.items():
         left, right = one[name] + gap.get(name, 0.0), other[name].astype(np.float64)
         if name in left_out:
             right = np.where(left_out[name], left, right)
         raw = difference(name, left, right)
         if not math.isfinite(raw.max_abs):
-            found.append(raw)
+            differences.append(raw)
             continue
         rounding = steps * np.finfo(start.dtype).eps * np.abs(left)
         excess = np.maximum(np.abs(left - right) - rounding, 0.0)
         where = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        largest = float(np.abs(one[name].astype(np.float64) - start).max())
-        beyond = float(excess[where])
-        relative = 0.0 if beyond == 0 else beyond / largest if largest > 0 else math.inf
+        largest_change = float(np.abs(one[name].astype(np.float64) - start).max())
+        largest_excess = float(excess[where])
+        relative = 0.0 if largest_excess == 0 else largest_excess / largest_change if largest_change > 0 else math.inf
         index = tuple(int(i) for i in where)
-        found.append(replace(raw, max_rel=relative, where=index, left=float(left[where]), right=float(right[where])))
-    return found
+        differences.append(
+            replace(raw, max_rel=relative, where=index, left=float(left[where]), right=float(right[where]))
+        )
+    return differences
 
 
-def _wide(values: Any) -> np.ndarray:
-    """As float64, which holds every number of every type compared here, complex ones as two."""
+def _as_float64(values: Any) -> np.ndarray:
+    """Convert values to float64, which holds every dtype compared here exactly; complex values become pairs."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().resolve_conj()
         values = values.double() if values.is_floating_point() else values

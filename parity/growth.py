@@ -1,4 +1,4 @@
-"""`python -m parity.growth`: how time and memory of an update grow (`parity.bench.growth`)."""
+"""`python -m parity.growth`: measure how time and memory of an update grow (`parity.bench.growth`)."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Names for what flows between the modules of the decoder, the same for both twins: where the ladder listens.
+"""Names of the activations between the decoder's modules, the same for both twins: the ladder compares them.
 
-`tap` is for models other than this project's: it names a value on its way through any function, in either framework.
+`tap` is for models other than this project's: it names an intermediate value of any function, in either framework.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ BEFORE = {
     "mlp_output_layernorm": "into MLP's norm",
     "mlp.down_proj": "gated",
 }
-"""Module of a block -> what goes into it."""
+"""Module of a block -> name of its input."""
 AFTER = {
     "input_layernorm": "norm 1",
     "self_attn.q_proj": "q",
@@ -32,12 +32,12 @@ AFTER = {
     "mlp.down_proj": "MLP",
     "": "after MLP",
 }
-"""Module of a block, or the block itself -> what comes out of it."""
+"""Module of a block, or "" for the block itself -> name of its output."""
 OPERATIONS = (
     *("norm 1", "q", "k", "v", "q rotated", "k rotated", "mixed values", "attention", "after attention"),
     *("norm 2", "gate", "up", "gated", "MLP", "after MLP"),
 )
-"""All that is seen in one block of the default kind, in order; `after …` is the residual stream."""
+"""Names of all activations of one block of the default kind, in order; `after …` is the residual stream."""
 WHOLE = {"embed_tokens": "embedding", "embed_positions": "positions added", "norm": "final norm"}
 
 
@@ -45,41 +45,41 @@ class Taps:
     """Collects values under names such as `layers.1 q rotated`, in the order of computation."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
         self._layer = 0
 
     def before(self, module: str, value: Any) -> None:
-        """`value` goes into the module of that dotted name."""
+        """Record `value` as the input of a module, by its dotted name."""
         layer, inner = _split(module)
         if layer is not None:
             self._layer = layer
-            self._keep(layer, BEFORE.get(inner), value)
+            self._record(layer, BEFORE.get(inner), value)
 
     def after(self, module: str, value: Any) -> None:
-        """`value` comes out of it."""
+        """Record `value` as the output of a module, by its dotted name."""
         layer, inner = _split(module)
         if layer is not None:
-            self._keep(layer, AFTER.get(inner), value)
+            self._record(layer, AFTER.get(inner), value)
         elif module in WHOLE:
-            self.seen.setdefault(WHOLE[module], value)
+            self.recorded.setdefault(WHOLE[module], value)
 
     def attention(self, attend: Callable[..., Any]) -> Callable[..., Any]:
-        """The function that mixes values, listened to: its queries and keys are turned already."""
+        """Return `attend` with a hook that records its queries and keys, which are rotated already."""
 
-        def listener(q: Any, k: Any, v: Any, **rest: Any) -> Any:
-            self._keep(self._layer, "q rotated", q)
-            self._keep(self._layer, "k rotated", k)
+        def hook(q: Any, k: Any, v: Any, **rest: Any) -> Any:
+            self._record(self._layer, "q rotated", q)
+            self._record(self._layer, "k rotated", k)
             return attend(q, k, v, **rest)
 
-        return listener
+        return hook
 
-    def _keep(self, layer: int, operation: str | None, value: Any) -> None:
+    def _record(self, layer: int, operation: str | None, value: Any) -> None:
         if operation is not None:
-            self.seen[f"layers.{layer} {operation}"] = value
+            self.recorded[f"layers.{layer} {operation}"] = value
 
 
 def _split(module: str) -> tuple[int | None, str]:
-    """Layer and the name within it; None outside of the layers."""
+    """Return the layer's number, None outside of the layers, and the module's name within it."""
     first, _, rest = module.partition(".")
     number, _, inner = rest.partition(".")
     return (int(number), inner) if first == "layers" and number else (None, module)
@@ -90,21 +90,21 @@ _collected: ContextVar[dict[str, Any] | None] = ContextVar("collected", default=
 
 @contextmanager
 def collecting() -> Iterator[dict[str, Any]]:
-    """Collect what passes through `tap`, by name; under `jax.jit`, return it from the traced function."""
-    found: dict[str, Any] = {}
-    token = _collected.set(found)
+    """Collect the values passed to `tap`, by name; under `jax.jit`, return them from the traced function."""
+    values: dict[str, Any] = {}
+    token = _collected.set(values)
     try:
-        yield found
+        yield values
     finally:
         _collected.reset(token)
 
 
 def tap(name: str, value: Any) -> Any:
-    """Return `value`; while `parity.compare` listens, it is kept under `name` and compared.
+    """Return `value`; while `parity.compare` runs, it is recorded under `name` and compared.
 
     Not within `jax.lax.scan`, `jax.checkpoint` or `jax.vmap`, whose inner values cannot leave them.
     """
-    found = _collected.get()
-    if found is not None:
-        found[name] = value
+    values = _collected.get()
+    if values is not None:
+        values[name] = value
     return value

@@ -1,10 +1,10 @@
-"""Attention as mathematics: causal over a whole sequence, and over a KV cache.
+"""Attention, the plain form: causal over a whole sequence, and over a KV cache.
 
 Scale 1/√H and softmax in float32 (float64 in the float64 mode), whatever the dtype of q, k and v. Shape letters as in
 `torchlm.model`. `torchlm.fast.attention` computes the same in blocks of queries.
 
-Keys and values lie head by head, because torch's kernel on a CPU takes half as long again or more over a cache of many
-sequences that lies S × K × H.
+Keys and values are stored head by head, because over a cache of many sequences that is stored S × K × H torch's kernel
+on a CPU takes one and a half times as long or more.
 """
 
 import math
@@ -21,7 +21,7 @@ __all__ = ["additive", "attention", "by_head", "causal_attention", "causal_mask"
 
 
 def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
-    """Keys or values with heads before positions."""
+    """Return keys or values with heads before positions."""
     return x.transpose(1, 2)
 
 
@@ -31,7 +31,7 @@ def causal_mask(
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
     Args:
-        positions: the queries' own positions among the keys.
+        positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
     """
@@ -41,7 +41,7 @@ def causal_mask(
 
 
 def additive(mask: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, "#B T S"]:
-    """Return a mask as numbers to add to the scores, 0 or −∞, which is what torch's kernels make of any."""
+    """Return the mask as a float mask to add to the scores, 0 or −∞: torch's kernels convert any mask to that."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
@@ -59,12 +59,12 @@ def attention(
         q: queries; query head n attends to key/value head n // G.
         k: keys, from `by_head`.
         v: values, from `by_head`.
-        mask: True where a query may attend to a key, or numbers from `additive`; None is causal.
+        mask: True where a query may attend to a key, or a float mask from `additive`; None is causal.
         rate: fraction of the attention weights that torch's own generator drops.
-        factors: what the attention weights are multiplied by, such as dropout's mask; None multiplies by nothing.
+        factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
     """
     q, grouped = by_head(q), q.shape[2] != k.shape[1]
-    if factors is not None:  # which torch's kernel does not take
+    if factors is not None:  # torch's kernel takes none
         return _weighted(q, k, v, mask, factors).transpose(1, 2)
     if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -86,8 +86,8 @@ def causal_attention(
         q: queries.
         k: keys.
         v: values.
-        rate: fraction of the attention weights that a key drops.
-        key: what dropout's mask is drawn from; None drops nothing.
+        rate: fraction of the attention weights to drop where there is a key.
+        key: random key of the dropout mask; None switches dropout off.
     """
     if not isinstance(key, Tensor):
         return attention(q, by_head(k), by_head(v), None, 0.0 if key is None else rate)
@@ -99,7 +99,7 @@ def causal_attention(
 
 
 def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factors: Tensor) -> Tensor:
-    """`attention` step by step, in N × T order."""
+    """Compute `attention` step by step, on tensors B × N × T × H."""
     assert mask is not None
     mask = mask if mask.dtype != torch.bool else additive(mask, factors.dtype)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))

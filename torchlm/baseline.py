@@ -1,4 +1,4 @@
-"""Measures a causal language model of `transformers` for `evaluate --baseline`: see `lmcore.run.baseline`.
+"""Measure a causal language model of `transformers` for `evaluate --baseline`: see `lmcore.run.baseline`.
 
 `python -m torchlm.baseline` reads a request as JSON from standard input and writes what it measured to standard output.
 """
@@ -24,11 +24,11 @@ __all__ = ["encode", "load", "main", "measure"]
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 LOGITS = 2**27
-"""Most logits at a time: half a gigabyte in float32."""
+"""Maximum number of logits at a time: half a gigabyte in float32."""
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """Model, in float32, and tokenizer, from a local folder or the hub.
+    """Return a model, in float32, and its tokenizer, from a local folder or the hub.
 
     Raises:
         UserError: there is no such model, or it cannot be fetched.
@@ -55,7 +55,7 @@ def load(name: str) -> tuple[Any, Any]:
 
 
 def _answers(name: str) -> bool:
-    """Whether the hub answers: where it doesn't, transformers would try again for half a minute for each file."""
+    """Return whether the hub answers: where it doesn't, transformers would retry for half a minute per file."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -69,9 +69,14 @@ def _answers(name: str) -> bool:
 
 
 def encode(tokenizer: Any, eos_id: int, texts: Sequence[tuple[str, bool]]) -> Tokens:
-    """The text as a stream of ids; each document begins with a token for that, where another than eos does it.
+    """Encode documents as one stream of token ids; each begins with the bos token, where it differs from eos.
 
-    Text is only ever text: a document that spells out a special token gets its characters.
+    Text never becomes a special token: a document that spells one out is encoded by its characters.
+
+    Args:
+        tokenizer: from transformers.
+        eos_id: token id that ends a document.
+        texts: (text, whether it ends a document).
     """
     bos_id = None if tokenizer.bos_token_id in (None, eos_id) else int(tokenizer.bos_token_id)
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -81,16 +86,17 @@ def encode(tokenizer: Any, eos_id: int, texts: Sequence[tuple[str, bool]]) -> To
         ids = tokenizer(text, **options)["input_ids"]
         documents.append(np.array([*before, *ids, *([eos_id] if ends else [])], np.uint32))
     size = sum(len(text.encode()) for text, _ in texts)
-    unk_id = None if tokenizer.unk_token_id in (eos_id, bos_id) else tokenizer.unk_token_id  # as gpt2, which knows all
+    # gpt2, which encodes every text, names its eos_token as its unk_token too.
+    unk_id = None if tokenizer.unk_token_id in (eos_id, bos_id) else tokenizer.unk_token_id
     return as_stream(documents, eos_id, unk_id, size, tuple(before))
 
 
 @torch.inference_mode()
 def measure(request: Request) -> Measured:
-    """Sum the losses of a model over a text, in windows as `lmcore.run.baseline` says.
+    """Sum a model's losses over a text, in windows as in `lmcore.run.baseline`.
 
     Raises:
-        UserError: the model cannot be had, or has no token that ends a document.
+        UserError: the model cannot be loaded, or has no token that ends a document.
     """
     device = choose_device(request.device)
     choose_math_kernels()

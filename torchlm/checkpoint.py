@@ -1,7 +1,7 @@
-"""DCP writes and reads the tensors of a checkpoint: parameters and optimizer state as two folders of safetensors.
+"""Tensors of a checkpoint, by DCP: parameters and optimizer state as two folders of safetensors.
 
 `torch.distributed.checkpoint` keeps its own index as a pickle unless it stores safetensors, as here: nothing is
-unpickled, so that a checkpoint from a stranger is only numbers.
+unpickled, so that a checkpoint from a stranger cannot run code.
 """
 
 import warnings
@@ -43,9 +43,9 @@ def save_state(folder: Path, params: dict[str, Tensor], optimizer: dict[str, Ten
 
 
 def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
-    """Read the named items, `params` and perhaps `optimizer`, into the tensors given for them.
+    """Read the named items, `params` and perhaps `optimizer`, into these tensors, in place.
 
-    Parameters without an optimizer, which nothing goes on from, may be of another type.
+    Parameters without an optimizer, from which no training continues, may have another dtype.
 
     Raises:
         UserError: a file is missing or damaged, or a tensor has another shape or type.
@@ -54,8 +54,8 @@ def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
         path = folder / name
         reader = dcp.HuggingFaceStorageReader(str(path))
         try:
-            found = reader.read_metadata().state_dict_metadata
-            _check_same(path, found, item, types="optimizer" in items)
+            stored = reader.read_metadata().state_dict_metadata
+            _check_same(path, stored, item, types="optimizer" in items)
             with _one_process():
                 dcp.load(item, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
@@ -64,31 +64,31 @@ def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
             raise UserError(f"{path}: cannot be read ({error}); take another checkpoint") from error
 
 
-def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Tensor], types: bool) -> None:
-    """Raise unless a file holds exactly the tensors that are wanted: DCP itself would convert or pass over."""
+def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Tensor], types: bool) -> None:
+    """Raise unless a file holds exactly the wanted tensors: DCP itself would convert or skip some."""
 
     def described(dtype: torch.dtype, shape: torch.Size) -> str:
         return f"{dtype} {list(shape)}" if types else f"{list(shape)}"
 
-    stored = {name: described(f.properties.dtype, f.size) for name, f in found.items()}
+    found = {name: described(t.properties.dtype, t.size) for name, t in stored.items()}
     expected = {name: described(t.dtype, t.shape) for name, t in wanted.items()}
-    for name in sorted(stored.keys() | expected.keys()):
-        if stored.get(name) != expected.get(name):
-            raise UserError(f"{path}: found {name} as {stored.get(name)}, expected {expected.get(name)}")
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(f"{path}: found {name} as {found.get(name)}, expected {expected.get(name)}")
 
 
 def _check_opens(path: Path, expected: dict[str, Tensor]) -> None:
-    """Raise OSError unless DCP can open what it has written, and finds every tensor: its word is not enough."""
+    """Raise OSError unless DCP can open what it has written and finds every tensor: its own report is not enough."""
     try:
-        found = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-        _check_same(path, found, expected, types=True)
+        stored = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        _check_same(path, stored, expected, types=True)
     except (UserError, OSError, SafetensorError) as error:
         raise OSError(f"{path}: was written and cannot be opened ({error})") from error
 
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """DCP without a process group, which is what is meant here and no reason for a warning."""
+    """Silence DCP's warning that there is no process group: here there is none on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield

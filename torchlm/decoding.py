@@ -15,20 +15,20 @@ from torchlm.model import Cache, Decoder
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
 PART = 128
-"""Tokens in a part of the vocabulary, whose probability is summed before the search within it."""
+"""Tokens in a part of the vocabulary: the search goes over the parts' sums, then within one part."""
 
 
 def choose_tokens(
     logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig
 ) -> Int[Tensor, " B"]:
-    """Apply temperature, top-k, top-p and min-p, then the inverse of the cumulative distribution at a uniform number.
+    """Choose each next token by temperature, top-k, top-p and min-p, then by the inverse CDF at a uniform number.
 
-    Temperature 0, or one too small to divide by, takes the likeliest token, the first of equals. Tokens equal to the
-    k-th likeliest all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
+    Temperature 0, or one too small to divide by, takes the most likely token, the first of equals. Tokens equal to the
+    k-th most likely all stay. NaN counts as −∞; a row of nothing but −∞ counts as all equal.
 
     Args:
         logits: of the next token, one row for each sequence.
-        uniforms: one number in [0, 1) for each sequence, drawn on the host.
+        uniforms: one uniform number in [0, 1) for each sequence, drawn on the host.
         options: temperature, top_k, top_p and min_p.
     """
     infinity, finite = torch.inf, torch.finfo(logits.dtype)
@@ -52,10 +52,10 @@ def choose_tokens(
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Return the first token up to which the probabilities sum to more than uniform × total; it has some itself.
+    """Return the first token whose cumulative probability exceeds uniform × total; its own is never 0.
 
-    Searched among the sums of parts of the vocabulary, then within one part: a running sum over all of it is slow, and
-    both twins must round the same way to choose the same token.
+    The search goes over the sums of parts of the vocabulary, then within one part: a cumulative sum over all of it is
+    slow, and both twins must round the same way to choose the same token.
     """
     missing = -probabilities.shape[1] % PART
     padded = F.pad(probabilities, (0, missing)) if missing else probabilities
@@ -67,7 +67,7 @@ def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B
 
 
 def _first_above(weights: Float[Tensor, "B N"], points: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Tensor]:
-    """The first index up to which a row's weights sum to more than its point, and the point less what is before it."""
+    """Return the first index whose cumulative weight exceeds the row's point, and the point less what is before it."""
     cumulative = torch.cumsum(weights, dim=-1)
     total = cumulative[:, -1]
     largest = total.nextafter(total.new_zeros(()))
@@ -92,12 +92,12 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         return self.model.embed_tokens.weight.device
 
     @torch.inference_mode()
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
-        """Prefill a cache of `size` positions with left-padded prompts; the first pads[b] of row b are ignored."""
+        """Prefill a cache of `size` slots with left-padded prompts; the first pads[b] of sequence b are masked."""
         cache = self.model.empty_cache(torch.from_numpy(pads).to(self.device), size)
         logits, cache = self.model.decode(torch.from_numpy(tokens).to(self.device), cache)
         return Decoding(cache, logits)
@@ -106,15 +106,15 @@ class Generator:
     def extend(
         self, state: Decoding, uniforms: Float32[np.ndarray, "B A"]
     ) -> tuple[Int32[np.ndarray, "B A"], Decoding]:
-        """Decode one token for each column of uniform numbers. `state` is used up."""
-        written = []
+        """Decode A tokens of each sequence, one per uniform number; `state` must not be used again."""
+        tokens = []
         for uniform in torch.from_numpy(uniforms).to(self.device).T:
             token = choose_tokens(state.logits, uniform, self.options)
-            written.append(token)
+            tokens.append(token)
             logits, cache = self.model.decode(token[:, None], state.cache)
             state = Decoding(cache, logits)
-        return torch.stack(written, dim=1).to("cpu", torch.int32).numpy(), state
+        return torch.stack(tokens, dim=1).to("cpu", torch.int32).numpy(), state
 
     def has_nan(self, state: Decoding) -> bool:
-        """Whether the next token would be drawn from NaN."""
+        """Return whether any logit of the next token is NaN."""
         return bool(torch.isnan(state.logits).any())

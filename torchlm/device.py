@@ -1,7 +1,7 @@
 """The device that a model runs on, what each kind can do, and torch's settings for it.
 
-MPS is written from PyTorch's documentation and issues: no float64, no gradient scaler, autocast to bfloat16. What it
-lacks runs on the CPU, by PYTORCH_ENABLE_MPS_FALLBACK, which the package sets on a Mac.
+Support for MPS follows PyTorch's documentation and issues: no float64, no gradient scaler, autocast to bfloat16. What
+it lacks runs on the CPU, by PYTORCH_ENABLE_MPS_FALLBACK, which the package sets on a Mac.
 """
 
 import os
@@ -41,22 +41,22 @@ VECTOR_MATH = (
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """CUDA, else MPS, else the CPU; or the kind of device that is wanted.
+    """Return CUDA, else MPS, else the CPU; or the kind of device that is wanted.
 
     Raises:
         UserError: there is no such device here.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return torch.device(next(kind for kind, found in here.items() if found))
-    if not here[wanted]:
-        found = " and ".join(kind for kind, found in here.items() if found)
+        return torch.device(next(kind for kind, present in available.items() if present))
+    if not available[wanted]:
+        found = " and ".join(kind for kind, present in available.items() if present)
         raise UserError(f"train.device: found {wanted!r}, expected what torch sees on this machine: {found}, or auto")
     return torch.device(wanted)
 
 
 def check_precision(kind: str, precision: Precision) -> None:
-    """Raise where a kind of device cannot train in a precision.
+    """Check that a kind of device can train in a precision.
 
     Raises:
         UserError: it cannot.
@@ -73,7 +73,7 @@ def choose_math_kernels() -> None:
 
     MKL 2024, which torch 2.13 contains, stores the kind of processor in two writes: the number in its list of all
     processors, then the row of that in each function's table of kernels. A thread that asks in between on an Intel
-    processor with AVX-512 takes the kernel at row 9, which lies in the part of low accuracy: half of the digits of an
+    processor with AVX-512 takes the kernel at row 9, in the part of low accuracy: half of the digits of an
     exponential, for that one call (https://github.com/pytorch/pytorch/issues/188792). One element is never shared
     among threads, so that afterwards the choice stands.
     """
@@ -84,7 +84,7 @@ def choose_math_kernels() -> None:
 
 
 def set_up_torch(train: TrainConfig) -> torch.device:
-    """Process-wide settings: math kernels, threads, number types, determinism. Returns the device to use.
+    """Set up torch for the whole process (math kernels, threads, number types, determinism); return the device to use.
 
     Raises:
         UserError: there is no such device, or it lacks the precision.
@@ -103,18 +103,18 @@ def set_up_torch(train: TrainConfig) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the model runs on, for people."""
+    """Return the name of a device, for people to read."""
     if device.type == "cuda":
         return f"1 × {torch.cuda.get_device_name(device)}"
     return f"1 × {device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
 
 
 def make_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler | None:
-    """A gradient scaler for float16, whose small gradients would be lost without; None for other precisions."""
+    """Return a gradient scaler for float16, whose small gradients would underflow; None for other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "float16" else None
 
 
 def to_device(array: Int32[np.ndarray, "..."], device: torch.device) -> Int64[Tensor, "..."]:
-    """Token ids on the device, without waiting for it."""
-    tokens = torch.from_numpy(array).long()  # what torch's losses ask for
+    """Copy token ids to the device, without waiting for it."""
+    tokens = torch.from_numpy(array).long()  # the dtype that torch's losses take
     return tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens.to(device)

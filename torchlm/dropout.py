@@ -1,7 +1,7 @@
-"""Dropout: masks from torch's own generator, which its caller has seeded, or from a key, which makes jax's masks.
+"""Dropout with masks from torch's own generator, which the caller seeds, or from a random key, with jax's masks.
 
 The keyed generator is jax's: threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), counted
-as with `jax_threefry_partitionable`: number i depends on the key and on i alone. Words of 32 bits lie in int64.
+as with `jax_threefry_partitionable`: number i depends on the key and on i alone. Words of 32 bits are stored as int64.
 """
 
 from typing import Literal
@@ -14,8 +14,8 @@ from torch import Tensor
 __all__ = ["Key", "dropout", "fold_in", "seed_key", "split"]
 
 Key = Tensor | Literal["native"] | None
-"""What masks are drawn from: two words, as in jax; torch's own generator, in the order in which they are asked for;
-None where nothing is dropped."""
+"""Source of the masks: a random key of two words, as in jax; or "native", torch's own generator, in the order of the
+calls; None switches dropout off."""
 
 WORD = 0xFFFFFFFF
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
@@ -29,12 +29,12 @@ def split(key: Key, count: int) -> list[Key]:
 
 
 def dropout(x: Float[Tensor, "*S"], rate: float, key: Key) -> Float[Tensor, "*S"]:
-    """Zero a fraction `rate` of x and scale up the rest; without a key, x itself.
+    """Zero a fraction `rate` of x and scale up the rest; without a key, return x unchanged.
 
     Args:
         x: activations, or attention weights.
         rate: fraction to zero; the rest is divided by 1 − rate.
-        key: what the mask is drawn from; None drops nothing.
+        key: random key of the mask; None switches dropout off.
     """
     if key is None:
         return x
@@ -44,17 +44,17 @@ def dropout(x: Float[Tensor, "*S"], rate: float, key: Key) -> Float[Tensor, "*S"
 
 
 def seed_key(seed: int, device: torch.device) -> Int[Tensor, "2"]:
-    """What `jax.random.key` makes of a seed below 2^31."""
+    """Return the key that `jax.random.key` makes of a seed below 2^31."""
     return torch.tensor([0, seed], device=device)
 
 
 def fold_in(key: Int[Tensor, "2"], number: int) -> Int[Tensor, "2"]:
-    """A key of its own for each number, as `jax.random.fold_in`."""
+    """Return an independent key for each number, as `jax.random.fold_in`."""
     return torch.stack(threefry(key, torch.tensor(number, device=key.device)))
 
 
 def bernoulli(key: Int[Tensor, "2"], chance: float, shape: torch.Size) -> Bool[Tensor, "*S"]:
-    """Draw True with this probability: where 23 bits, as a fraction of one, are below it in float32.
+    """Draw True with this probability: where 23 random bits, as a fraction of one, are below it in float32.
 
     Args:
         key: two words of 32 bits.
@@ -67,12 +67,12 @@ def bernoulli(key: Int[Tensor, "2"], chance: float, shape: torch.Size) -> Bool[T
 
 
 def threefry(key: Int[Tensor, "2"], counts: Int[Tensor, "*S"]) -> tuple[Int[Tensor, "*S"], Int[Tensor, "*S"]]:
-    """Both words of threefry-2x32, in 20 rounds, at each count."""
+    """Return both words of threefry-2x32, in 20 rounds, at each count."""
     keys = key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA
     x, y = ((counts >> 32) + keys[0]) & WORD, ((counts & WORD) + keys[1]) & WORD
     for group in range(5):
-        for turn in ROTATIONS[group % 2]:
+        for rotation in ROTATIONS[group % 2]:
             x = (x + y) & WORD
-            y = (((y << turn) & WORD) | (y >> (32 - turn))) ^ x
+            y = (((y << rotation) & WORD) | (y >> (32 - rotation))) ^ x
         x, y = (x + keys[(group + 1) % 3]) & WORD, (y + keys[(group + 2) % 3] + group + 1) & WORD
     return x, y

@@ -30,14 +30,14 @@ __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
 @dataclass
 class TrainState:
-    """All that changes in training, most of it in place."""
+    """Everything that a train step changes, most of it in place."""
 
     step: int
     model: Decoder
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler | None
     skipped: Int[Tensor, ""]
-    """Updates left out because a float16 gradient was not finite."""
+    """Updates skipped because a float16 gradient was not finite."""
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -52,14 +52,15 @@ def train_step(
     lr: float,
     loss_sum: LossSum = loss_sum,
 ) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
-    """One update from A accumulated micro-batches: losses and gradients are summed, and divided once by all targets.
+    """Update the parameters once from A accumulated micro-batches.
 
-    Dropout draws by `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
+    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets. Dropout masks
+    depend on `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
 
     Args:
         config: of the run.
         state: parameters and optimizer state, updated in place.
-        batch: token ids; each row has its targets one position later.
+        batch: token ids; the targets are the same ids, one position later.
         lr: learning rate of this update.
         loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
     """
@@ -87,7 +88,7 @@ def train_step(
 
 
 def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
-    """Return what the masks of one micro-batch are drawn from.
+    """Return the random key of one micro-batch's dropout masks.
 
     Args:
         config: of the run; `train.dropout_masks` chooses the generator.
@@ -108,10 +109,10 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device) -> 
 def eval_step(
     model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the sum of the token losses, and how many targets count.
+    """Return the summed token loss, and the number of targets that count.
 
     Args:
-        model: the decoder, which is left in evaluation mode.
+        model: the decoder; it is left in evaluation mode.
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
     """
@@ -128,12 +129,12 @@ class Engine:
         self.config = config
         self.device = set_up_torch(config.train)
         self._check_memory(training=False)
-        with torch.device("meta"):  # no memory and no initial values of torch's own
+        with torch.device("meta"):  # allocates nothing, and skips torch's own initialization
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
         self._loss_sum: LossSum = loss_sum
         if config.train.compile and config.model.scan_layers:
             for block in self.model.layers:
-                block.compile(dynamic=False)  # the same code and other weights: compiled for the first alone
+                block.compile(dynamic=False)  # the same code with other weights, so it compiles once
         elif config.train.compile:
             self._loss_sum = torch.compile(loss_sum, dynamic=False)
         if self.device.type == "cpu":
@@ -147,17 +148,17 @@ class Engine:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters, each scalar counted."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def device_name(self) -> str:
-        """What the model runs on, for people."""
+        """Number and name of the devices in use, for people to read."""
         return device_name(self.device)
 
     @property
     def peak_flops(self) -> float | None:
-        """Dense 16-bit peak of all devices in use, in FLOP/s, where it is known."""
+        """Dense 16-bit peak of all devices in use, in FLOP/s; None where it is unknown."""
         return peak_flops(self.device_name)
 
     def init(self) -> None:
@@ -170,22 +171,22 @@ class Engine:
             check_memory(self.config, training=training)
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
-        """One update; returns `loss` and `grad_norm`, in float16 also `skipped_steps`, without waiting for them."""
+        """Update the parameters once; return `loss`, `grad_norm` and in float16 `skipped_steps`, without waiting."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum)
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Sum of the token losses and the number of targets that count, without waiting for them."""
+        """Return the summed token loss and the number of targets that count, without waiting for the device."""
         return eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
 
     def is_finite(self) -> bool:
-        """Whether no number of the state, parameters and optimizer's, is infinite or NaN; waits for the device."""
+        """Return whether all parameters and optimizer values are finite; waits for the device."""
         state = self.state
         assert state.optimizer is not None
-        kept = [t for moments in state.optimizer.state.values() for t in moments.values()]
-        finite = [torch.isfinite(t).all() for t in [*state.params.values(), *kept]]
+        values = [t for moments in state.optimizer.state.values() for t in moments.values()]
+        finite = [torch.isfinite(t).all() for t in [*state.params.values(), *values]]
         return bool(torch.stack([f.to(self.device) for f in finite]).all())
 
     def save(self, folder: Path) -> Callable[[], None]:
@@ -193,7 +194,7 @@ class Engine:
         return save_state(folder, self.state.params, self._optimizer_tensors())
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
-        """Take up the state that `save` wrote; without the optimizer's, only to evaluate or generate."""
+        """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
         params = {name: torch.empty_like(p, device=self.device) for name, p in self.model.named_parameters()}
         self.state = self._state(params, optimizer)
         if not optimizer:
@@ -211,27 +212,27 @@ class Engine:
             self.state.scaler.load_state_dict(self.state.scaler.state_dict() | saved)
 
     def generator(self, options: SampleConfig) -> Generator:
-        """The current parameters, ready to write text."""
+        """Return a generator with the current parameters."""
         return Generator(self.state.model.eval(), options)
 
     def _state(self, params: dict[str, Tensor], optimizer: bool = True) -> TrainState:
-        """The state of a run that begins with these parameters."""
+        """Return the state of a run that starts from these parameters."""
         self.model.load_state_dict(params, assign=True)
         self.model.to(self.device)
         parameters = dict(self.model.named_parameters())
-        made = make_optimizer(self.config.optim, parameters) if optimizer else None
+        new_optimizer = make_optimizer(self.config.optim, parameters) if optimizer else None
         scaler = make_scaler(self.device, self.config.train.precision)
         skipped = torch.zeros((), dtype=torch.int64, device=self.device)
-        return TrainState(0, self.model, made, scaler, skipped)
+        return TrainState(0, self.model, new_optimizer, scaler, skipped)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        """All but the parameters that a resumed run needs: views of the optimizer's tensors, copies of its numbers."""
+        """Return what a resumed run needs beside the parameters: the optimizer's tensors, and copies of its numbers."""
         state = self.state
         assert state.optimizer is not None
         moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
         tensors = {"step": torch.tensor(state.step)}
-        for name, kept in moments.items():  # the count is one for all
-            tensors |= {"count" if key == "step" else f"{key}.{name}": t for key, t in kept.items()}
+        for name, values in moments.items():  # all parameters share one count
+            tensors |= {"count" if key == "step" else f"{key}.{name}": t for key, t in values.items()}
         if state.scaler is not None:
             saved = state.scaler.state_dict()
             tensors |= {"scaler.scale": torch.tensor(saved["scale"]), "skipped": state.skipped}

@@ -11,7 +11,7 @@ from torchlm.model import Decoder
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
 
 IGNORED = -1
-"""Target of a position that does not count."""
+"""Target of a position that is left out of the loss."""
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**25, "mps": 2**25}
 """Maximum number of logits at once: on a CPU, about what its cache holds; elsewhere, enough work for one call."""
 MIN_POSITIONS = 256
@@ -27,17 +27,17 @@ def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> 
 def loss_sum(
     model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
 ) -> Float[Tensor, ""]:
-    """Return the sum of the token losses, in the parameters' dtype.
+    """Return the summed token loss, in the parameters' dtype.
 
     Args:
         model: the decoder.
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
-        key: what dropout's masks are drawn from; None drops nothing.
+        key: random key of the dropout masks; None switches dropout off.
     """
     hidden, targets = model.hidden(tokens, key).flatten(0, 1), targets.flatten()
     positions = max(MIN_POSITIONS, CHUNK_LOGITS[hidden.device.type] // model.config.vocab_size)
-    if torch.is_grad_enabled():  # the same, and the gradient with it
+    if torch.is_grad_enabled():  # the same loss, its gradient computed with it
         return HeadLoss.apply(hidden, model.head, targets, targets != IGNORED, positions, model.dtype)
     chunks = zip(hidden.split(positions), targets.split(positions), strict=True)
     return torch.stack([cross_entropy(model.logits(h), t).sum() for h, t in chunks]).sum()

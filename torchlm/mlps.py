@@ -13,7 +13,7 @@ __all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "make_mlp"]
 
 
 def gelu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """x · Φ(x), exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    """Return x · Φ(x), exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
     return F.gelu(x, approximate="none")
 
 
@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "relu": F.relu,
 }
-"""`model.mlp` -> the function between its layers."""
+"""`model.mlp` -> its activation function."""
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+    """Gated feed-forward layer: down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -42,12 +42,12 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act(gate) * up)
 
     def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
-        """Return the gate before its activation, and what it is multiplied by, B × T × F each."""
+        """Return gate(x), before the activation, and up(x), B × T × F each."""
         return self.gate_proj(x), self.up_proj(x)
 
 
 class MLP(nn.Module):
-    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """Feed-forward layer without a gate: down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `model.norm` chooses in place of RMSNorm."""
+"""The alternatives to RMSNorm among which `model.norm` chooses."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ __all__ = ["LayerNorm", "NoNorm", "unnormed"]
 
 
 class LayerNorm(nn.Module):
-    """(x − mean(x)) / √(var(x) + eps), times weight, plus bias (Ba et al. 2016, arXiv:1607.06450)."""
+    """LayerNorm: (x − mean(x)) / √(var(x) + eps), times weight, plus bias (Ba et al. 2016, arXiv:1607.06450)."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """x itself, where there is no norm."""
+    """Identity, for a model without norms."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -34,5 +34,5 @@ class NoNorm(nn.Module):
 
 
 def unnormed(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    """Return x itself: where a block's `norm_placement` has no norm, which is then no module either."""
+    """Return x unchanged: stands where `norm_placement` has no norm, without being a module."""
     return x

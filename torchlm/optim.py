@@ -1,4 +1,4 @@
-"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is given at each update."""
+"""Global-norm clip, then an optimizer with decay on matrices only; the learning rate is an argument of each update."""
 
 import math
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer
 
 
 def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Float[Tensor, ""]:
-    """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)); 0 does not clip. Returns ‖g‖ before the clip.
+    """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)); 0 does not clip. Return ‖g‖ before the clip.
 
     Summed by `torch.sum`, since torch's norms add float32 squares one after the other on a CPU: 1e-5 too small for a
     million of them, and the more the larger the model.
@@ -30,17 +30,17 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> 
 
 
 def decay_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
-    """True for what weight decay acts on: matrices; norm weights are vectors."""
+    """Return True for each parameter with weight decay: the matrices; norm weights are vectors."""
     return {name: p.ndim > 1 for name, p in parameters.items()}
 
 
 def muon_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
-    """True for what Muon trains: the matrices of the blocks."""
+    """Return True for each parameter that Muon trains: the matrices of the blocks."""
     return {name: takes_muon(name, p.ndim) for name, p in parameters.items()}
 
 
 def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that the config names, its state zero, its learning rate left to `apply_updates`.
+    """Return the optimizer that the config names, its state zero; `apply_updates` sets its learning rate.
 
     Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; Adafactor, Shazeer & Stern 2018, arXiv:1804.04235;
     Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
@@ -55,8 +55,8 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
         case "adafactor":
             optimizer = torch.optim.Adafactor(groups, eps=(eps, 1e-3))
         case "muon":
-            taken = muon_mask(parameters)
-            matrices, rest = ({n: p for n, p in parameters.items() if taken[n] is by_muon} for by_muon in (True, False))
+            by_muon = muon_mask(parameters)
+            matrices, rest = ({n: p for n, p in parameters.items() if by_muon[n] is wanted} for wanted in (True, False))
             optimizer = _Together(
                 _Muon(_groups(config, matrices), momentum=config.momentum, eps=eps, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(_groups(config, rest), betas=betas, eps=config.eps, fused=True),
@@ -78,7 +78,7 @@ def apply_updates(optimizer: torch.optim.Optimizer, lr: float, scaler: torch.amp
     Args:
         optimizer: from `make_optimizer`, its gradients clipped.
         lr: learning rate of this update.
-        scaler: for float16: leaves the update out where a gradient is not finite.
+        scaler: for float16; skips the update where a gradient is not finite.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -90,7 +90,7 @@ def apply_updates(optimizer: torch.optim.Optimizer, lr: float, scaler: torch.amp
 
 
 def _groups(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-    """What decays and what does not, as far as there is any."""
+    """Return the parameter groups with and without weight decay; an empty group is left out."""
     decays = decay_mask(parameters)
     groups = [
         {"params": [p for name, p in parameters.items() if decays[name] is decayed], "weight_decay": decay}
@@ -100,7 +100,7 @@ def _groups(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> list[di
 
 
 def _first_state(optimizer: str, name: str, p: nn.Parameter) -> dict[str, Tensor]:
-    """What an optimizer keeps of a parameter, in torch's names, before the first update."""
+    """Return an optimizer's state for a parameter before the first update, under torch's names."""
     factored = optimizer == "adafactor"
     names = {
         "mean": "exp_avg",
@@ -117,14 +117,14 @@ def _first_state(optimizer: str, name: str, p: nn.Parameter) -> dict[str, Tensor
 
 
 class _Lion(torch.optim.Optimizer):
-    """The sign of an interpolated momentum. torch has none, and a package for ten lines would be one more to follow."""
+    """Lion: the sign of an interpolated momentum. torch has none, and ten lines are not worth a dependency."""
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
         super().__init__(groups, {"betas": betas})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the parameters once."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in group["params"]:
@@ -135,10 +135,10 @@ class _Lion(torch.optim.Optimizer):
 
 
 class _Muon(torch.optim.Muon):
-    """torch's own, whose Newton–Schulz iteration runs in the parameters' type, as optax's does, not in bfloat16."""
+    """torch's Muon with its Newton–Schulz iteration in the parameters' dtype, as in optax, not in bfloat16."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the parameters once."""
         with _NotInBfloat16():
             super().step()
 
@@ -151,7 +151,7 @@ class _NotInBfloat16(TorchFunctionMode):
 
 
 class _Together(torch.optim.Optimizer):
-    """Several optimizers as one, so that a gradient scaler leaves out all of an update or nothing of it."""
+    """Several optimizers as one, so that a gradient scaler skips an update in all of them or in none."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
@@ -160,6 +160,6 @@ class _Together(torch.optim.Optimizer):
             part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the parameters once."""
         for part in self.parts:
             part.step()

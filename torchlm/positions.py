@@ -1,6 +1,6 @@
-"""How the embedding learns of positions, where `model.position` is not rope: by what is added to it.
+"""Absolute positions: what is added to the embedding where `model.position` is not rope.
 
-`unrotated` takes the place of the rotation of queries and keys.
+`unrotated` then takes the place of the rotation of queries and keys.
 """
 
 import math
@@ -16,7 +16,7 @@ __all__ = ["POSITIONS", "LearnedPositions", "NoPositions", "SinusoidalPositions"
 
 
 class NoPositions(nn.Module):
-    """x itself, where positions rotate queries and keys, or the model has none."""
+    """Identity, where positions rotate queries and keys, or the model has none."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -26,7 +26,7 @@ class NoPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
+    """Learned positions: x plus one row of weights per position (Radford et al. 2019, GPT-2)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -37,11 +37,11 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """√D · x plus sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
+    """Sinusoidal positions: √D · x plus sines and cosines (Vaswani et al. 2017, arXiv:1706.03762, 3.4 and 3.5)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        table = torch.tensor(sinusoidal_table(config), device="cpu")  # the decoder rounds it to its type
+        table = torch.tensor(sinusoidal_table(config), device="cpu")  # the decoder casts it to its dtype
         self.register_buffer("table", table, persistent=False)
         self.scale = math.sqrt(config.dim)
 
@@ -61,7 +61,7 @@ POSITIONS = {
 def unrotated(
     x: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
 ) -> Float[Tensor, "B T N H"]:
-    """Return x itself: queries or keys of a model without RoPE.
+    """Return x unchanged: queries or keys of a model without RoPE.
 
     Args:
         x: queries or keys.

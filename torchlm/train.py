@@ -19,7 +19,7 @@ __all__ = ["main", "make_engine"]
 
 
 def make_engine(config: Config) -> "Engine":
-    """The torchlm engine for a config whose vocabulary size is known."""
+    """Return the torchlm engine for a config whose vocabulary size is known."""
     from torchlm.engine import Engine
 
     return Engine(config)

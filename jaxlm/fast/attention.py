@@ -1,6 +1,6 @@
 """`jaxlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end, or by cuDNN.
 
-A causal mask hides half of a square of scores. In blocks, most of that half is never computed; and since a CPU's cache
+A causal mask hides half of a square of scores. In blocks, most of that half is never computed, and since a CPU's cache
 holds the scores of a block, the passes of the softmax over them are fast.
 """
 
@@ -29,19 +29,19 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
-    By cuDNN's flash attention where it serves (NVIDIA, 16 bits, its head widths, nothing dropped); elsewhere by the
-    plain form, of a longer sequence in blocks.
+    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout); elsewhere by the
+    plain form, for a longer sequence in blocks.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        rate: fraction of the attention weights that a key drops.
-        key: what dropout's mask is drawn from; None drops nothing.
+        rate: fraction of the attention weights to drop where there is a key.
+        key: random key of the dropout mask; None switches dropout off.
     """
     batch, length, n_heads, head_dim = q.shape
-    served = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and key is None
-    if served and jax.default_backend() == "gpu":
+    cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and key is None
+    if cudnn_applies and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     if length <= QUERY_BLOCK:
         return plain_attention(q, k, v, rate, key)
@@ -52,22 +52,22 @@ def causal_attention(
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        seen = q[:, start:end], k[:, :end], v[:, :end]
+        visible = q[:, start:end], k[:, :end], v[:, :end]
         if factors is None and size > QUERY_BLOCK:
-            blocks.append(attention_in_turns(*seen, start))
+            blocks.append(attention_in_turns(*visible, start))
             continue
         mask = causal_mask(jnp.arange(start, end), end)
         dropped = None if factors is None else factors[:, :, start:end, :end]
-        blocks.append(attention(*seen, mask, dropped))
+        blocks.append(attention(*visible, mask, dropped))
     return jnp.concatenate(blocks, axis=1)
 
 
 def attention_in_turns(
     q: Float[Array, "B T N H"], k: Float[Array, "BK S H"], v: Float[Array, "BK S H"], start: int
 ) -> Float[Array, "B T N H"]:
-    """Return the causal attention of a large block, QUERY_BLOCK queries at a time, which are recomputed for gradients.
+    """Return the causal attention of a large block, QUERY_BLOCK queries at a time, recomputed in the backward pass.
 
-    `lax.map` compiles one turn for all, and `jax.checkpoint` keeps no attention weights for the backward pass: no more
+    `lax.map` compiles one piece for all, and `jax.checkpoint` keeps no attention weights for the backward pass: no more
     of them exist at once than those of QUERY_BLOCK queries, so memory grows with the length alone.
 
     Args:
@@ -77,7 +77,7 @@ def attention_in_turns(
         start: position of the first query among the keys.
     """
     length = q.shape[1]
-    q = jnp.pad(q, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))  # to whole turns; cut off again below
+    q = jnp.pad(q, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))  # to whole blocks; cut off again below
     parts = q.reshape(len(q), -1, QUERY_BLOCK, *q.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint

@@ -1,4 +1,4 @@
-"""Decoding on a CPU: weights laid out as a single row reads them fastest, and top-k and top-p without a sort."""
+"""Decoding on a CPU: weights laid out for matmuls with one row, and top-k and top-p without a sort."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ TRANSPOSED = ".T"
 
 
 def for_decoding(params: Params, dtype: jnp.dtype, transposed: bool) -> Params:
-    """Return a copy whose matmuls read their weights as fast as they can, once for every token.
+    """Return a copy whose weights are laid out for the matmuls of decoding, which read each of them once per token.
 
-    XLA's matmul with one row on a CPU is half as fast again with weights that lie output × input, one with more rows
-    slower by a third. The output head has its own copy.
+    XLA's matmul with one row on a CPU is one and a half times as fast with weights stored output × input; one with more
+    rows is slower by a third. The output head has its own copy.
 
     Args:
         params: the model's parameters, by their own names.
-        dtype: type of the matmuls, in which their weights are stored once and for all.
+        dtype: of the matmuls; their weights are converted to it once.
         transposed: whether to store kernels output × input, under names that end in TRANSPOSED.
     """
     weights = params
@@ -34,22 +34,22 @@ def for_decoding(params: Params, dtype: jnp.dtype, transposed: bool) -> Params:
 def cutoff_by_bits(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
     """Return the greatest x for which the weights of the distances below x sum to less than `limit`.
 
-    Found bit by bit, from the highest down: floats ≥ 0 are in the order of their bit patterns, so that 31 comparisons
-    with the whole row find a float32. XLA's sort takes far longer on a CPU.
+    It is searched bit by bit, from the highest down: floats ≥ 0 are in the order of their bit patterns, so that 31
+    comparisons with the whole row find a float32. XLA's sort takes far longer on a CPU.
 
     Args:
-        distances: how far each token is behind the likeliest; 0 or more.
-        weights: what each token counts: 1 for top-k, its probability for top-p.
-        limit: the sum that a kept token has less than before it.
+        distances: how far each token's logit is below the maximum; 0 or more.
+        weights: of each token: 1 for top-k, its probability for top-p.
+        limit: a token is kept where the weights before it sum to less than this.
     """
     size = jnp.finfo(distances.dtype).bits
     infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, distances.dtype), f"int{size}")
 
-    def set_bit(index: Array, found: Array) -> Array:
-        tried = found | jnp.left_shift(jnp.ones_like(found), size - 2 - index)  # the highest bit is the sign
-        below = distances < jax.lax.bitcast_convert_type(tried, distances.dtype)
+    def set_bit(index: Array, prefix: Array) -> Array:
+        candidate = prefix | jnp.left_shift(jnp.ones_like(prefix), size - 2 - index)  # the highest bit is the sign
+        below = distances < jax.lax.bitcast_convert_type(candidate, distances.dtype)
         small = jnp.sum(jnp.where(below, weights, 0), axis=-1, keepdims=True) < limit
-        return jnp.where(small & (tried <= infinity), tried, found)  # patterns above infinity's are NaN
+        return jnp.where(small & (candidate <= infinity), candidate, prefix)  # patterns above infinity's are NaN
 
     bits = jax.lax.fori_loop(0, size - 1, set_bit, jnp.zeros((len(distances), 1), infinity.dtype))
     return jax.lax.bitcast_convert_type(bits, distances.dtype)

@@ -10,17 +10,17 @@ __all__ = ["linear", "matmul"]
 
 
 def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    """Return x kernel, in the dtype that both have."""
+    """Return x kernel, in their common dtype."""
     return cpu_linear(x, kernel) if on_cpu() else jnp.matmul(x, kernel)
 
 
 def matmul(a: Float[Array, "*B I J"], b: Float[Array, "*#B J K"]) -> Float[Array, "*B I K"]:
-    """Return a b, in the dtype that both have."""
+    """Return a b, in their common dtype."""
     return jnp.matmul(a, b, preferred_element_type=sums_dtype(a.dtype)).astype(a.dtype)
 
 
 def on_cpu() -> bool:
-    """Whether programs are compiled for a CPU, as far as is known when they are traced."""
+    """Whether programs are compiled for a CPU, as far as is known at trace time."""
     return jax.default_backend() == "cpu"
 
 
@@ -31,8 +31,8 @@ def sums_dtype(dtype: jnp.dtype) -> jnp.dtype:
     result it converts the factors to float32 first. The one is twice as fast where the processor has bfloat16
     instructions, the other where it hasn't.
     """
-    as_they_are = dtype == jnp.bfloat16 and on_cpu() and bfloat16_products()
-    return jnp.dtype(jnp.float32) if as_they_are else dtype
+    native = dtype == jnp.bfloat16 and on_cpu() and bfloat16_products()
+    return jnp.dtype(jnp.float32) if native else dtype
 
 
 @jax.custom_vjp
@@ -46,9 +46,9 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """At x and kernel.
+    """Return the gradients with respect to x and kernel.
 
-    jax's own rule makes the kernel's as (gradᵀ x)ᵀ, and XLA on a CPU then computes all that leads to grad in that
+    jax's own rule computes the kernel's as (gradᵀ x)ᵀ, and XLA on a CPU then computes all that leads to grad in that
     transposed order: a feed-forward layer took 1.4 times as long. The barrier keeps XLA from transposing it back. The
     sum is over all leading axes as they are: over one flattened axis, XLA would convert bfloat16 factors to float32
     whatever the accumulation dtype.

@@ -1,6 +1,6 @@
-"""The backends of the check: a framework's twin each, in one dictionary. A third framework is a row here and its file.
+"""The backends of the check: one per framework, in one dictionary. A third framework adds a row here, and its file.
 
-`base` says what the check asks of a backend; `jax` and `torch` answer. CONTRIBUTING.md lists what a new one touches.
+`base` defines their interface; `jax` and `torch` implement it. CONTRIBUTING.md lists what a new one touches.
 """
 
 from collections.abc import Iterator, Mapping
@@ -71,7 +71,7 @@ BACKENDS = {
 """Framework -> its backend."""
 
 PAIR: dict[str, Device] = {"jax": "cpu", "torch": "cpu"}
-"""What a check compares unless it is asked for others: the reference, then the port, and the device of each."""
+"""What a check compares by default: the reference, then the port, and the device of each."""
 
 
 def make_twin(framework: str, config: Config) -> Twin:
@@ -87,8 +87,8 @@ def make_pair(
     Args:
         config: from `check_config`; its `train.device` is replaced by `devices`.
         tokens: ids of the text, a vector.
-        params: weights in canonical names; None for the initial ones of `config`.
-        devices: two frameworks, the reference first -> device, as in `train.device`.
+        params: weights in canonical names; None for the initial weights of `config`.
+        devices: framework -> device, as in `train.device`; two of them, the reference first.
     """
     reference, port = (
         make_twin(framework, replace(config, train=replace(config.train, device=device)))
@@ -103,7 +103,7 @@ def make_pair(
 
 @contextmanager
 def framework_settings() -> Iterator[None]:
-    """Restore every framework's settings of the process afterwards: engines set number types for all of it."""
+    """Restore every framework's process-wide settings afterwards: engines change number types and precision."""
     with ExitStack() as stack:
         for backend in BACKENDS.values():
             stack.enter_context(backend.settings())

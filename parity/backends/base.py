@@ -1,9 +1,9 @@
-"""What the check asks of a framework's twin, and a pair of twins: the same weights and batches in, NumPy arrays out.
+"""The interface of a framework's twin to the check, and a pair of twins: weights and batches in, NumPy arrays out.
 
-A twin drives the framework's real `Engine`, so that the code which is compared is the code that trains. Where the
-ladder needs what the engine does not return (activations, gradients before the clip), a twin hooks into the real
-modules; it never computes a copy. Weights, gradients and moments carry canonical names and layouts, whichever twin they
-come from: those of `CANONICAL` in the table of names.
+A twin drives the framework's real `Engine`, so that the code which is compared is the code that trains. For what the
+engine does not return (activations, gradients before the clip), a twin hooks into the real modules; it never computes a
+copy. Weights, gradients and moments have canonical names and layouts, whichever twin they come from: those of
+`CANONICAL` in the table of names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 """As in `train.device`."""
 
 CANONICAL: Side = "jax"
-"""Whose names and layout, in `parity.convert.names`, all arrays of the check have."""
+"""Side in `parity.convert.names` whose names and layout all arrays of the check have."""
 
 MAX_BATCH, ACCUMULATED, MAX_LENGTH = 4, 2, 64
 """Sequences, micro-batches and tokens of a sequence in the check's training batches: the mathematics of a longer batch
@@ -49,7 +49,7 @@ is the same, and a hundred steps stay affordable."""
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What is known of a framework's twin without importing the framework."""
+    """Description of a framework's twin that does not need the framework to be imported."""
 
     framework: str
     """Its name in `BACKENDS`, in checkpoints and in JSON."""
@@ -60,107 +60,131 @@ class Backend:
     package: str
     """The package of the twin that it drives."""
     side: Side
-    """Whose names and layout the twin's parameters have, in `parity.convert.names`."""
+    """Side in `parity.convert.names` whose names and layout the twin's parameters have."""
     twin: str
-    """The class that drives it, as `module:name`, imported when a twin is first made."""
+    """The class that drives it, as `module:name`, imported when a twin is first created."""
     devices: tuple[Device, ...]
-    """Where it can run."""
+    """Devices on which it can run."""
     distributions: tuple[str, ...]
-    """Packages whose versions a report gives."""
+    """Packages whose versions a report lists."""
     settings: Callable[[], AbstractContextManager[None]]
-    """Restores, where it ends, what the engine sets for the whole process."""
+    """Context that restores, at its end, what the engine sets for the whole process."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One update: what it computed."""
+    """Results of one update."""
 
     loss: float
     grad_norm: float
     grads: Arrays
-    """Before the clip, as the engine computes them."""
+    """Gradients before the clip, as the engine computes them."""
     params: Arrays
     moments: dict[str, Arrays]
-    """The optimizer's state: kind, as in `parity.convert.moments` -> by parameter."""
+    """The optimizer's state: kind, as in `parity.convert.moments` -> parameter -> array."""
 
 
 @runtime_checkable
 class Twin(Protocol):
-    """One framework's model, as the ladder sees it."""
+    """One framework's model, with the operations that the ladder compares."""
 
     backend: Backend
     engine: Any
-    """The framework's own, an `lmcore.run.trainer.Engine`."""
+    """The framework's own engine, an `lmcore.run.trainer.Engine`."""
     rounded_correction: str
-    """What computes 1 − β^t in less than double precision, for people; empty where nothing does."""
+    """Name, for reports, of what computes 1 − β^t in less than double precision; empty where nothing does."""
 
     def initial(self) -> Arrays:
-        """The weights that the engine itself starts from."""
+        """Return the weights that the engine itself starts from."""
 
     def load(self, params: Arrays, moments: Moments | None = None, step: int = 0) -> None:
-        """Set the weights, and the optimizer's state after `step` updates; without moments, a new one."""
-
-    def params(self) -> Arrays:
-        """The weights now."""
-
-    def received(self, batch: np.ndarray) -> np.ndarray:
-        """What the train step gets of a batch of token ids, A B T1."""
-
-    def activations(self, tokens: np.ndarray) -> Arrays:
-        """Everything from the embedding to the final norm for tokens B T, in the order of computation."""
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """Full forward pass of tokens B T: B T V."""
-
-    def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Cross-entropy of each position, in nats, from logits B T V and targets B T."""
-
-    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-        """Summed loss in nats and number of targets that count, of tokens and targets B T."""
-
-    def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
-        """One update on a batch B T1; `grads`, if any, replace the twin's own before the clip."""
-
-    def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
-        """1 − β^t at update `count`, as the optimizer computes it for parameters of `dtype`."""
-
-    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
-        """Token ids B that a generator chooses from logits B V, with one uniform number for each sequence."""
-
-    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
-        """Logits after the first `prompt` positions and after each further one, by the KV cache: B S V.
+        """Set the weights, and the optimizer's state after `step` updates; without moments, a new one.
 
         Args:
-            tokens: ids, B T, padded on the left.
+            params: weights in canonical names.
+            moments: the optimizer's state, in canonical names; None for a new one.
+            step: number of updates so far.
+        """
+
+    def params(self) -> Arrays:
+        """Return the current weights."""
+
+    def received(self, batch: np.ndarray) -> np.ndarray:
+        """Return the token ids, A B T1, that the train step receives for a batch."""
+
+    def activations(self, tokens: np.ndarray) -> Arrays:
+        """Return all activations from the embedding to the final norm for tokens B T, in the order of computation."""
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the logits B T V of a full forward pass of tokens B T."""
+
+    def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return the cross-entropy of each position, in nats, from logits B T V and targets B T."""
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        """Return the summed loss in nats, and the number of targets that count, of tokens and targets B T."""
+
+    def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
+        """Update the parameters once, and return what was computed.
+
+        Args:
+            batch: token ids, B T1.
+            lr: learning rate.
+            grads: gradients that replace the twin's own before the clip; None to use its own.
+        """
+
+    def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
+        """Return 1 − β^t at update `count`, as the optimizer computes it.
+
+        Args:
+            beta: β1 or β2.
+            count: number of the update, from 1.
+            dtype: of the parameters.
+        """
+
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+        """Return the token ids B that a generator chooses.
+
+        Args:
+            logits: of the next token, B V.
+            uniforms: one uniform number in [0, 1) for each sequence, B.
+            options: of the draw.
+        """
+
+    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
+        """Return the logits B S V after the prompt and after each further token, with the KV cache.
+
+        Args:
+            tokens: token ids, B T, padded on the left.
             pads: number of padding positions of each sequence, B.
-            prompt: positions of the prefill.
-            size: positions of the cache.
+            prompt: number of positions of the prefill.
+            size: number of slots of the cache.
         """
 
 
 def generate(
     twin: Twin, prompts: Sequence[Sequence[int]], options: SampleConfig, context: int, first: int = 0
 ) -> np.ndarray:
-    """Return the token ids, B × tokens, that a twin decodes after the prompts.
+    """Return the token ids B T that a twin decodes after the prompts.
 
     Args:
-        twin: with weights.
-        prompts: token ids of each.
+        twin: with its weights loaded.
+        prompts: token ids of each prompt.
         options: of the draws.
-        context: positions of the model.
-        first: number of tokens that were decoded before, at the end of the prompts.
+        context: maximum number of positions of the model.
+        first: number of tokens at the end of the prompts that were decoded already.
     """
     generator = twin.engine.generator(options)
     return np.concatenate(list(write_tokens(generator, prompts, options, context=context, pad=0, first=first)), axis=1)
 
 
 def train(twin: Twin, config: Config, params: Arrays, batches: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the losses of a run, one a step, through the engine's own train step.
+    """Return the losses of a run, one per step, from the engine's own train step.
 
     Args:
-        twin: whose weights and optimizer state are replaced.
-        config: its schedule.
-        params: the weights that the run starts from.
+        twin: its weights and optimizer state are replaced.
+        config: of the run; its schedule gives the learning rates.
+        params: weights that the run starts from.
         batches: of all steps, each B T1.
     """
     twin.load(params)
@@ -177,16 +201,16 @@ class Pair:
     def __init__(self, reference: Twin, port: Twin, config: Config, params: Arrays, tokens: np.ndarray, fresh: bool):
         assert reference.backend.framework != port.backend.framework, "answers are cached by framework"
         self.reference, self.port = reference, port
-        """The port is compared with the reference; where it follows a run, it takes the reference's states."""
+        """The port is compared with the reference; on rung 7 it is loaded with the reference's states."""
         self.config = config
         self.start = params
-        """Weights in canonical names, in the parameters' type."""
+        """Weights in canonical names, in the parameters' dtype."""
         self.tokens = tokens
         """Token ids of the text, a vector."""
         self.fresh = fresh
         """Whether the weights are the engines' own initial ones."""
         self.fresh_process = True
-        """Whether rung 0 asks in a process of its own too."""
+        """Whether rung 0 repeats the computation in a fresh process too."""
         self.answers: dict[str, dict[Any, Any]] = {twin.backend.framework: {} for twin in self}
         """Framework -> question -> answer."""
 
@@ -195,11 +219,11 @@ class Pair:
         yield self.port
 
     def with_weights(self, params: Arrays) -> "Pair":
-        """The same twins and text with other weights than the initial ones; nothing is cached."""
+        """Return the same twins and text with other weights than the initial ones, and an empty cache."""
         return Pair(self.reference, self.port, self.config, params, self.tokens, fresh=False)
 
     def with_twins(self, reference: Twin, port: Twin) -> "Pair":
-        """The same weights and text for other twins; a twin of this pair brings its answers."""
+        """Return the same weights and text for other twins; a twin of this pair keeps its cached answers."""
         pair = Pair(reference, port, self.config, self.start, self.tokens, self.fresh)
         pair.fresh_process = self.fresh_process
         for twin in pair:
@@ -209,7 +233,7 @@ class Pair:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Both frameworks' names in the lines of a check."""
+        """Labels of both frameworks in the lines of a check."""
         return self.reference.backend.label, self.port.backend.label
 
     @property
@@ -218,11 +242,11 @@ class Pair:
         return self.config.train.precision
 
     def ask(self, twin: Twin, question: Any, answer: Callable[[Twin], Any]) -> Any:
-        """Ask one twin; `question` names what is asked, so that it is computed once.
+        """Return one twin's answer to a question, computed once and cached.
 
         Args:
             twin: one of the two.
-            question: a hashable name.
+            question: a hashable name for what is computed.
             answer: computes it.
         """
         cached = self.answers[twin.backend.framework]
@@ -231,40 +255,40 @@ class Pair:
         return cached[question]
 
     def each(self, question: Any, answer: Callable[[Twin], Any]) -> tuple[Any, Any]:
-        """Ask both twins, the reference first, as `ask` does."""
+        """Return both twins' answers, the reference's first, cached as by `ask`."""
         return self.ask(self.reference, question, answer), self.ask(self.port, question, answer)
 
     def loaded(self, twin: Twin) -> Twin:
-        """A twin with the starting weights and a new optimizer state."""
+        """Load a twin with the starting weights and a new optimizer state, and return it."""
         twin.load(self.start)
         return twin
 
     def on_cpu(self, twin: Twin) -> bool:
-        """Whether a twin runs where the same computation gives the same bits."""
+        """Return whether a twin runs on a CPU, where the same computation gives the same bits."""
         return "cpu" in twin.engine.device_name.lower()
 
     @property
     def context(self) -> int:
-        """Longest sequence that the model takes."""
+        """Maximum number of positions of the model."""
         return self.config.model.max_seq_len
 
     def rows(self, count: int, length: int, first: int = 0) -> np.ndarray:
-        """Return sequences of the text, evenly spread over it, B T; a text that is too short starts again.
+        """Return sequences B T of the text, evenly spread over it; a text that is too short is repeated.
 
         Args:
             count: number of sequences, B.
-            length: tokens of each, T.
-            first: position in the text of the first one.
+            length: number of tokens of each, T.
+            first: position of the first one in the text.
         """
         starts = first + np.arange(count) * max(1, len(self.tokens) // count)
-        where = (starts[:, None] + np.arange(length)[None]) % len(self.tokens)
-        return self.tokens[where].astype(np.int32)
+        positions = (starts[:, None] + np.arange(length)[None]) % len(self.tokens)
+        return self.tokens[positions].astype(np.int32)
 
 
 def check_config(config: Config, precision: Precision) -> Config:
-    """The config that both twins are checked with: small batches in two parts, nothing recomputed.
+    """Return the config that both twins are checked with: small batches in two micro-batches, without remat.
 
-    Dropout is as it is, with the same masks in both.
+    Dropout is unchanged, with the same masks in both.
     """
     seq_len = min(config.train.seq_len, MAX_LENGTH)
     train = replace(
@@ -282,10 +306,10 @@ def check_config(config: Config, precision: Precision) -> Config:
 
 
 def moved_by_one_ulp(params: Arrays, seed: int, precision: Precision = "float32") -> Arrays:
-    """Return every weight moved to the next number, up or down by chance.
+    """Return every weight moved to the next representable number, up or down at random.
 
     Args:
-        params: by name.
+        params: weights by name.
         seed: of the directions.
         precision: of the matmuls; for bfloat16 the next number is that of bfloat16, else that of the array's own type.
     """

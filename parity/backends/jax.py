@@ -1,7 +1,7 @@
 """The JAX backend of the ladder: the real engine and modules, with hooks while they are traced.
 
-Whatever a hook sees is an output of the same compiled function that computes it: nothing is run twice, and
-nothing is run without `jax.jit`.
+What a hook records is returned by the same compiled function that computes it: nothing is computed twice, and nothing
+without `jax.jit`.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ __all__ = ["JaxTwin"]
 
 
 class JaxTwin:
-    """A jaxlm engine with the ladder's questions; see `parity.backends.base.Twin`."""
+    """A jaxlm engine behind the interface of the ladder, `parity.backends.base.Twin`."""
 
     backend = BACKENDS["jax"]
     rounded_correction = "optax's 1 − β^t"
@@ -47,7 +47,7 @@ class JaxTwin:
         self._start = jax.jit(_traced_start, static_argnums=(0, 4))
         self._extend = jax.jit(_traced_extend, static_argnums=0)
         self._first: tuple[Any, Any] | None = None
-        """A new state on the host, and how it lies on the devices."""
+        """A new state on the host, and its shardings."""
         self._activations: dict[tuple[int, ...], tuple[Callable[..., Any], list[str]]] = {}
         self._choose: dict[SampleConfig, Callable[..., jax.Array]] = {}
 
@@ -71,15 +71,15 @@ class JaxTwin:
         return _host(self.engine.state.params)
 
     def received(self, batch: np.ndarray) -> np.ndarray:
-        seen = []
+        batches = []
 
         def spy(state: Any, micro: jax.Array, lr: Any) -> tuple[Any, dict[str, Any]]:
-            seen.append(np.asarray(micro))
+            batches.append(np.asarray(micro))
             return state, {}
 
         with mock.patch.object(self.engine, "_train_step", spy):
             self.engine.train_step(batch, 0.0)
-        return seen[0]
+        return batches[0]
 
     def activations(self, tokens: np.ndarray) -> Arrays:
         if tokens.shape not in self._activations:
@@ -87,15 +87,15 @@ class JaxTwin:
 
             def traced(params: Any, tokens: jax.Array) -> list[jax.Array]:
                 decoder = self.engine.model(params)
-                decoder.through = unrolled  # what is seen inside a loop cannot leave it
+                decoder.through = unrolled  # values inside of a scan cannot leave it
                 with listening(decoder) as taps:
                     decoder.hidden(tokens)
-                names.extend(taps.seen)
-                return list(taps.seen.values())
+                names.extend(taps.recorded)
+                return list(taps.recorded.values())
 
             self._activations[tokens.shape] = jax.jit(traced), names
-        seen, names = self._activations[tokens.shape]
-        values = seen(self.engine.state.params, jnp.asarray(tokens))
+        compiled, names = self._activations[tokens.shape]
+        values = compiled(self.engine.state.params, jnp.asarray(tokens))
         return dict(zip(names, map(np.asarray, values), strict=True))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -111,31 +111,31 @@ class JaxTwin:
     def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
         micro = jnp.asarray(batch.reshape(self.config.train.grad_accum, -1, batch.shape[1]))
         params, stacked = self.engine.held.params, self.config.model.scan_layers
-        replacing = jax.tree.map(jnp.zeros_like, params)
+        replacement = jax.tree.map(jnp.zeros_like, params)
         if grads is not None:
             arrays = {name: jnp.asarray(value) for name, value in grads.items()}
-            replacing = stack_layers(arrays) if stacked else arrays
-        held, metrics, own = self._step(self.engine.held, micro, lr, replacing, grads is not None)
+            replacement = stack_layers(arrays) if stacked else arrays
+        held, metrics, own = self._step(self.engine.held, micro, lr, replacement, grads is not None)
         self.engine.held = held
         state = self.engine.state
-        moments = read_optax(state.opt_state, self.config).kept
+        moments = read_optax(state.opt_state, self.config).arrays
         own = unstack_layers(own, self.config.model.n_layers) if stacked else own
         own = {name: own[name] for name in state.params}
         return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(own), _host(state.params), moments)
 
     def _traced_step(
-        self, state: Any, micro: jax.Array, lr: Any, replacing: dict[str, jax.Array], replace: Any
+        self, state: Any, micro: jax.Array, lr: Any, replacement: dict[str, jax.Array], use_replacement: Any
     ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
-        """The engine's train step, with the gradients that reach its clip seen, and replaced if `replace`."""
-        clip, seen = jaxlm.engine.clip_by_global_norm, {}
+        """Run the engine's train step; record the gradients at its clip, and replace them if `use_replacement`."""
+        clip, recorded = jaxlm.engine.clip_by_global_norm, {}
 
         def spy(grads: dict[str, jax.Array], max_norm: float) -> Any:
-            seen.update(grads)
-            return clip({name: jnp.where(replace, replacing[name], g) for name, g in grads.items()}, max_norm)
+            recorded.update(grads)
+            return clip({name: jnp.where(use_replacement, replacement[name], g) for name, g in grads.items()}, max_norm)
 
         with mock.patch.object(jaxlm.engine, "clip_by_global_norm", spy):
             state, metrics = jaxlm.engine.train_step(self.engine.model, state, micro, lr)
-        return state, metrics, seen
+        return state, metrics, recorded
 
     def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
         return float(_bias_correction(beta, np.int32(count)).astype(dtype))
@@ -158,7 +158,7 @@ class JaxTwin:
 
 @jax.jit
 def _bias_correction(beta: jax.Array, count: jax.Array) -> jax.Array:
-    """What optax divides a moment by, compiled as in a train step: in JAX's default float type."""
+    """Compute the 1 − β^t by which optax divides a moment, compiled as in a train step: in JAX's default float type."""
     return 1 - beta**count
 
 
@@ -175,31 +175,31 @@ def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: 
 
 @contextmanager
 def listening(decoder: Decoder) -> Iterator[Taps]:
-    """Collect what goes in and out of the decoder's modules while it is traced."""
+    """Record the inputs and outputs of the decoder's modules while it is traced."""
     modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(decoder)}
     names = {id(module): name for name, module in modules.items() if name}
     taps = Taps()
     with ExitStack() as stack:
         for kind in {type(module) for name, module in modules.items() if name} - {nnx.List, NoPositions}:
-            stack.enter_context(mock.patch.object(kind, "__call__", _listener(kind.__call__, names, taps)))
+            stack.enter_context(mock.patch.object(kind, "__call__", _recording(kind.__call__, names, taps)))
         attend = jaxlm.model.causal_attention
         stack.enter_context(mock.patch.object(jaxlm.model, "causal_attention", taps.attention(attend)))
         yield taps
 
 
-def _listener(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Callable[..., Any]:
-    def listener(module: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
+def _recording(call: Callable[..., Any], names: dict[int, str], taps: Taps) -> Callable[..., Any]:
+    def recording(module: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module), "")
         taps.before(name, x)
         y = call(module, x, *args, **kwargs)
         taps.after(name, y)
         return y
 
-    return listener
+    return recording
 
 
 def _placed(value: np.ndarray, like: np.ndarray, sharding: Any) -> jax.Array:
-    """A copy of a host array on the devices, in the type of `like`."""
+    """Copy a host array to the devices, in the dtype of `like`."""
     return jax.device_put(jnp.array(value, like.dtype), sharding)
 
 

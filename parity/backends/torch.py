@@ -28,7 +28,7 @@ __all__ = ["TorchTwin"]
 
 
 class TorchTwin:
-    """A torchlm engine with the ladder's questions; see `parity.backends.base.Twin`."""
+    """A torchlm engine behind the interface of the ladder, `parity.backends.base.Twin`."""
 
     backend = BACKENDS["torch"]
     rounded_correction = ""
@@ -49,7 +49,7 @@ class TorchTwin:
             return
         assert state.optimizer is not None
         state.step, parameters = step, dict(state.model.named_parameters())
-        for kind, arrays in moments.to(self.config, CANONICAL, self.backend.side).kept.items():
+        for kind, arrays in moments.to(self.config, CANONICAL, self.backend.side).arrays.items():
             for name, value in arrays.items():
                 state.optimizer.state[parameters[name]][torch_key(self.config.optim, kind)].copy_(numpy_to_torch(value))
         for tensors in state.optimizer.state.values():
@@ -60,22 +60,22 @@ class TorchTwin:
         return self._to_canonical(self.engine.state.params)
 
     def received(self, batch: np.ndarray) -> np.ndarray:
-        seen = []
+        batches = []
 
         def spy(config: Config, state: Any, batch: Tensor, *rest: Any) -> dict[str, Any]:
-            seen.append(batch.cpu().numpy())
+            batches.append(batch.cpu().numpy())
             return {}
 
         with mock.patch.object(torchlm.engine, "train_step", spy):
             self.engine.train_step(batch, 0.0)
-        return seen[0]
+        return batches[0]
 
     @torch.inference_mode()
     def activations(self, tokens: np.ndarray) -> Arrays:
         model = self.engine.state.model.eval()
         with torch.compiler.set_stance("force_eager"), listening(model) as taps:
             model.hidden(self._place(tokens))
-        return {name: torch_to_numpy(value) for name, value in taps.seen.items()}
+        return {name: torch_to_numpy(value) for name, value in taps.recorded.items()}
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -89,15 +89,15 @@ class TorchTwin:
         return float(total), int(count)
 
     def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
-        replacing = None if grads is None else self._from_canonical(grads)
+        replacement = None if grads is None else self._from_canonical(grads)
         clip, own = torchlm.engine.clip_by_global_norm, {}
 
         def spy(parameters: Any, max_norm: float) -> Any:
             for name, p in self.engine.state.model.named_parameters():
                 assert p.grad is not None
                 own[name] = p.grad.clone()
-                if replacing is not None:
-                    p.grad.copy_(numpy_to_torch(replacing[name]))
+                if replacement is not None:
+                    p.grad.copy_(numpy_to_torch(replacement[name]))
             return clip(parameters, max_norm)
 
         with mock.patch.object(torchlm.engine, "clip_by_global_norm", spy):
@@ -109,7 +109,7 @@ class TorchTwin:
             for key, tensor in state.optimizer.state[p].items():
                 if key != "step":
                     arrays.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
-        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).kept
+        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).arrays
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         return Step(loss, norm, self._to_canonical(own), self._to_canonical(state.params), moments)
 
@@ -146,7 +146,7 @@ class TorchTwin:
 
 @contextmanager
 def listening(model: Decoder) -> Iterator[Taps]:
-    """Collect what goes in and out of the decoder's modules."""
+    """Record the inputs and outputs of the decoder's modules."""
     taps = Taps()
     with ExitStack() as stack:
         for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""The ladder (`ladder`, `rungs`): whether jaxlm and torchlm are the same model, and where they first differ."""
+"""The check: whether jaxlm and torchlm are the same model, and where they first differ."""
 
 from typing import TYPE_CHECKING
 

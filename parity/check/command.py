@@ -1,7 +1,7 @@
-"""`python -m parity.check WHAT`: climb the ladder and say where the twins first differ, if they do.
+"""`python -m parity.check WHAT`: climb the ladder, and name the first difference between the twins, if any.
 
-Exit code 0: the same model. 1: they differ, or a fault of the self-test slipped through. 2: a mistake on the command
-line. WHAT is a run or a checkpoint of either framework, or a Hugging Face Llama folder; without it, a config's initial
+Exit code 0: the same model. 1: they differ, or the self-test did not catch a fault. 2: a mistake on the command line.
+WHAT is a run or a checkpoint of either framework, or a Hugging Face Llama folder; without it, a config's initial
 weights are checked.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "main"]
 
 DTYPES: tuple[Precision, ...] = ("float64", "float32")
-"""Types that are checked unless others are asked for: the gate for logic, and the one that people train in."""
+"""Precisions that are checked by default: float64 tests the logic, and float32 is what people train in."""
 STEPS = 20
 
 
@@ -51,20 +51,20 @@ def check(
 
     Args:
         what: a run, a checkpoint or a Hugging Face folder; None for the initial weights of `config`.
-        config: read only without `what`; None is the quickstart.
+        config: read only without `what`; None for the quickstart.
         dtypes: precisions to check in.
         rungs: numbers of the rungs to climb; None climbs all.
-        devices: of both backends, JAX and torch by default, as in `train.device`.
-        steps: length of the training trajectory.
-        files: text to feed the model, as `data.files` takes it.
-        report: called with each type and its lines when they are there.
+        devices: of both backends, in order, as in `train.device`.
+        steps: number of steps of the training trajectory.
+        files: text to feed to the model, as for `data.files`.
+        report: called with each precision and its lines as soon as they are complete.
         verify: whether to compare a run's files with their checksums.
-        apart: check precisions side by side in processes of their own, where cores and memory allow it; a script that
-            asks for this needs `if __name__ == "__main__"`.
+        apart: check precisions side by side in separate processes, where cores and memory allow it; a script that
+            sets this needs `if __name__ == "__main__"`.
         backends: two names in `parity.backends.BACKENDS`, the reference first.
 
     Returns:
-        A report, which is true if nothing differs.
+        A report; it is true if nothing differs.
 
     Raises:
         UserError: `what` cannot be read, or a device cannot do what is asked.
@@ -106,7 +106,7 @@ def _facts(subject: "Subject") -> dict[str, str]:
 
 
 def _memory(optim: configs.OptimConfig) -> str:
-    """The settings of its averages that an optimizer reads."""
+    """Return the settings of an optimizer's averages."""
     return ", ".join(f"{field} {getattr(optim, field):g}" for field in OPTIMIZERS[optim.name].reads) or "factored"
 
 
@@ -176,9 +176,11 @@ def _parser() -> Any:
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="Steps of the training trajectory on rung 7.")
     parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
-    parser.add_argument("--report", type=str | None, help="Write a web page that stands alone to this file.")
+    parser.add_argument("--report", type=str | None, help="Write a self-contained web page to this file.")
     parser.add_argument(
-        "--self-test", action="store_true", help="Plant faults in one twin after another and see that each is caught."
+        "--self-test",
+        action="store_true",
+        help="Plant faults in the twins, one after another, and check that each is caught.",
     )
     parser.add_argument(
         "--calibrate",
@@ -233,7 +235,7 @@ def _devices(word: str, backends: Sequence[str]) -> "tuple[Device, Device]":
 
 
 def _config(args: Any) -> tuple[list[str], Config | None]:
-    """Text to feed the model, and the config of the command line where it names no model."""
+    """Return the text files to feed to the model, and the command line's config where it names no model."""
     values = args.as_dict()
     config = from_dict(Config, {name: values[name] for name in configs.GROUPS})
     files = list(config.data.files)
@@ -250,25 +252,25 @@ def _self_test() -> int:
     from parity.check.selftest.mutants import MUTANTS, self_test
 
     console = _console()
-    slipped = 0
+    missed = 0
     console.print(f"{'fault':28}  {'twin':5}  {'declared':8}  {'caught':6}  where", style="bold", highlight=False)
     with _busy(console):
         for caught in self_test(MUTANTS):
-            slipped += not caught.ok
+            missed += not caught.ok
             style = None if caught.ok else "bold red"
             rung = "–" if caught.rung is None else str(caught.rung)
             mutant = caught.mutant
             line = f"{mutant.name:28}  {mutant.twin:5}  {mutant.rung:8}  {rung:>6}  {caught.where}"
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-    if slipped:
-        console.print(f"{slipped} of {len(MUTANTS)} faults were not caught where they should be.", style="bold red")
+    if missed:
+        console.print(f"{missed} of {len(MUTANTS)} faults were not caught where they should be.", style="bold red")
         return 1
     console.print(f"All {len(MUTANTS)} faults were caught, each at its rung.", style="bold green")
     return 0
 
 
 def _calibrate() -> int:
-    """Print the two tables of docs/parity.md as Markdown."""
+    """Calibrate, and print two Markdown tables: false alarms and smallest faults."""
     from parity.check.selftest.calibrate import HEALTHY, PRECISIONS, false_alarms, smallest_faults
 
     failed: dict[tuple[str, str], int] = {}
@@ -284,7 +286,7 @@ def _calibrate() -> int:
     for name in HEALTHY:
         print(f"| {name} | " + " | ".join(f"{failed[name, d]} of {pairs[name, d]}" for d in PRECISIONS) + " |")
     totals = [(sum(failed[n, d] for n in HEALTHY), sum(pairs[n, d] for n in HEALTHY)) for d in PRECISIONS]
-    print("| all | " + " | ".join(f"{count} of {whole}" for count, whole in totals) + " |\n", flush=True)
+    print("| all | " + " | ".join(f"{count} of {total}" for count, total in totals) + " |\n", flush=True)
     smallest = smallest_faults(DTYPES)
     print("| times 1 + δ, in torch | rung | " + " | ".join(f"smallest δ, {dtype}" for dtype in smallest) + " |")
     print("|---|---|" + "---|" * len(smallest))
@@ -295,7 +297,7 @@ def _calibrate() -> int:
 
 
 def _console() -> Any:
-    """Standard output: as wide as the terminal, or, in a file, as the table."""
+    """Return a console on standard output, as wide as the terminal, or as the table where it is a file."""
     from rich.console import Console
 
     console = Console()
@@ -304,7 +306,7 @@ def _console() -> Any:
 
 @contextmanager
 def _busy(console: Any) -> Iterator[None]:
-    """A sign of life on a terminal."""
+    """Show that the check is running, on a terminal."""
     if not console.is_terminal:
         yield
         return

@@ -1,7 +1,7 @@
-"""Differences that are known, by name: what two correct implementations may differ in, computed and subtracted.
+"""Known differences: where two correct implementations may differ, computed and subtracted.
 
-None of them is a looser tolerance: each is computed for the numbers at hand, and the rest is held to the ordinary one.
-docs/parity.md lists them.
+None of them is a looser tolerance: each is computed for the values at hand, and what remains is held to the ordinary
+tolerance. docs/parity.md lists them.
 """
 
 import math
@@ -28,21 +28,21 @@ __all__ = [
 ]
 
 DRAWS = 3
-"""Moves by one ulp that show, in each twin, how rounding changes a gradient."""
+"""Number of moves by one ulp that show, in each twin, how rounding changes a gradient."""
 RESPONSES = 4.0
-"""A gradient, or an update by Muon, may differ by so many of the largest such response: rounding happens in every
-operation, not only there. Over the calibration's runs the ratio was at most 1.7."""
+"""A gradient, or an update by Muon, may differ by this many times the largest such response: rounding happens in every
+operation, not only in the weights. Over the calibration's runs the ratio was at most 1.7."""
 
 
 def by_kernel(pair: Pair, difference: Difference, grads: Arrays) -> Difference:
-    """Measure the gradient of a key's bias, without rotation or norm, by the gradient of its kernel.
+    """Measure the difference of a key bias's gradient, without rotation or norm, relative to its kernel's gradient.
 
     Such a bias adds the same to all scores of a query, to which softmax is invariant: its gradient is zero, but for
     rounding.
 
     Args:
         pair: both twins.
-        difference: of one gradient; any but that of such a bias is returned as it is.
+        difference: of one gradient; any but that of such a bias is returned unchanged.
         grads: all gradients of one twin.
     """
     model = pair.config.model
@@ -56,9 +56,9 @@ def are_beyond(kind: Kind, dtype: str, differences: Sequence[Difference]) -> boo
     """Return whether a finite difference is beyond its tolerance.
 
     Args:
-        kind: of values, such as gradients.
+        kind: kind of the values, such as gradients.
         dtype: precision of the twins.
-        differences: relative ones decide.
+        differences: of the values; their relative size decides.
     """
     allowed = tolerance(kind, dtype)
     return allowed is not None and any(allowed < d.max_rel < math.inf for d in differences)
@@ -72,19 +72,19 @@ def within_rounding(
     moments: Moments | None = None,
     step: int = 0,
 ) -> list[Difference]:
-    """Measure gradients that differ beyond the tolerance by what one ulp in the weights does to them.
+    """Measure gradients beyond the tolerance by their response to a change of one ulp in the weights.
 
     Softmax's backward pass subtracts from each weight's gradient their weighted mean. Where the values are nearly the
     same at all positions, as early in training, the two cancel, and little but their rounding is left in the gradients
-    of queries and keys. How much that is, each twin measures itself: its gradient with every weight moved by one ulp.
+    of queries and keys. Each twin measures how large that is: by its gradient with every weight moved by one ulp.
 
     Args:
-        pair: both twins, which are left in another state.
+        pair: both twins; they are left in another state.
         differences: of all gradients.
-        batch: token ids that they are the gradients of, B T1.
-        params: the state's parameters.
-        moments: the optimizer's state.
-        step: updates before it.
+        batch: token ids of the step, B T1.
+        params: the parameters before the step.
+        moments: the optimizer's state before the step; None for a new one.
+        step: number of updates before the step.
 
     Returns:
         The same differences; one beyond the tolerance but within `RESPONSES` of these responses gets a note that says
@@ -106,7 +106,7 @@ def within_rounding(
 def _explained(
     differences: Sequence[Difference], responses: dict[str, float], allowed: float, where: str
 ) -> list[Difference]:
-    """Differences beyond the tolerance but within `RESPONSES` of these responses, as large as the tolerance."""
+    """Reduce to the tolerance all differences beyond it that are within `RESPONSES` times these responses."""
     return [
         replace(d, max_rel=allowed, note=f"{d.max_rel:.1e}, where one ulp {where} makes {responses[d.name]:.1e}")
         if allowed < d.max_rel <= RESPONSES * responses[d.name]
@@ -126,26 +126,26 @@ def orthogonal_within_rounding(
     step: int,
     steps: int,
 ) -> list[Difference]:
-    """Measure updates by Muon that differ beyond the tolerance by what one ulp in what is orthogonalized does to them.
+    """Measure Muon's updates beyond the tolerance by their response to a change of one ulp in gradients and momentum.
 
     Five Newton–Schulz iterations bring all singular values near one: they multiply a small one by 3.4445 each time,
     485 in all, and the rounding in its direction with it. The more nearly a gradient is of low rank, as early in
-    training, the larger that is beside the update. How large, each twin measures itself: its update with the gradients
+    training, the larger that is relative to the update. Each twin measures how large: by its update with the gradients
     and the momentum moved by one ulp.
 
     Args:
-        pair: both twins, which are left in another state.
+        pair: both twins; they are left in another state.
         differences: of all updates.
-        batch: of the step, B T1.
-        lr: its learning rate.
-        grads: its gradients.
-        params: the parameters before it.
-        moments: the optimizer's state before it.
-        step: updates before it.
-        steps: updates since both twins were in the same state, each of which may differ so.
+        batch: token ids of the step, B T1.
+        lr: learning rate of the step.
+        grads: gradients of the step.
+        params: the parameters before the step.
+        moments: the optimizer's state before the step; None for a new one.
+        step: number of updates before the step.
+        steps: updates since both twins were in the same state; the responses of all of them add up.
 
     Returns:
-        As `within_rounding`; only matrices that Muon trains are measured so.
+        As `within_rounding`; only matrices that Muon trains are measured in this way.
     """
     allowed = tolerance("update", pair.dtype)
     assert allowed is not None
@@ -155,7 +155,7 @@ def orthogonal_within_rounding(
         unmoved = twin.step(batch, lr, grads).params
         for draw in range(DRAWS):
             moved = moments and replace(
-                moments, kept={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.kept.items()}
+                moments, arrays={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.arrays.items()}
             )
             twin.load(params, moved, step)
             after = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params
@@ -166,24 +166,24 @@ def orthogonal_within_rounding(
 
 
 def correction_name(pair: Pair) -> str:
-    """What computes 1 − β^t with rounding, for people; empty where nothing does, or the optimizer corrects no bias."""
+    """Return the name of what rounds 1 − β^t; empty where nothing does, or the optimizer corrects no bias."""
     if not OPTIMIZERS[pair.config.optim.name].corrects_bias:
         return ""
     return ", ".join(twin.rounded_correction for twin in pair if twin.rounded_correction)
 
 
 def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
-    """Return by how much the directions of both twins' updates differ since one of them rounds 1 − β^t.
+    """Return by how much the directions of both twins' updates differ because one of them rounds 1 − β^t.
 
-    Each backend says how its optimizer computes it: optax in JAX's default float type, torch in double.
+    Each backend computes it as its optimizer does: optax in JAX's default float type, torch in double.
 
     Args:
         pair: both twins.
-        step: the reference's.
-        count: its number, from 1.
+        step: the reference's step.
+        count: number of the step, from 1.
 
     Returns:
-        The gap by parameter, from the reference's own moments: to be added to its parameters, times the learning rate.
+        The gap by parameter, from the reference's own moments; times the learning rate, it is added to its parameters.
     """
     optim, dtype = pair.config.optim, step.params[next(iter(step.params))].dtype
     if not correction_name(pair) or dtype == np.float64:  # in the float64 mode, all compute in float64
@@ -199,23 +199,23 @@ def bias_correction_gap(pair: Pair, step: Step, count: int) -> Arrays:
 
 
 def undecided_signs(optim: OptimConfig, grads: Arrays, grad_norm: float, before: Moments | None) -> Arrays:
-    """Where Lion's direction is undecided: the sign of β1 · m + (1 − β1) · g, where the two cancel but for rounding.
+    """Return where Lion's direction, the sign of β1 · m + (1 − β1) · g, is undecided: the two cancel but for rounding.
 
     Args:
-        optim: of the run.
-        grads: of the update, before the clip.
+        optim: optimizer settings of the run.
+        grads: gradients of the update, before the clip.
         grad_norm: their global norm.
-        before: the optimizer's state before the step; None is a new one, in which nothing cancels.
+        before: the optimizer's state before the step; None for a new one, in which nothing cancels.
 
     Returns:
-        By parameter, True where the sum is less than a few roundings of its terms; only parameters that have such.
+        By parameter, True where the sum is less than a few roundings of its terms; only parameters with such values.
     """
     if optim.name != "lion" or before is None:
         return {}
     scale = min(1.0, optim.clip / (grad_norm + 1e-6)) if optim.clip else 1.0
     undecided = {}
     for name, grad in grads.items():
-        mean = optim.beta1 * before.kept["mean"][name].astype(np.float64)
+        mean = optim.beta1 * before.arrays["mean"][name].astype(np.float64)
         added = (1 - optim.beta1) * scale * grad.astype(np.float64)
         terms = np.abs(mean) + np.abs(added)
         mask = (np.abs(mean + added) <= 8 * np.finfo(grad.dtype).eps * terms) & (terms > 0)

@@ -1,7 +1,7 @@
-"""The ladder: twelve rungs, each a question to both twins about the same inputs, from batches up to whole trainings.
+"""The ladder: twelve rungs, each a comparison of both twins on the same inputs, from batches up to training runs.
 
-A rung yields a line for each thing that it compares. The first rungs are the narrowest, so that the first line which
-fails names the cause: what follows from it fails further up. `RUNGS` says in which file of `rungs` each is.
+A rung yields a line for each comparison. The first rungs are the narrowest, so that the first line which fails names
+the cause: its consequences fail further up. `RUNGS` lists the rungs, with the file of each in `rungs`.
 """
 
 import time
@@ -18,7 +18,7 @@ __all__ = ["RUNGS", "Rung", "climb"]
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung."""
+    """One rung: its number, its title, and the function that yields its lines."""
 
     number: int
     title: str
@@ -28,13 +28,13 @@ class Rung:
 def climb(
     pair: Pair, rungs: Iterable[int] | None = None, options: Options | None = None, stop: bool = False
 ) -> Iterator[Result]:
-    """Climb the rungs in order; yields each line of the table as it is computed.
+    """Climb the rungs in order; yield each line of the table as it is computed.
 
     Args:
         pair: both twins.
         rungs: numbers of the rungs to climb; None climbs all.
-        options: how far each goes.
-        stop: whether to end with the first line that fails.
+        options: lengths of the runs.
+        stop: whether to stop at the first line that fails.
     """
     wanted = [rung for rung in RUNGS if rungs is None or rung.number in rungs]
     for rung in wanted:

@@ -1,4 +1,4 @@
-"""The precisions of a check side by side, each in a process of its own: most of a check is one thread's tracing."""
+"""The precisions of a check side by side, each in its own process: most of a check is tracing, in one thread."""
 
 import multiprocessing
 import os
@@ -22,14 +22,14 @@ from parity.check.subject import Subject
 __all__ = ["Climbed", "climb_apart", "climb_one", "processes_for"]
 
 COPIES = 24
-"""Weights in float64 that a check holds at once, more than enough: twins, moments, moved and loaded weights."""
+"""Upper bound on the copies of the weights that a check holds at once, in float64: twins, moments, moved weights."""
 
 Climbed = tuple[str, list[Result]]
-"""What the devices are called, and the lines."""
+"""Names of the devices, and the lines of the table."""
 
 
 def processes_for(subject: Subject, dtypes: Sequence[Precision], devices: Mapping[str, Device]) -> int:
-    """Return the number of precisions to check at a time: one on an accelerator, or where memory or cores are short.
+    """Return how many precisions to check at a time: one on an accelerator, fewer where memory or cores are short.
 
     Args:
         subject: the model.
@@ -53,10 +53,10 @@ def climb_one(
 
     Args:
         subject: the model and its text.
-        dtype: the precision.
+        dtype: the precision to check.
         rungs: numbers of the rungs to climb; None climbs all.
         devices: two frameworks, the reference first -> device, as in `train.device`.
-        options: how far each rung goes.
+        options: lengths of the runs.
 
     Raises:
         UserError: a device cannot do what is asked.
@@ -74,21 +74,21 @@ def climb_apart(
     devices: Mapping[str, Device],
     options: Options,
 ) -> Iterator[Climbed]:
-    """Climb in all precisions at once; yields the results of each, in their order.
+    """Climb in all precisions at once, a process for each; yield the results in their order.
 
     Args:
         subject: the model and its text.
         dtypes: the precisions.
         rungs: numbers of the rungs to climb; None climbs all.
         devices: two frameworks, the reference first -> device, as in `train.device`.
-        options: how far each rung goes.
+        options: lengths of the runs.
 
     Raises:
         UserError: as `climb_one`.
         RuntimeError: a process ended without an answer.
     """
     context, subject = multiprocessing.get_context("spawn"), replace(subject, tokenizer=None)
-    with _share_of_cores(len(dtypes)):
+    with _divided_cores(len(dtypes)):
         started = []
         for dtype in dtypes:
             answer, send = context.Pipe(duplex=False)
@@ -120,7 +120,7 @@ def _answer(
     devices: Mapping[str, Device],
     options: Options,
 ) -> None:
-    """What a process does: climb and send the results."""
+    """Climb, and send the results: the work of one process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     try:
         send.send(climb_one(subject, dtype, rungs, devices, options))
@@ -129,8 +129,8 @@ def _answer(
 
 
 @contextmanager
-def _share_of_cores(processes: int) -> Iterator[None]:
-    """Processes started here compute with an even share of the cores: OpenMP's threads wait for work by spinning."""
+def _divided_cores(processes: int) -> Iterator[None]:
+    """Divide the cores evenly between the processes started here: OpenMP's threads wait for work by spinning."""
     before = os.environ.get("OMP_NUM_THREADS")
     if before is None and processes > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))

@@ -1,4 +1,4 @@
-"""One line of the ladder's table, and how a list of differences becomes one."""
+"""One line of the ladder's table, and the verdict on a list of differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,11 @@ from parity.difference import Difference, Kind, tolerance, worst
 __all__ = ["Result", "Verdict", "distributions", "identical", "judge"]
 
 Verdict = Literal["pass", "FAIL", "reported", "skipped"]
-"""`reported` is a difference that has no tolerance; `skipped` is a question that could not be asked."""
+"""`reported` is a difference that has no tolerance; `skipped` is a comparison that could not be made."""
 
-MOST_DIVERGENCE, LEAST_AGREEMENT = 1e-3, 0.99
-"""Of next-token distributions in 16 bits: mean KL divergence in nats, and share of positions with the same likeliest
-token."""
-
+MAX_DIVERGENCE, MIN_AGREEMENT = 1e-3, 0.99
+"""Limits for next-token distributions in 16 bits: mean KL divergence in nats, and fraction of positions with the same
+most likely token."""
 
 ROUNDING_16 = 2.0**-8
 """Relative rounding of bfloat16."""
@@ -33,36 +32,36 @@ class Result:
     max_abs: float | None = None
     max_rel: float | None = None
     where: str = ""
-    """The worst place; where the comparison failed, the first divergent one."""
+    """Place of the largest difference; where the comparison failed, of the first divergent value."""
     first: str = ""
     """Name of the first divergent value, where the comparison failed."""
     limit: str = ""
-    """The tolerance, for people."""
+    """The tolerance, as text."""
     note: str = ""
     seconds: float = 0.0
     differences: tuple[Difference, ...] = ()
-    """All that was compared, in order."""
+    """All differences, in the order of computation."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Losses of a training trajectory by framework, the reference first, and their noise: `floor`, `highest`."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong here."""
+        """Whether the comparison did not fail."""
         return self.verdict != "FAIL"
 
 
 def judge(
     rung: int, what: str, dtype: str, differences: Sequence[Difference], limit: Kind | float | None, note: str = ""
 ) -> Result:
-    """A line from differences in the order of computation.
+    """Return a line from differences in the order of computation.
 
     Args:
-        rung: its number.
+        rung: number of the rung.
         what: what was compared.
         dtype: precision of the twins.
         differences: at least one; the first that is too large is named.
-        limit: largest relative difference, or the kind of values whose tolerance in `dtype` it is; None only reports.
-        note: what else is to be said.
+        limit: maximum relative difference, or the kind of values whose tolerance in `dtype` applies; None only reports.
+        note: a remark for the table.
     """
     allowed = tolerance(limit, dtype) if isinstance(limit, str) else limit
     largest = worst(differences)
@@ -85,21 +84,27 @@ def judge(
 
 
 def identical(name: str, left: np.ndarray, right: np.ndarray) -> Difference:
-    """As `parity.difference.difference`, but zero only where type, shape and every bit are the same."""
+    """Compare arrays as `difference` does, with zero only where dtype, shape and every bit are the same.
+
+    Args:
+        name: of both arrays.
+        left: an array of any shape.
+        right: the array to compare with.
+    """
     from parity.difference import difference
 
-    found = difference(name, left, right)
+    values = difference(name, left, right)
     if left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes():
-        return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=found.left, right=found.right)
-    if found.max_abs > 0:
-        return found
+        return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=values.left, right=values.right)
+    if values.max_abs > 0:
+        return values
     return Difference(
         name=name,
         max_abs=float("inf"),
         max_rel=float("inf"),
         where=None,
-        left=found.left,
-        right=found.right,
+        left=values.left,
+        right=values.right,
         note=f"has other bits ({left.dtype} against {right.dtype})",
     )
 
@@ -107,16 +112,24 @@ def identical(name: str, left: np.ndarray, right: np.ndarray) -> Difference:
 def distributions(
     rung: int, what: str, dtype: str, left: np.ndarray, right: np.ndarray, differences: Sequence[Difference]
 ) -> Result:
-    """A line that compares logits of 16-bit models as the next-token distributions that they stand for.
+    """Return a line that compares logits of 16-bit models as next-token distributions.
 
-    Two tokens whose logits are within the rounding of 16 bits of one another are equally likely: either may be first.
+    Two tokens whose logits differ by no more than the rounding of 16 bits count as equally likely: either may be first.
+
+    Args:
+        rung: number of the rung.
+        what: what was compared.
+        dtype: precision of the twins.
+        left: logits of one side, with the vocabulary as last axis.
+        right: logits of the other, of the same shape.
+        differences: between the two, reported beside the verdict.
     """
     one, other = (_log_softmax(x.astype(np.float64)) for x in (left, right))
     divergence = float(np.sum(np.exp(one) * (one - other), axis=-1).mean())
     second = np.take_along_axis(one, other.argmax(axis=-1)[..., None], axis=-1)[..., 0]
     rounding = 2 * ROUNDING_16 * np.abs(left.astype(np.float64)).max()
     agreement = float(np.mean(one.max(axis=-1) - second <= rounding))
-    ok = divergence <= MOST_DIVERGENCE and agreement >= LEAST_AGREEMENT
+    ok = divergence <= MAX_DIVERGENCE and agreement >= MIN_AGREEMENT
     largest = worst(differences)
     return Result(
         rung=rung,
@@ -127,7 +140,7 @@ def distributions(
         max_rel=largest.max_rel,
         where=largest.place,
         first="" if ok else largest.name,
-        limit=f"KL {MOST_DIVERGENCE:.0e}, top-1 {LEAST_AGREEMENT:.0%}",
+        limit=f"KL {MAX_DIVERGENCE:.0e}, top-1 {MIN_AGREEMENT:.0%}",
         note=f"KL {divergence:.1e}, top-1 agreement {agreement:.1%}",
         differences=tuple(differences),
     )

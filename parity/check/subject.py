@@ -1,6 +1,6 @@
-"""What is to be checked: the model that the command line names, and text to feed it.
+"""The subject of a check: the model that the command line names, and its input text.
 
-Nothing is prepared on disk. A fresh config trains its tokenizer on the first of its text, a run brings its own; the
+Nothing is prepared on disk. A fresh config trains its tokenizer on the beginning of its text, a run has its own; the
 text is `--data.files`, else what the config names if that is on this machine, else the embedded stories.
 """
 
@@ -23,39 +23,39 @@ from parity.convert.conversion import open_source
 __all__ = ["Subject", "open_subject"]
 
 STORIES = 1500
-"""Most of the embedded stories that a check reads: enough for a vocabulary of 2,048."""
+"""Maximum number of embedded stories that a check reads: enough for a vocabulary of 2,048."""
 TOKENS = 200_000
-"""Most tokens that a check reads."""
+"""Maximum number of tokens that a check reads."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to check, and text for it."""
+    """A model to check, and its input text."""
 
     what: str
-    """What it is, for people."""
+    """Description of the model, for reports."""
     config: Config
-    """With the vocabulary's size filled in."""
+    """Config with the vocabulary's size filled in."""
     params: Arrays | None
-    """Weights in canonical names; None for the initial ones of the config's seed."""
+    """Weights in canonical names; None for the initial weights of the config's seed."""
     tokenizer: Tokenizer | None
     tokens: np.ndarray
     """Token ids of the text."""
     text: str
-    """How much text there is and where it comes from, for people."""
+    """Amount and source of the text, for reports."""
 
 
 def open_subject(what: Path | None, config: Config, files: list[str], verify: bool = True) -> Subject:
-    """Read what is to be checked.
+    """Read the model to check, and tokens to feed it.
 
     Args:
         what: a run, a checkpoint, a Hugging Face folder; None for the initial weights of `config`.
         config: read only without `what`.
-        files: text to use, as `data.files` takes it.
+        files: text files to use, as for `data.files`.
         verify: whether to compare a run's files with their checksums.
 
     Raises:
-        UserError: something cannot be read, or the model is of a kind that cannot be checked.
+        UserError: a file cannot be read, or the model cannot be checked.
     """
     if what is None:
         corpus = _corpus(config.data, files)
@@ -75,19 +75,19 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         draws = np.random.default_rng(0).integers(config.model.vocab_size, size=TOKENS, dtype=np.int32)
         return replace(subject, tokens=draws, text=f"{TOKENS:,} random ids")
     corpus = _corpus(config.data, files)
-    config = with_vocabulary(config, source.tokenizer.vocab_size)  # which a saved run leaves to its tokenizer
+    config = with_vocabulary(config, source.tokenizer.vocab_size)  # a saved run's config leaves it to the tokenizer
     tokens = _tokens(source.tokenizer, corpus)
     return replace(subject, config=config, tokens=tokens, text=_describe(tokens, corpus))
 
 
 def _corpus(data: DataConfig, files: list[str]) -> Corpus:
-    """Text to feed the model."""
+    """Open the text to feed to the model."""
     if files:
         return open_text(replace(data, files=files))
     if data.files:
         try:
             return open_text(data)
-        except UserError:  # another machine's files: any text will do
+        except UserError:  # another machine's files: any other text will do
             pass
     embedded = not data.files and data.dataset is None
     return open_text(DataConfig(stories=min(data.stories, STORIES) if embedded else STORIES))

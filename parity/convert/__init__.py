@@ -1,4 +1,4 @@
-"""Between jaxlm, torchlm and Hugging Face: the table of names, optimizer state, and whole runs."""
+"""Conversion between jaxlm, torchlm and Hugging Face: the table of names, optimizer state, and whole runs."""
 
 from typing import TYPE_CHECKING
 

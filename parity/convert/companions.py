@@ -1,7 +1,7 @@
-"""What lies beside the weights in a Hugging Face folder: tokenizer, special tokens, where a text begins and ends.
+"""Files beside the weights of a Hugging Face folder: tokenizer, special tokens, generation settings.
 
-An imported run keeps these files as they were, in RUN/huggingface, so that an export gives back what came in; the run
-itself goes by RUN/tokenizer.json and by `tokenizer.eot_token` and `tokenizer.stop_tokens` of its config.
+An imported run stores these files unchanged, in RUN/huggingface, so that an export writes the same files again; the run
+itself uses RUN/tokenizer.json, and `tokenizer.eot_token` and `tokenizer.stop_tokens` of its config.
 """
 
 import json
@@ -20,7 +20,7 @@ from lmcore.parsing import read_json
 __all__ = ["Companions", "read_companions", "read_fields", "read_tokenizer", "token_ids"]
 
 FOLDER = "huggingface"
-"""Where a run folder keeps them."""
+"""Subfolder of a run in which they are stored."""
 NAMES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
@@ -30,58 +30,64 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Companions:
-    """The files, by name."""
+    """The files' contents, by file name."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, run_dir: Path) -> "Companions":
-        """Those that a run keeps; none where it was not imported."""
+        """Read those that are stored in a run; none where it was not imported."""
         folder = run_dir / FOLDER
         return cls({name: (folder / name).read_bytes() for name in NAMES if (folder / name).exists()})
 
     def keep(self, run_dir: Path) -> None:
-        """Write them into a run folder."""
+        """Store them in a run folder."""
         if self.files:
             (run_dir / FOLDER).mkdir()
             for name, content in self.files.items():
                 (run_dir / FOLDER / name).write_bytes(content)
 
     def special_ids(self) -> dict[str, Any]:
-        """Fields of `config.json` that name the tokens at which a text begins and ends."""
+        """Return the fields of `config.json` that name the bos, eos and pad tokens."""
         fields = json.loads(self.files.get("config.json", b"{}"))
         return {name: fields[name] for name in SPECIAL_IDS if name in fields}
 
     def write(self, folder: Path) -> None:
-        """Write all but `config.json`, which holds the model's shape too, into a Hugging Face folder."""
+        """Write all but `config.json`, which also describes the model's shape, into a Hugging Face folder."""
         for name, content in self.files.items():
             if name != "config.json":
                 (folder / name).write_bytes(content)
 
 
 def read_companions(folder: Path) -> Companions:
-    """Read what a Hugging Face folder has of them."""
+    """Read those that a Hugging Face folder has."""
     return Companions({name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()})
 
 
 def read_fields(path: Path, problems: list[str]) -> dict[str, Any]:
-    """Read a JSON file of fields; what is wrong with it is added to `problems`."""
+    """Read a JSON object; problems with the file are added to `problems`."""
     if not path.exists():
         problems.append(f"{path.name} is missing")
         return {}
     try:
-        found = read_json(path)
+        fields = read_json(path)
     except UserError as error:
         problems.append(str(error))
         return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path.name} holds {type(found).__name__}, expected fields")
+    if not isinstance(fields, dict):
+        problems.append(f"{path.name} holds {type(fields).__name__}, expected fields")
         return {}
-    return found
+    return fields
 
 
 def token_ids(name: str, value: Any, problems: list[str]) -> list[int]:
-    """The ids in a field that holds one, several or null; negative ones, which no token has, are left out."""
+    """Return the ids in a field that holds one, several or null, without negative ones, which no token has.
+
+    Args:
+        name: of the field, for messages.
+        value: of the field.
+        problems: problems with it are added here.
+    """
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(number) is int for number in values):
         problems.append(f"{name}: found {value!r}, expected an integer or a list of integers")
@@ -94,13 +100,13 @@ def read_tokenizer(
 ) -> tuple[Tokenizer, TokenizerConfig] | None:
     """Read a folder's tokenizer, and the config that names it; None where there is none.
 
-    What is put before a text is what the template of `tokenizer.json` says, as in transformers 5, which follows
+    Tokens put before a text follow the template of `tokenizer.json`, as in transformers 5, which follows
     `add_bos_token` of `tokenizer_config.json` only where there is no `tokenizer.json`.
 
     Args:
         folder: a Hugging Face model.
         fields: its `config.json`.
-        problems: what is wrong is added here.
+        problems: problems with the files are added here.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -113,7 +119,9 @@ def read_tokenizer(
     if not isinstance(eos, str | None):
         problems.append(f"{folder / 'tokenizer_config.json'}: eos_token is {eos!r}, expected a string")
         return None
-    ids = [i for given in (fields, generation) for i in token_ids("eos_token_id", given.get("eos_token_id"), problems)]
+    ids = [
+        i for source in (fields, generation) for i in token_ids("eos_token_id", source.get("eos_token_id"), problems)
+    ]
     try:
         named = _named(path, ids, problems)
         tokenizer = Tokenizer.load(path, eos or (named[0] if named else None), named)
@@ -127,7 +135,7 @@ def read_tokenizer(
 
 
 def _named(path: Path, ids: list[int], problems: list[str]) -> list[str]:
-    """The tokens of these ids; none where the tokenizer is damaged, of which our loader says more."""
+    """Return the tokens of these ids; none where the tokenizer is damaged, which `Tokenizer.load` reports."""
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception:  # the library's own class
@@ -143,5 +151,5 @@ def _named(path: Path, ids: list[int], problems: list[str]) -> list[str]:
 
 
 def _content(token: Any) -> Any:
-    """The text of a token in `tokenizer_config.json`, which may have fields of its own."""
+    """Return the text of a token in `tokenizer_config.json`, where it may be an object with further fields."""
     return token.get("content") if isinstance(token, dict) else token

@@ -1,11 +1,11 @@
-"""`python -m parity.convert SRC --to jax|torch|hf --out DIR`: a run or model of one framework, made one of another.
+"""`python -m parity.convert SRC --to jax|torch|hf --out DIR`: convert a run or model to another framework.
 
-Towards `jax` and `torch` OUT is a whole run folder (weights, what the optimizer remembers, config, tokenizer, metrics
-up to the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. Towards `hf` it
-is a Llama folder that transformers loads. OUT is written under another name and renamed when all of it is on disk.
+With `--to jax` and `--to torch`, OUT is a whole run folder (weights, optimizer state, config, tokenizer, metrics up to
+the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. With `--to hf` it is a
+Llama folder that transformers loads. OUT is written under a temporary name and renamed when all of it is on disk.
 
-A run folder stands for its latest checkpoint where a run is to go on, and for its best where a model is to be used
-(`hf`); `--checkpoint` says otherwise. Between a twin and itself, the framework's own files are copied as they are.
+Of a run folder, the latest checkpoint is converted to resume training, and the best to use the model (`hf`);
+`--checkpoint` chooses. From a twin to itself, the framework's own files are copied unchanged.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ class Source:
     checkpoint: "Checkpoint | None"
     """None for a Hugging Face folder."""
     weights: "dict[str, np.ndarray] | None"
-    """A Hugging Face folder's, in the types they are stored in."""
+    """Weights of a Hugging Face folder, in the dtypes they are stored in; None for a checkpoint."""
     companions: "Companions"
-    """Files of the Hugging Face folder that it is, or was imported from; none for a run of our own."""
+    """Files of the Hugging Face folder that it is, or was imported from; none for other runs."""
 
     def state(self, optimizer: bool = True) -> "State":
-        """Weights and, if wanted, moments, in the source's own names; an imported model's moments are zero.
+        """Return weights and, if asked for, moments, in the source's own names; an imported model's moments are zero.
 
         Raises:
             UserError: a checkpoint cannot be read.
@@ -69,7 +69,7 @@ class Source:
 
 
 def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: bool = True) -> Source:
-    """Find out what `path` is and read all but a checkpoint's arrays.
+    """Open a run, a checkpoint or a Hugging Face folder, and read all but a checkpoint's arrays.
 
     Args:
         path: a run folder, one checkpoint, or a Hugging Face Llama folder.
@@ -136,10 +136,10 @@ def convert(
 
     Args:
         src: what to convert.
-        to: what to make of it: a run of jaxlm or of torchlm, or a Hugging Face folder.
+        to: what to convert it to: a run of jaxlm or of torchlm, or a Hugging Face folder.
         out: folder to write.
-        force: replace `out` if it is a run or a model already, once the new one is whole.
-        checkpoint: of a run folder; None takes the latest to go on training, and the best to make a model for use.
+        force: replace `out` if it is a run or a model already, once the new one is complete.
+        checkpoint: of a run folder; None takes the latest to resume training, and the best for a model.
         verify: whether to compare a run's files with their checksums.
 
     Returns:
@@ -164,11 +164,11 @@ def _convert(
             f"{src}: found train.precision float16, for which jaxlm has no gradient scaler; "
             "its weights alone can go to hf, and from there to jax"
         )
-    with _replacing(out) as making:
+    with _replacing(out) as temporary:
         if to == "hf":
-            _write_model(making, source)
+            _write_model(temporary, source)
         else:
-            _write_run(making, out, source, to)
+            _write_run(temporary, out, source, to)
     return source
 
 
@@ -181,29 +181,29 @@ def _write_model(folder: Path, source: Source) -> None:
 
 
 def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
-    """Write the run folder whose name will be `out`."""
+    """Write a run into `folder`, which will be renamed to `out`."""
     from lmcore import config as configs
     from lmcore.run.checkpoints import Checkpoints
     from lmcore.run.trackers import JsonlTracker
 
     checkpoint, config = source.checkpoint, replace(source.config, run_dir=str(out))
-    known = None if checkpoint is None else checkpoint.run_dir
-    named = config.tokenizer.file and Path(config.tokenizer.file).resolve()
-    if named and named == ((known or source.path) / "tokenizer.json").resolve():
+    source_run = None if checkpoint is None else checkpoint.run_dir
+    file = config.tokenizer.file and Path(config.tokenizer.file).resolve()
+    if file and file == ((source_run or source.path) / "tokenizer.json").resolve():
         config = replace(config, tokenizer=replace(config.tokenizer, file=str(out / "tokenizer.json")))
     configs.save(config, folder / "config.yaml")
     source.companions.keep(folder)
-    if known is None:
+    if source_run is None:
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")
     else:
         for name in ("tokenizer.json", "meta.json", "metrics.jsonl"):
-            if (known / name).exists():
-                shutil.copyfile(known / name, folder / name)
-        if (known / "samples").is_dir():
-            shutil.copytree(known / "samples", folder / "samples")
+            if (source_run / name).exists():
+                shutil.copyfile(source_run / name, folder / name)
+        if (source_run / "samples").is_dir():
+            shutil.copytree(source_run / "samples", folder / "samples")
     step, valid_loss = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.valid_loss)
-    JsonlTracker(folder / "metrics.jsonl", step).close()  # keeps what was reported up to this step
+    JsonlTracker(folder / "metrics.jsonl", step).close()  # drops the rows after this step
     saver = Checkpoints(folder, to, keep=1)
     try:
         saver.save(step, valid_loss, _state_writer(source, to))
@@ -213,7 +213,7 @@ def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
 
 
 def _state_writer(source: Source, to: "Side") -> Callable[[Path], Callable[[], None]]:
-    """What `lmcore.run.checkpoints` calls with the folder of the framework's own files."""
+    """Return the function that `lmcore.run.checkpoints` calls with the folder for the framework's own files."""
     if source.checkpoint is not None and source.checkpoint.framework == to:
         files = source.checkpoint.state
 
@@ -230,7 +230,7 @@ def _state_writer(source: Source, to: "Side") -> Callable[[Path], Callable[[], N
 
 
 def _note_not_finite(source: Source, state: "State") -> None:
-    """Say where weights are NaN or infinite: a conversion keeps them, and whoever asked for one should know."""
+    """Print a note where weights are NaN or infinite: they are converted unchanged, and the user should know."""
     import numpy as np
 
     broken = [name for name, array in state.params.items() if not np.isfinite(array.astype(np.float32)).all()]
@@ -240,7 +240,7 @@ def _note_not_finite(source: Source, state: "State") -> None:
 
 
 def _check_out(out: Path, src: Path, force: bool) -> None:
-    """Refuse to overwrite what must not be."""
+    """Raise UserError where `out` must not be overwritten."""
     if src.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out: {out} is or holds {src}, which is to be converted; name another folder")
     if not os.path.lexists(out):
@@ -253,31 +253,31 @@ def _check_out(out: Path, src: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `out` at the end, or is gone if anything fails."""
+    """Yield a temporary folder to fill; rename it to `out` at the end, or delete it if anything fails."""
     from lmcore.files import flush_folder
     from lmcore.run.folder import lock_run, unlock_run
 
     out = out.resolve()  # `.` has no name of its own
-    making, doomed = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("tmp", "old"))
+    temporary, replaced = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("tmp", "old"))
     with contextlib.ExitStack() as stack:
         if (out / "config.yaml").exists():
             stack.callback(unlock_run, lock_run(out))
-        stack.callback(shutil.rmtree, making, ignore_errors=True)
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         try:
-            making.mkdir(parents=True)
-            yield making
-            flush_folder(making)
+            temporary.mkdir(parents=True)
+            yield temporary
+            flush_folder(temporary)
             if out.exists():
-                out.rename(doomed)
+                out.rename(replaced)
             try:
-                making.rename(out)
+                temporary.rename(out)
             except BaseException:
-                if doomed.exists():
-                    doomed.rename(out)
+                if replaced.exists():
+                    replaced.rename(out)
                 raise
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 @command
@@ -285,12 +285,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert as the command line says."""
     parser = cli.command_parser(
         "python -m parity.convert",
-        "Convert a run, a checkpoint or a Hugging Face Llama folder, with what its optimizer remembers, so that the "
-        "other framework goes on training, or transformers loads the model.",
+        "Convert a run, a checkpoint or a Hugging Face Llama folder, with its optimizer state, so that the "
+        "other framework resumes training, or transformers loads the model.",
         "SRC --to jax|torch|hf --out DIR [--checkpoint best|latest] [--force]",
     )
     parser.add_argument("src", help="A run folder, one checkpoint, or a Hugging Face Llama folder.")
-    parser.add_argument("--to", type=Literal["jax", "torch", "hf"], required=True, help="What to make of it.")
+    parser.add_argument("--to", type=Literal["jax", "torch", "hf"], required=True, help="What to convert it to.")
     parser.add_argument("--out", type=str, required=True, help="Folder to write.")
     parser.add_argument(
         "--checkpoint",
@@ -300,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="Replace the folder if it is a run or model already.")
     cli.add_no_verify(parser)
     args = cli.parse_arguments(parser, argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs no accelerator, and takes none from a training
+    os.environ.setdefault(
+        "JAX_PLATFORMS", "cpu"
+    )  # a conversion needs no accelerator, and takes none from a training run
     from parity.backends import BACKENDS
 
     out = Path(args.out)

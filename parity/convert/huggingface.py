@@ -1,7 +1,7 @@
-"""Llama folders of Hugging Face: `config.json`, safetensors, `tokenizer.json`, read and written.
+"""Reading and writing Llama folders of Hugging Face: `config.json`, safetensors, `tokenizer.json`.
 
-What our model cannot express is refused by the name of its field, all of it in one error; a field that nothing here
-knows is refused too, for it may change the model. Only safetensors are read: a pickle can run code.
+A field that our model cannot express is refused by name, all of them in one error; an unknown field is refused too,
+since it may change the model. Only safetensors are read: a pickle can run code.
 """
 
 import json
@@ -23,7 +23,7 @@ from parity.convert.names import convert_names, require_llama
 __all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
 
 SHARD_BYTES = 5 * 10**9
-"""A larger model is written in parts of at most this size."""
+"""A larger model is written in shards of at most this size."""
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -32,7 +32,7 @@ SIZES = {
     "num_attention_heads": "n_heads",
     "intermediate_size": "ffn_dim",
 }
-"""Field of `config.json` that must be there -> ours."""
+"""Required field of `config.json` -> our field."""
 
 DEFAULTED: dict[str, tuple[str, Any]] = {
     "num_key_value_heads": ("n_kv_heads", 0),
@@ -41,7 +41,7 @@ DEFAULTED: dict[str, tuple[str, Any]] = {
     "rms_norm_eps": ("norm_eps", 1e-6),
     "tie_word_embeddings": ("tie_embeddings", False),
 }
-"""Field that may be missing or null -> ours, and what it is then, as in transformers' LlamaConfig."""
+"""Optional field -> our field, and its default where missing or null, as in transformers' LlamaConfig."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "architectures": (["LlamaForCausalLM"], None),
@@ -52,10 +52,10 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (1, None),
     "quantization_config": (None,),
 }
-"""Field that may change the model -> values that our model agrees with."""
+"""Field that may change the model -> the values that our model supports."""
 
 HARMLESS = {
-    *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read apart
+    *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read separately
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     *("initializer_range", "use_cache", "is_llama_config", "transformers.js_config", "tokenizer_class"),
     *("sep_token_id", "cls_token_id", "decoder_start_token_id", "prefix", "problem_type", "task_specific_params"),
@@ -68,26 +68,26 @@ HARMLESS = {
     *("min_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "typical_p"),
     *("diversity_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
 }
-"""Fields that say nothing of the mathematics."""
+"""Fields that do not change the mathematics."""
 
 NONE = Companions()
 
 STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""Types of tensors that are read."""
+"""Dtypes in safetensors that are read."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A Hugging Face Llama."""
+    """The contents of a Hugging Face Llama folder."""
 
     config: Config
     """Model and tokenizer; `train.precision` is float64 where a tensor is, so that nothing is rounded."""
     weights: dict[str, np.ndarray]
-    """By Hugging Face's names, in the types they are stored in; without the head where it is the embedding."""
+    """By Hugging Face's names, in the dtypes they are stored in; without the head where it is the embedding."""
     tokenizer: Tokenizer | None
     """None where the folder has no `tokenizer.json`."""
     companions: Companions
-    """The files that say how text is read and written."""
+    """The tokenizer's files and generation settings."""
 
 
 def read_folder(folder: Path) -> Folder:
@@ -114,14 +114,14 @@ def read_folder(folder: Path) -> Folder:
     if problems:
         raise UserError(f"{folder}: cannot be converted: {'; '.join(problems)}")
     assert model is not None
-    wide = any(array.dtype == np.float64 for array in weights.values())
+    has_float64 = any(array.dtype == np.float64 for array in weights.values())
     named = text[1] if text else TokenizerConfig(kind="file", file=str(folder / "tokenizer.json"))
-    config = Config(model=model, tokenizer=named, train=TrainConfig(precision="float64" if wide else "float32"))
+    config = Config(model=model, tokenizer=named, train=TrainConfig(precision="float64" if has_float64 else "float32"))
     return Folder(config, weights, tokenizer, read_companions(folder))
 
 
 def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
-    """Our model's shape, or None where the fields are not all understood."""
+    """Return our model's config, or None where a field is not understood."""
     before = len(problems)
     if fields.get("model_type") != "llama":
         problems.append(f"model_type: found {fields.get('model_type')!r}, expected 'llama'")
@@ -165,26 +165,26 @@ LLAMA3 = {
 
 
 def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Base of the rotary frequencies, and Llama 3's scaling or nothing; two places may say it, and must agree."""
+    """Return the base of the rotary frequencies and Llama 3's scaling; two fields may state them, and must agree."""
     found = []
     for place in ("rope_parameters", "rope_scaling"):
-        given = fields.get(place)
-        if given is None:
+        settings = fields.get(place)
+        if settings is None:
             continue
-        if not isinstance(given, dict):
-            problems.append(f"{place}: found {_shown(given)}, expected fields")
+        if not isinstance(settings, dict):
+            problems.append(f"{place}: found {_shown(settings)}, expected fields")
             continue
-        kind = given.get("rope_type", given.get("type", "default"))
+        kind = settings.get("rope_type", settings.get("type", "default"))
         if kind not in ("default", "llama3"):
             problems.append(f"{place}.rope_type: found {kind!r}, expected 'default' or 'llama3'")
             continue
         own = LLAMA3 if kind == "llama3" else {}
-        problems += [f"{place}.{name} is missing" for name in own if name not in given]
-        for name in sorted(set(given) - {*own, "rope_type", "type", "rope_theta"}):
-            if not (name == "partial_rotary_factor" and given[name] == 1):
-                problems.append(f"{place}.{name}: found {_shown(given[name])}, unknown with rope_type {kind!r}")
-        theta = given.get("rope_theta", fields.get("rope_theta"))
-        found.append((theta, {ours: given[name] for name, ours in own.items() if name in given}))
+        problems += [f"{place}.{name} is missing" for name in own if name not in settings]
+        for name in sorted(set(settings) - {*own, "rope_type", "type", "rope_theta"}):
+            if not (name == "partial_rotary_factor" and settings[name] == 1):
+                problems.append(f"{place}.{name}: found {_shown(settings[name])}, unknown with rope_type {kind!r}")
+        theta = settings.get("rope_theta", fields.get("rope_theta"))
+        found.append((theta, {ours: settings[name] for name, ours in own.items() if name in settings}))
     theta = fields.get("rope_theta")
     if found and any(one != found[0] for one in found):
         problems.append("rope_parameters and rope_scaling say different things")
@@ -234,7 +234,7 @@ def _read_weights(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
 
 
 def _weight_files(folder: Path, problems: list[str]) -> tuple[list[str], dict[str, str] | None]:
-    """Names of the safetensors, and the index's tensor -> file where there is one."""
+    """Return the names of the safetensors files, and the index (tensor -> file) where there is one."""
     if (folder / "model.safetensors").exists():
         return ["model.safetensors"], None
     index = folder / "model.safetensors.index.json"
@@ -262,15 +262,15 @@ def _weight_files(folder: Path, problems: list[str]) -> tuple[list[str], dict[st
 def _without_rope_tables(
     weights: dict[str, np.ndarray], model: ModelConfig, problems: list[str]
 ) -> dict[str, np.ndarray]:
-    """Leave out the rotary frequencies that old versions of transformers stored, if they are those of the config."""
+    """Drop the rotary frequencies that old versions of transformers stored, if they are those of the config."""
     expected = frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
-    kept = {}
+    parameters = {}
     for name, array in weights.items():
         if not name.endswith(".rotary_emb.inv_freq"):
-            kept[name] = array
+            parameters[name] = array
         elif array.shape != expected.shape or not np.allclose(array.astype(np.float64), expected, rtol=1e-2):
             problems.append(f"{name} holds other frequencies than those of rope_theta {model.rope_theta}")
-    return kept
+    return parameters
 
 
 def write_folder(
@@ -283,11 +283,11 @@ def write_folder(
     """Write a Llama folder that transformers loads.
 
     Args:
-        folder: where; it exists.
+        folder: an existing folder to write into.
         config: the model's.
         weights: by Hugging Face's names, contiguous.
         tokenizer: None leaves out the tokenizer's files.
-        companions: the files of the folder that the model was imported from, which are written again as they were.
+        companions: files of the folder that the model was imported from, written again unchanged.
 
     Raises:
         UserError: it is no Llama, or transformers would not load one of this shape.
@@ -313,7 +313,7 @@ def write_folder(
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Fields that name the tokens at which a text of ours begins and ends."""
+    """Return the fields of `config.json` that name our bos and eos tokens."""
     if tokenizer is None:
         return {}
     begin = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else tokenizer.eot_id
@@ -326,7 +326,7 @@ def _widest(dtypes: set[str]) -> str:
 
 
 def config_fields(model: ModelConfig) -> dict[str, Any]:
-    """What `config.json` says of a model's shape."""
+    """Return the fields of `config.json` that describe a model's shape."""
     fields: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     for name, ours in [*SIZES.items(), *((name, ours) for name, (ours, _) in DEFAULTED.items())]:
         fields[name] = getattr(model, ours)
@@ -336,8 +336,8 @@ def config_fields(model: ModelConfig) -> dict[str, Any]:
     return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3, "initializer_range": 0.02}
 
 
-def _tokenizer_fields(tokenizer: Tokenizer, longest: int) -> dict[str, Any]:
-    """Settings with which AutoTokenizer gives our ids: text never becomes a special token."""
+def _tokenizer_fields(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """Return the settings with which AutoTokenizer gives our token ids: text never becomes a special token."""
     eot = _token(tokenizer, tokenizer.eot_id)
     fields: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -347,7 +347,7 @@ def _tokenizer_fields(tokenizer: Tokenizer, longest: int) -> dict[str, Any]:
         "padding_side": "left",
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": longest,
+        "model_max_length": max_length,
     }
     if tokenizer.unk_id is not None:
         fields["unk_token"] = _token(tokenizer, tokenizer.unk_id)

@@ -1,6 +1,6 @@
-"""What each optimizer remembers of a run, under one set of names: those of optax and torch map onto it.
+"""Optimizer state under one set of names, to which those of optax and torch are mapped.
 
-The kinds are those of `lmcore.optim.table`; of a matrix, `rows` and `columns` are meant as the array lies.
+The kinds of state are those of `lmcore.optim.table`; `rows` and `columns` are those of the array as it is stored.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ KINDS = {
     "rows": "row means of v",
     "columns": "column means of v",
 }
-"""Kind -> what it is called in a report."""
+"""Kind of optimizer state -> its name in a report."""
 
 SWAPPED = {"rows": "columns", "columns": "rows"}
 OPTAX = {"mu": "mean", "nu": "square", "trace": "momentum"}
@@ -34,47 +34,53 @@ TORCH = {
     "row_var": "rows",
     "col_var": "columns",
 }
-"""What an optimizer of torch calls a kind -> the kind."""
+"""Name in the state of a torch optimizer -> kind."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """All that an optimizer remembers."""
+    """The state of an optimizer."""
 
     count: int
-    """Updates that it has made: fewer than steps where float16 left some out."""
-    kept: dict[str, dict[str, np.ndarray]]
-    """Kind -> by parameter."""
+    """Number of updates: fewer than steps where float16 skipped some."""
+    arrays: dict[str, dict[str, np.ndarray]]
+    """Kind -> parameter -> array."""
 
     def to(self, config: Config, source: Side, target: Side) -> "Moments":
-        """The same in another side's names and layout.
+        """Return the same state in another side's names and layout.
 
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
         """
-        kept: dict[str, dict[str, np.ndarray]] = {}
-        for kind, arrays in self.kept.items():
+        by_kind: dict[str, dict[str, np.ndarray]] = {}
+        for kind, arrays in self.arrays.items():
             rows = [row for row in table(config.model) if kind in kinds_of(config.optim.name, row.jax, len(row.shape))]
-            found = convert_rows(arrays, [_part(row, kind, source) for row in rows], source, target)
+            converted = convert_rows(arrays, [_state_row(row, kind, source) for row in rows], source, target)
             for row in rows:
-                turned = row.transform is not IDENTITY and (source == "jax") != (target == "jax")
-                there = SWAPPED.get(kind, kind) if turned else kind
-                kept.setdefault(there, {})[row.name(target)] = found[row.name(target)]
-        return Moments(self.count, kept)
+                transposed = row.transform is not IDENTITY and (source == "jax") != (target == "jax")
+                target_kind = SWAPPED.get(kind, kind) if transposed else kind
+                by_kind.setdefault(target_kind, {})[row.name(target)] = converted[row.name(target)]
+        return Moments(self.count, by_kind)
 
 
-def zero_moments(config: Config, side: Side, kind_of_number: np.dtype) -> Moments:
-    """Before the first update."""
-    kept: dict[str, dict[str, np.ndarray]] = {}
+def zero_moments(config: Config, side: Side, dtype: np.dtype) -> Moments:
+    """Return the state before the first update, all zeros.
+
+    Args:
+        config: model and optimizer.
+        side: whose names and layout to use.
+        dtype: of the arrays.
+    """
+    by_kind: dict[str, dict[str, np.ndarray]] = {}
     for row in table(config.model):
         for kind in kinds_of(config.optim.name, row.jax, len(row.shape)):
-            shape = _part(row, kind, side).shape_in(side)
-            kept.setdefault(kind, {})[row.name(side)] = np.zeros(shape, kind_of_number)
-    return Moments(0, kept)
+            shape = _state_row(row, kind, side).shape_in(side)
+            by_kind.setdefault(kind, {})[row.name(side)] = np.zeros(shape, dtype)
+    return Moments(0, by_kind)
 
 
-def _part(row: Row, kind: str, side: Side) -> Row:
-    """The row of a parameter, with the shape that a kind has of it, which `side` calls so."""
+def _state_row(row: Row, kind: str, side: Side) -> Row:
+    """Return the table row of a parameter with the shape of one kind of its state, named as `side` names it."""
     if kind not in SWAPPED:
         return row
     kind = kind if side == "jax" or row.transform is IDENTITY else SWAPPED[kind]
@@ -82,60 +88,66 @@ def _part(row: Row, kind: str, side: Side) -> Row:
 
 
 def torch_key(optim: OptimConfig, kind: str) -> str:
-    """What the optimizer calls a kind in torch."""
+    """Return the name of a kind in the state of the torch optimizer."""
     if optim.name == "adafactor" and kind == "square":
         return "variance"
-    return next(key for key, found in TORCH.items() if found == kind)
+    return next(key for key, torch_kind in TORCH.items() if torch_kind == kind)
 
 
 def read_optax(state: Any, config: Config) -> Moments:
-    """What optax's tree holds; an optimizer that does not count its updates gives −1."""
+    """Read the state from optax's tree; the count is −1 where the optimizer does not count its updates."""
     import jax
 
     shapes = {row.jax: row.shape for row in table(config.model)}
     count = -1
-    kept: dict[str, dict[str, np.ndarray]] = {}
+    by_kind: dict[str, dict[str, np.ndarray]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        field, name = _place(path)
+        field, name = _field_and_parameter(path)
         if name is None:
             count = int(leaf)
         elif kind := _kind(field, shapes[name]):
             array = np.asarray(leaf)
-            lying = {"rows": (-1, 1), "columns": (1, -1)}.get(kind, array.shape)
-            kept.setdefault(kind, {})[name] = array.reshape(lying)
-    return Moments(count, {kind: kept[kind] for kind in KINDS if kind in kept})
+            shape = {"rows": (-1, 1), "columns": (1, -1)}.get(kind, array.shape)
+            by_kind.setdefault(kind, {})[name] = array.reshape(shape)
+    return Moments(count, {kind: by_kind[kind] for kind in KINDS if kind in by_kind})
 
 
 def fill_optax(abstract: Any, moments: Moments, config: Config) -> Any:
-    """optax's tree, given as shapes, with these numbers in it."""
+    """Return optax's state tree filled with these moments.
+
+    Args:
+        abstract: the tree, with shapes in place of arrays.
+        moments: in JAX's names and layout.
+        config: model and optimizer.
+    """
     import jax
 
     shapes = {row.jax: row.shape for row in table(config.model)}
 
     def value(path: Any, leaf: Any) -> np.ndarray:
-        field, name = _place(path)
+        field, name = _field_and_parameter(path)
         if name is None:
             return np.array(moments.count, np.int32)
         kind = _kind(field, shapes[name])
         if kind is None:
             return np.zeros(leaf.shape, next(_arrays(moments)).dtype)
-        return moments.kept[kind][name].reshape(leaf.shape)
+        return moments.arrays[kind][name].reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(value, abstract)
 
 
 def _arrays(moments: Moments) -> Iterator[np.ndarray]:
-    return (array for arrays in moments.kept.values() for array in arrays.values())
+    return (array for arrays in moments.arrays.values() for array in arrays.values())
 
 
-def _place(path: Any) -> tuple[str, str | None]:
-    """Field of optax's state that a leaf is in, and its parameter; None for the count of updates."""
+def _field_and_parameter(path: Any) -> tuple[str, str | None]:
+    """Return the field of optax's state that holds a leaf, and its parameter; None for the count of updates."""
     fields = [key.name for key in path if hasattr(key, "name")]
     return fields[-1], getattr(path[-1], "key", None)
 
 
 def _kind(field: str, shape: tuple[int, ...]) -> str | None:
-    """Kind that a field of optax's state holds of a parameter; None where a factored one leaves it empty.
+    """Return the kind that a field of optax's state holds of a parameter; None where factoring leaves it empty.
 
     optax averages `v_row` over the longer axis and `v_col` over the shorter; of two equal ones, the last is the longer.
     """

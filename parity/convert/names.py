@@ -1,7 +1,7 @@
 """The one table of names: JAX ↔ torch ↔ Hugging Face Llama, each row with its shape and its transform.
 
-Weights, gradients and an optimizer's moments all pass through it. Nothing is guessed from a part of a name: an array
-that no row names, a row that no array fills, and a wrong shape are mistakes, and all of them are reported together.
+Weights, gradients and an optimizer's moments are all converted by it. Nothing is guessed from a part of a name: an
+array that no row names, a row that no array fills, and a wrong shape are errors, which are all reported together.
 
 Letters in shapes: D model width, H head width, NH query heads × head width, KH key/value heads × head width,
 F feed-forward width, V vocabulary, T positions.
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 Side = Literal["jax", "torch", "hf"]
-"""Whose names: jaxlm's, torchlm's or those of Hugging Face's Llama."""
+"""Whose names and layout: jaxlm's, torchlm's or those of Hugging Face's Llama."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How an array is laid out anew; no value changes."""
+    """A change of an array's layout; no value changes."""
 
     name: str
     forward: Callable[[np.ndarray], np.ndarray]
     """From JAX's layout to that of torch and Hugging Face."""
     inverse: Callable[[np.ndarray], np.ndarray]
-    """And back."""
+    """From the layout of torch and Hugging Face to JAX's."""
 
 
 IDENTITY = Transform("identity", lambda array: array, lambda array: array)
@@ -58,7 +58,7 @@ TRANSPOSE = Transform("transpose", np.transpose, np.transpose)
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter in all three."""
+    """One parameter: its name on each side, its shape, and its change of layout."""
 
     jax: str
     """Dotted name, as in `jaxlm.functional`."""
@@ -72,15 +72,21 @@ class Row:
     """From JAX's layout to that of torch and Hugging Face."""
 
     def name(self, side: Side) -> str:
-        """What the parameter is called on one side."""
+        """Return the parameter's name on one side."""
         return {"jax": self.jax, "torch": self.torch, "hf": self.hf}[side]
 
     def shape_in(self, side: Side) -> tuple[int, ...]:
-        """Its shape on one side."""
+        """Return the parameter's shape on one side."""
         return self.shape if side == "jax" else self.transform.forward(np.broadcast_to(np.int8(0), self.shape)).shape
 
     def convert(self, array: np.ndarray, source: Side, target: Side) -> np.ndarray:
-        """The array in the target's layout, contiguous, bit for bit the same values."""
+        """Return the array in the target's layout, contiguous, with bitwise the same values.
+
+        Args:
+            array: of this parameter, in the source's layout.
+            source: side that the array comes from.
+            target: side that it goes to.
+        """
         if source == "jax" and target != "jax":
             array = self.transform.forward(array)
         elif source != "jax" and target == "jax":
@@ -92,12 +98,12 @@ Template = tuple[str, str, str, tuple[str, ...], Transform]
 
 
 def _same(name: str, *shape: str) -> Template:
-    """A vector or an embedding, which all three call and store alike."""
+    """Return the template of a vector or an embedding, whose name and layout are the same on all sides."""
     return name, name, name, shape, IDENTITY
 
 
 def _linear(name: str, inputs: str, outputs: str, bias: bool) -> list[Template]:
-    """A linear layer's kernel, and its bias if it has one."""
+    """Return the templates of a linear layer: its kernel, and its bias if it has one."""
     kernel = (f"{name}.kernel", f"{name}.weight", f"{name}.weight", (inputs, outputs), TRANSPOSE)
     return [kernel, _same(f"{name}.bias", outputs)] if bias else [kernel]
 
@@ -108,7 +114,7 @@ def _norm(config: ModelConfig, name: str) -> list[Template]:
 
 
 def _layer(config: ModelConfig) -> list[Template]:
-    """What one block holds, in reading order."""
+    """Return the templates of one block, in reading order."""
     bias, placement = config.bias, config.norm_placement
     heads = [_same(f"self_attn.{name}_norm.weight", "H") for name in ("q", "k") if config.qk_norm]
     return [
@@ -128,9 +134,9 @@ def _layer(config: ModelConfig) -> list[Template]:
 
 
 def table(config: ModelConfig) -> list[Row]:
-    """Every parameter of a model, in reading order; an untied head comes last.
+    """Return a row for every parameter of a model, in reading order; an untied head comes last.
 
-    A model that is no Llama has Hugging Face names too, which nothing reads: `require_llama` refuses it.
+    A model that is no Llama gets Hugging Face names too, which are not used: `require_llama` refuses it.
     """
     widths = {
         "V": config.vocab_size,
@@ -142,9 +148,9 @@ def table(config: ModelConfig) -> list[Row]:
         "F": config.ffn_dim,
     }
 
-    def rows(templates: Iterable[Template], within: str = "", within_hf: str = "model.") -> list[Row]:
+    def rows(templates: Iterable[Template], prefix: str = "", prefix_hf: str = "model.") -> list[Row]:
         return [
-            Row(within + jax, within + torch, within_hf + hf, tuple(widths[letter] for letter in shape), transform)
+            Row(prefix + jax, prefix + torch, prefix_hf + hf, tuple(widths[letter] for letter in shape), transform)
             for jax, torch, hf, shape, transform in templates
         ]
 
@@ -155,7 +161,7 @@ def table(config: ModelConfig) -> list[Row]:
     layers = [row for i in range(config.n_layers) for row in rows(block, f"layers.{i}.", f"model.layers.{i}.")]
     last = [] if config.norm_placement == "post" else _norm(config, "norm")
     head = [] if config.tie_embeddings else _linear("lm_head", "D", "V", bias=False)
-    return [*rows(first), *layers, *rows(last), *rows(head, within_hf="")]
+    return [*rows(first), *layers, *rows(last), *rows(head, prefix_hf="")]
 
 
 LLAMA = {"position": "rope", "norm": "rmsnorm", "norm_placement": "pre", "qk_norm": False, "mlp": "swiglu"}
@@ -163,7 +169,7 @@ LLAMA = {"position": "rope", "norm": "rmsnorm", "norm_placement": "pre", "qk_nor
 
 
 def not_llama(config: ModelConfig) -> list[str]:
-    """What a Llama cannot hold, each by its field; nothing for a Llama."""
+    """Return what is not as in a Llama, a message for each field; an empty list for a Llama."""
     found = {name: getattr(config, name) for name in LLAMA}
     return [
         f"model.{name}: found {found[name]!r}, a Llama has only {expected!r}"
@@ -173,7 +179,7 @@ def not_llama(config: ModelConfig) -> list[str]:
 
 
 def require_llama(config: ModelConfig) -> None:
-    """Refuse what is no Llama.
+    """Raise UserError unless the model is a Llama.
 
     Raises:
         UserError: a field has a value that a Llama cannot hold; the message names each.
@@ -185,7 +191,7 @@ def require_llama(config: ModelConfig) -> None:
 def convert_names(
     arrays: Mapping[str, np.ndarray], config: ModelConfig, source: Side, target: Side
 ) -> dict[str, np.ndarray]:
-    """Rename and lay out anew all arrays of a model: weights, gradients or a moment.
+    """Convert the names and layouts of all arrays of a model: weights, gradients or a moment.
 
     Args:
         arrays: name -> array on the source's side. A Hugging Face model with tied embeddings may hold `lm_head.weight`
@@ -195,7 +201,7 @@ def convert_names(
         target: side that they go to.
 
     Returns:
-        Name -> contiguous array on the target's side, in the table's order, with the same bits and type.
+        Name -> contiguous array on the target's side, in the table's order, with the same bits and dtype.
 
     Raises:
         UserError: arrays are missing, unknown or wrongly shaped, or a Llama cannot hold them; the message names each.
@@ -214,34 +220,34 @@ def convert_names(
 def convert_rows(
     arrays: Mapping[str, np.ndarray], rows: Sequence[Row], source: Side, target: Side, problems: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """As `convert_names`, by any table.
+    """Convert arrays as `convert_names` does, by any table.
 
     Args:
         arrays: name -> array on the source's side.
         rows: the table.
         source: side that the arrays come from.
         target: side that they go to.
-        problems: what the caller has found already, to be reported with the rest.
+        problems: what the caller has found already, reported with the rest.
 
     Raises:
         UserError: arrays are missing, unknown or wrongly shaped, or a name stands in two rows.
     """
-    found = list(problems)
+    errors = list(problems)
     known = Counter(row.name(source) for row in rows)
     filled = Counter(row.name(target) for row in rows)
-    found += [f"{name} is read by {n} rows, expected one" for name, n in known.items() if n > 1]
+    errors += [f"{name} is read by {n} rows, expected one" for name, n in known.items() if n > 1]
     for name in (name for name, n in filled.items() if n > 1):
         sources = " and ".join(row.name(source) for row in rows if row.name(target) == name)
-        found.append(f"{name} is filled twice, by {sources}")
-    found += [f"{name} {list(array.shape)} is in no row" for name, array in arrays.items() if name not in known]
+        errors.append(f"{name} is filled twice, by {sources}")
+    errors += [f"{name} {list(array.shape)} is in no row" for name, array in arrays.items() if name not in known]
     for row in rows:
         name, expected = row.name(source), row.shape_in(source)
         if name not in arrays:
-            found.append(f"{name} {list(expected)} is missing" + _unfilled(name, row.name(target)))
+            errors.append(f"{name} {list(expected)} is missing" + _unfilled(name, row.name(target)))
         elif arrays[name].shape != expected:
-            found.append(f"{name} is {list(arrays[name].shape)}, expected {list(expected)}")
-    if found:
-        raise UserError(f"{source} arrays do not fit the table of names: {'; '.join(found)}")
+            errors.append(f"{name} is {list(arrays[name].shape)}, expected {list(expected)}")
+    if errors:
+        raise UserError(f"{source} arrays do not fit the table of names: {'; '.join(errors)}")
     return {row.name(target): row.convert(arrays[row.name(source)], source, target) for row in rows}
 
 
@@ -254,7 +260,7 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def torch_to_numpy(tensor: "Tensor") -> np.ndarray:
-    """A copy of the tensor's values, of any device; bfloat16, which NumPy lacks, as `ml_dtypes.bfloat16`."""
+    """Copy a tensor from any device to NumPy; bfloat16, which NumPy lacks, becomes `ml_dtypes.bfloat16`."""
     import torch
 
     host = tensor.detach().cpu().resolve_conj().contiguous()
@@ -264,7 +270,7 @@ def torch_to_numpy(tensor: "Tensor") -> np.ndarray:
 
 
 def numpy_to_torch(array: np.ndarray) -> "Tensor":
-    """A tensor with a copy of the array's values, on the CPU."""
+    """Copy an array to a tensor on the CPU."""
     import torch
 
     if array.dtype == ml_dtypes.bfloat16:

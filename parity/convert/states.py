@@ -1,7 +1,6 @@
-"""A checkpoint of either twin as NumPy arrays: weights, the optimizer's moments and counts, read and written by the
-twin's own `checkpoint.py`.
+"""A checkpoint of either twin as NumPy arrays: weights, moments and counts, read and written by its `checkpoint.py`.
 
-No device is touched and no setting of a framework changed, so that this can run beside a training process, or inside a
+It uses no accelerator and changes no setting of a framework, so that it can run beside a training process, or inside a
 test suite.
 """
 
@@ -27,17 +26,17 @@ __all__ = ["State", "parameter_type", "read_state", "write_state"]
 
 @dataclass(frozen=True)
 class State:
-    """All that changes in training."""
+    """Everything that a train step changes."""
 
     side: Side
-    """Whose names and layout the arrays have."""
+    """Side whose names and layout the arrays have."""
     step: int
     params: dict[str, np.ndarray]
     moments: Moments | None
     """None where only the weights were read."""
 
     def to(self, side: Side, config: Config) -> "State":
-        """The same state in another side's names and layout.
+        """Return the same state in another side's names and layout.
 
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
@@ -47,7 +46,7 @@ class State:
 
 
 def parameter_type(config: Config) -> np.dtype:
-    """Type in which the twins keep parameters and moments."""
+    """Return the dtype of parameters and moments in both twins."""
     return np.dtype(np.float64 if config.train.precision == "float64" else np.float32)
 
 
@@ -76,7 +75,13 @@ def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -
 
 
 def write_state(folder: Path, state: State, config: Config) -> Callable[[], None]:
-    """Write a state as its framework's own checkpoint; the returned function finishes."""
+    """Write a state as its framework's own checkpoint, in the background; the returned function waits for it.
+
+    Args:
+        folder: of the framework's own files.
+        state: with moments.
+        config: the run's.
+    """
     assert state.moments is not None
     return {"jax": _write_jax, "torch": _write_torch}[state.side](folder, state, state.moments, config)
 
@@ -86,7 +91,7 @@ def _empty(config: Config, side: Side) -> dict[str, np.ndarray]:
 
 
 def _optax_state(config: Config, moments: Moments) -> Any:
-    """optax's own tree with these moments in it."""
+    """Return optax's state tree with these moments in it."""
     import jax
 
     from jaxlm.optim import make_optimizer
@@ -128,12 +133,12 @@ def _read_torch(folder: Path, config: Config, optimizer: bool) -> State:
     read = _torch_tensors(0, zero_moments(config, "torch", parameter_type(config)), config)
     restore_state(folder, params=params, optimizer=read)
     zeros = zero_moments(config, "torch", parameter_type(config))
-    kept = {
+    by_kind = {
         kind: {name: read[f"{torch_key(config.optim, kind)}.{name}"].numpy() for name in arrays}
-        for kind, arrays in zeros.kept.items()
+        for kind, arrays in zeros.arrays.items()
     }
     step = int(read["step"])
-    moments = Moments(int(read.get("count", step)), kept)
+    moments = Moments(int(read.get("count", step)), by_kind)
     return State("torch", step, {name: tensor.numpy() for name, tensor in params.items()}, moments)
 
 
@@ -145,13 +150,13 @@ def _write_torch(folder: Path, state: State, moments: Moments, config: Config) -
 
 
 def _torch_tensors(step: int, moments: Moments, config: Config) -> "dict[str, Tensor]":
-    """The optimizer's part of a checkpoint of torchlm."""
+    """Return the optimizer's tensors of a torchlm checkpoint."""
     import torch
 
     tensors = {"step": torch.tensor(step)}
     if OPTIMIZERS[config.optim.name].counts:
         tensors["count"] = torch.tensor(float(moments.count))
-    for kind, arrays in moments.kept.items():
+    for kind, arrays in moments.arrays.items():
         key = torch_key(config.optim, kind)
         tensors |= {f"{key}.{name}": numpy_to_torch(array) for name, array in arrays.items()}
     return tensors

@@ -1,4 +1,4 @@
-"""Speed code for a CPU: each function computes what a plain form outside of this folder says; a test compares the two.
+"""Speed code for a CPU: each function computes the same as a plain form outside of this folder; tests compare the two.
 
-The plain form is what runs where the fast one gains nothing, on other devices above all.
+The plain form runs where the fast one gains nothing, above all on other devices.
 """

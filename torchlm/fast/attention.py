@@ -1,6 +1,6 @@
 """`torchlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end.
 
-A causal mask hides half of a square of scores. In blocks, most of that half is never computed; and since a CPU's cache
+A causal mask hides half of a square of scores. In blocks, most of that half is never computed, and since a CPU's cache
 holds the scores of a block, the passes of the softmax over them are fast.
 """
 
@@ -32,14 +32,14 @@ def causal_attention(
 ) -> Float[Tensor, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
-    On a CPU in blocks, up to a length; elsewhere, and without a dropout mask of ours beyond it, the plain form.
+    On a CPU in blocks, up to LONGEST_IN_BLOCKS or with keyed dropout; elsewhere by the plain form.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        rate: fraction of the attention weights that a key drops.
-        key: what dropout's mask is drawn from; None drops nothing.
+        rate: fraction of the attention weights to drop where there is a key.
+        key: random key of the dropout mask; None switches dropout off.
     """
     long = q.shape[1] > LONGEST_IN_BLOCKS and not isinstance(key, Tensor)
     if q.device.type != "cpu" or long:
@@ -51,17 +51,17 @@ def causal_attention(
 def block_attention(
     q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"], rate: float, key: Key
 ) -> Float[Tensor, "B T N H"]:
-    """Return `causal_attention` by blocks of queries: at these lengths a CPU does it faster than torch's own kernel.
+    """Return `causal_attention` by blocks of queries, at these lengths faster on a CPU than torch's own kernel.
 
     The G query heads of a key/value head become G · T rows of one matmul, so that no key or value is repeated. The
-    scale goes into the queries and the mask into `baddbmm`, so that neither takes a pass over the scores.
+    queries are scaled and the mask is added by `baddbmm`, so that neither takes a pass over the scores.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        rate: fraction of the attention weights that a key drops.
-        key: what dropout's mask is drawn from; None drops nothing.
+        rate: fraction of the attention weights to drop where there is a key.
+        key: random key of the dropout mask; None switches dropout off.
     """
     batch, length, n_heads, head_dim = q.shape
     accumulation = torch.promote_types(q.dtype, torch.float32)

@@ -1,7 +1,7 @@
 """Decoding on a CPU: linear layers that share their input become one matmul, with weights laid out for one row.
 
 A decoded token reads every weight once for little arithmetic, so fewer and larger matrices are faster. In training they
-gain nothing, and apart they have names that every Llama shares.
+gain nothing, and separate layers have the names that every Llama shares.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ __all__ = ["for_decoding"]
 
 
 class Merged(nn.Module):
-    """What the parts have in common: one linear layer, `merged`, in place of those named in `names`."""
+    """Base of the merged parts: one linear layer, `merged`, in place of those named in `names`."""
 
     names: tuple[str, ...]
 
@@ -33,7 +33,7 @@ class Merged(nn.Module):
             delattr(self, name)
 
     def project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
-        """The outputs of all layers, in their order."""
+        """Return the outputs of all merged layers, in the order of `names`."""
         return self.merged(x).split(self.widths, dim=-1)
 
 
@@ -45,7 +45,7 @@ class MergedAttention(Merged, Attention):
     def heads(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
     ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
-        """As in `Attention`."""
+        """Return queries, keys and values, as `Attention.heads` does."""
         n, k, _ = (width // self.head_dim for width in self.widths)
         heads = self.merged(x).view(*x.shape[:2], n + 2 * k, self.head_dim)
         if isinstance(self.q_norm, NoNorm):
@@ -57,17 +57,17 @@ class MergedAttention(Merged, Attention):
 
 
 class MergedGatedMLP(Merged, GatedMLP):
-    """A gated feed-forward layer with both its inner layers in one matmul."""
+    """A gated feed-forward layer with gate and up projection in one matmul."""
 
     names = ("gate_proj", "up_proj")
 
 
 MERGED = {Attention: MergedAttention, GatedMLP: MergedGatedMLP}
-"""Part -> what decodes in its place; a part with a single layer on its input stays."""
+"""Module -> what replaces it in decoding; a module with a single layer on its input stays."""
 
 
 def for_decoding(model: Decoder) -> Decoder:
-    """Return a copy whose matmuls read their weights as fast as they can, once for every token.
+    """Return a copy whose weights are laid out for the matmuls of decoding, which read each of them once per token.
 
     Matmuls with the same input are one, with weights in `dtype` already and laid out for the machine. The output head
     has its own copy.

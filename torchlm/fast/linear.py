@@ -1,6 +1,6 @@
-"""Matmuls on a CPU: in float32 by oneDNN, which computes two of a layer's three faster than MKL; `F.linear` elsewhere.
+"""Matmuls on a CPU: in float32 by oneDNN, for two of a layer's three faster than MKL; elsewhere by `F.linear`.
 
-All of torch's private operators that this package calls are here. Where they are not to be had, `F.linear` serves.
+All of torch's private operators that this package calls are here. Where torch lacks them, `F.linear` is used.
 """
 
 from typing import Any
@@ -41,14 +41,14 @@ def linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tens
 
 
 def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*#B J K"]) -> Float[Tensor, "*B I K"]:
-    """Return a b, in the dtype that both have."""
+    """Return a b, in their common dtype."""
     if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
         return (a.float() @ b.float()).to(a.dtype)
     return a @ b
 
 
 def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Return the same weight, stored as a matmul with one row reads it fastest on its device; it cannot be trained.
+    """Return the same weight in the layout that a matmul with one row reads fastest; it cannot be trained.
 
     On a CPU that is oneDNN's own order in bfloat16, where it has such matmuls, and, for more outputs than inputs,
     input × output in float32: for an output head about three times faster than output × input, for smaller matrices
@@ -64,7 +64,7 @@ def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
 
 @torch.library.custom_op("twinlm::onednn_linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`linear` as an operator of its own, which torch.compile leaves as it is."""
+    """Compute `linear` as a custom operator, which torch.compile leaves as it is."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
@@ -74,7 +74,7 @@ def _shape(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """At x and weight. The weight's sums over all rows, which MKL does faster."""
+    """Return the gradients with respect to x and weight; the weight's sums over all rows, which MKL computes faster."""
     x, weight = ctx.saved_tensors
     return onednn_linear(grad, weight.T), grad.flatten(0, -2).T @ x.flatten(0, -2)
 

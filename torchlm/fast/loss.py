@@ -1,6 +1,6 @@
-"""Output head and loss in one function: the gradient is made in the forward pass, one chunk of positions at a time.
+"""Output head and loss in one function: the forward pass computes the gradient too, one chunk of positions at a time.
 
-In jaxlm, XLA fuses what autograd makes of the plain form; eager torch would keep or recompute all logits.
+In jaxlm, XLA fuses the gradient of the plain form; eager torch would keep or recompute all logits.
 """
 
 import torch
@@ -13,24 +13,24 @@ __all__ = ["HeadLoss"]
 
 
 class HeadLoss(torch.autograd.Function):
-    """Output head and summed cross-entropy, with the gradient made in the forward pass, chunk by chunk.
+    """Output head and summed cross-entropy, with the gradient computed in the forward pass, chunk by chunk.
 
     The gradient of a sum at its logits is softmax − onehot whatever follows, so the backward pass only scales by one
-    number, and neither keeps the logits nor makes them again (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). Not by
+    number, and neither keeps nor recomputes the logits (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). Not by
     torch's own softmax: its fast exponential on a CPU makes every loss about 4e-7 too small.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, counted, positions, dtype):
-        """Return the sum of the losses of P positions.
+        """Return the summed loss of P positions.
 
         Args:
-            ctx: what the backward pass needs.
+            ctx: saves tensors for the backward pass.
             hidden: final activations, P × D.
             weight: of the output head, V × D.
             targets: token ids, P.
             counted: whether each target counts, P; the loss of one that doesn't is 0, and so is its gradient.
-            positions: of a chunk.
+            positions: number of positions in a chunk.
             dtype: of the matmuls; all else is in that of `hidden`.
         """
         with torch.autocast(hidden.device.type, enabled=False):
@@ -54,7 +54,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        """Return the gradients at hidden and weight."""
+        """Return the gradients with respect to hidden and weight."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, None, None, None, None
 
@@ -65,9 +65,9 @@ def add_matmul(total: Float[Tensor, "V D"], a: Float[Tensor, "V P"], b: Float[Te
     Args:
         total: the sum so far, in its own dtype.
         a: left factor.
-        b: right factor; the matmul is in the dtype that both have.
+        b: right factor; the matmul is in the factors' common dtype.
     """
     if total.dtype == a.dtype:
-        total.addmm_(a, b)  # without a buffer for the product
+        total.addmm_(a, b)  # needs no buffer for the matmul's result
     else:
         total += matmul(a, b)

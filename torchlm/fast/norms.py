@@ -1,6 +1,6 @@
-"""The norm's gradient written out, where eager autograd would pass over memory twice as often.
+"""RMSNorm with its gradient written out: eager autograd would pass over memory twice as often.
 
-In jaxlm the same formula stands where it is used, since XLA fuses what autograd makes of it.
+jaxlm has the formula alone, since XLA fuses its gradient.
 """
 
 from typing import Any
@@ -18,7 +18,10 @@ def rms_normed(x: Float[Tensor, "*B D"], eps: float) -> Float[Tensor, "*B D"]:
 
 
 class _RMSNormed(torch.autograd.Function):
-    """With y = x r and r = 1 / √(mean(x²) + eps), the gradient at x is r (grad − y · mean(grad · y))."""
+    """RMSNorm without its weight.
+
+    With y = x r and r = 1 / √(mean(x²) + eps), the gradient with respect to x is r (grad − y · mean(grad · y)).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A batch on a CPU split over its cores: each part goes forward and backward on a core of its own.
+"""Data parallelism on one CPU: a batch is split over the cores, each of which runs forward and backward on its part.
 
 So the cores wait for one another once a step, not in every operation, and each works on what its own caches hold.
 jaxlm splits a batch over one XLA device per core.
@@ -25,29 +25,29 @@ LossSum = Callable[[Decoder, Tensor, Tensor, Key], Tensor]
 
 
 class SplitLoss:
-    """A loss_sum over the rows of a batch in as many threads as divide a micro-batch evenly, with its gradients.
+    """A loss_sum over a batch split into threads, as many as divide a micro-batch evenly, with its gradients.
 
-    Whole where dropout draws masks, which is for all rows at once. Not for float16: what its scaler multiplies comes
-    after the gradients are made.
+    With dropout the batch stays whole, since one mask is drawn for all its sequences. Not for float16: its scaler would
+    multiply the loss after the gradients are computed.
     """
 
     def __init__(self, loss_sum: LossSum, train: TrainConfig):
-        cores, rows = train.cpu_devices or usable_cores(), train.batch_size // train.grad_accum
+        cores, sequences = train.cpu_devices or usable_cores(), train.batch_size // train.grad_accum
         self.loss_sum = loss_sum
-        self.parts = even_parts(rows, cores)
+        self.parts = even_parts(sequences, cores)
         self.pool = ThreadPoolExecutor(self.parts, "part", lambda: torch.set_num_threads(cores // self.parts))
 
     def __call__(
         self, model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
     ) -> Float[Tensor, ""]:
-        """Sum of the token losses, in the parameters' type."""
+        """Return the summed token loss, in the parameters' dtype."""
         if self.parts == 1 or key is not None:
             return self.loss_sum(model, tokens, targets, key)
         params = list(model.parameters())
         one = partial(_with_gradients, self.loss_sum, model, params)
-        done = self.pool.map(one, tokens.chunk(self.parts), targets.chunk(self.parts))
-        losses, grads = zip(*done, strict=True)
-        return _Made.apply(sum(losses), [sum(parts) for parts in zip(*grads, strict=True)], *params)
+        results = self.pool.map(one, tokens.chunk(self.parts), targets.chunk(self.parts))
+        losses, grads = zip(*results, strict=True)
+        return _PrecomputedGradients.apply(sum(losses), [sum(parts) for parts in zip(*grads, strict=True)], *params)
 
 
 def _with_gradients(
@@ -57,8 +57,8 @@ def _with_gradients(
     return loss.detach(), torch.autograd.grad(loss, params)
 
 
-class _Made(torch.autograd.Function):
-    """A loss whose gradients at the parameters are there already; its own is one number, by which it scales them."""
+class _PrecomputedGradients(torch.autograd.Function):
+    """A loss whose parameter gradients are computed already; the backward pass only scales them."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, grads: list[Tensor], *params: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every rung takes: how far to go, and the batches of the run."""
+"""What all rungs share: options, and the batches of the run."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ __all__ = ["Options", "training_batches"]
 
 @dataclass(frozen=True)
 class Options:
-    """How far the ladder goes."""
+    """Lengths of the runs on rung 7."""
 
     steps: int = 20
-    """Length of the training trajectory."""
+    """Number of steps of the training trajectory."""
     draws: int = 3
-    """Runs of each twin that measure its own drift."""
+    """Number of runs of each twin that measure its own drift."""
 
 
 def training_batches(pair: Pair, count: int) -> list[np.ndarray]:
-    """The first batches of the run, B T1, from the shared core."""
+    """Return the first `count` batches of the run, B T1 each, from the shared core."""
     train = pair.config.train
     tokens = Tokens(ids=pair.tokens, documents=1, bytes=len(pair.tokens), unknown=0)
     batches = Batches(tokens, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)

@@ -1,4 +1,4 @@
-"""Rung 8: decoding by the KV cache against the full forward pass, the choice of tokens, and decoded text."""
+"""Rung 8: decoding with the KV cache against the full forward pass, the choice of tokens, and decoded text."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ __all__ = ["decoding"]
 
 
 def decoding(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 8: token by token from the cache as all at once, in each twin and between them; then the same text."""
+    """Rung 8: cached decoding against the full forward pass, in each twin and between them; then decoded text."""
     total = min(21, pair.context)
     prompt = total // 2
     pads = np.array([0, 3, prompt - 1], np.int32).clip(0, prompt - 1)
@@ -48,23 +48,23 @@ def decoding(pair: Pair, options: Options) -> Iterator[Result]:
     yield from choices(pair)
     error = sum(float(np.abs(left.astype(np.float64) - right).max()) for left, right in compared)
     for what, temperature in (("greedy text", 0.0), ("sampled text", 1.0)):
-        yield _texts(pair, what, SampleConfig(temperature=temperature, max_tokens=32), rows, error)
+        yield _decoded_text(pair, what, SampleConfig(temperature=temperature, max_tokens=32), rows, error)
     for twin in pair:
         yield _sliding(pair, twin, rows, error)
     yield _stopping(pair, rows)
 
 
-def _texts(pair: Pair, what: str, options: SampleConfig, rows: np.ndarray, error: float) -> Result:
-    """What both twins decode after two prompts of different length.
+def _decoded_text(pair: Pair, what: str, options: SampleConfig, rows: np.ndarray, error: float) -> Result:
+    """Compare what both twins decode after two prompts of different length.
 
-    Where they choose differently within rounding of a boundary, both go on from the reference's choice.
+    Where they choose differently within rounding of a boundary, both continue from the reference's choice.
 
     Args:
         pair: both twins.
-        what: for people.
+        what: name of the comparison.
         options: of the draws.
-        rows: token ids, whose beginnings are the prompts, B T.
-        error: largest difference of logits of the cache from those of the full forward pass.
+        rows: token ids B T, whose beginnings are the prompts.
+        error: maximum difference between the logits of cached decoding and of the full forward pass.
     """
     prompts = [[int(token) for token in rows[0, : max(1, len(rows[0]) // 2)]], [int(rows[1, 0])]]
     ids = pair.each(what, lambda twin: generate(pair.loaded(twin), prompts, options, pair.context))
@@ -74,13 +74,13 @@ def _texts(pair: Pair, what: str, options: SampleConfig, rows: np.ndarray, error
         while len(unequal := np.flatnonzero(one != other)):
             position = int(unequal[0])
             at = first + position
-            read = [*prompt, *(int(token) for token in one[:position])]
+            context = [*prompt, *(int(token) for token in one[:position])]
             chosen = int(one[position]), int(other[position])
-            reason = _explain(pair, read, chosen, replace(options, seed=options.seed + row), at, error)
+            reason = _explain(pair, context, chosen, replace(options, seed=options.seed + row), at, error)
             if reason is None:
                 break
             notes.append(f"row {row}, token {at}: {reason}")
-            prompt, first = [*read, chosen[0]], at + 1
+            prompt, first = [*context, chosen[0]], at + 1
             if first == options.max_tokens:
                 one = other
                 break
@@ -97,31 +97,31 @@ def _texts(pair: Pair, what: str, options: SampleConfig, rows: np.ndarray, error
 
 
 def _explain(
-    pair: Pair, read: list[int], tokens: tuple[int, int], options: SampleConfig, at: int, error: float
+    pair: Pair, context: list[int], tokens: tuple[int, int], options: SampleConfig, at: int, error: float
 ) -> str | None:
-    """Why two twins may choose different tokens after the same ones, or None where rounding does not explain it.
+    """Return why the twins may choose different tokens after the same ones; None if rounding does not explain it.
 
     Args:
         pair: both twins.
-        read: token ids before the choice.
-        tokens: what each twin chose.
+        context: token ids before the choice.
+        tokens: the token that each twin chose.
         options: of the draws, with the sequence's own seed.
-        at: number of tokens decoded before.
-        error: largest error of a logit from the cache.
+        at: number of tokens decoded before the choice.
+        error: maximum error of a logit from the cache.
     """
-    logits = [twin.logits(np.array([read[-pair.context :]], np.int32))[0, -1] for twin in pair]
+    logits = [twin.logits(np.array([context[-pair.context :]], np.int32))[0, -1] for twin in pair]
     uniform = float(draw_uniforms(options.seed, 1, at + 1)[0, at])
     slack = error + float(np.abs(logits[0].astype(np.float64) - logits[1]).max())
     possible = possible_tokens(logits[0], uniform, options, slack)
     if not set(tokens) <= possible.tokens:
         return None
     if options.temperature == 0:
-        return f"two logits are {possible.distance:.1e} apart, rounding is {possible.rounding:.1e}"
+        return f"two logits differ by {possible.distance:.1e}, rounding is {possible.rounding:.1e}"
     return f"the draw is {possible.distance:.1e} from a boundary, rounding is {possible.rounding:.1e}"
 
 
 class _Recorder:
-    """A generator that records the tokens of each prefill, and all that were decoded after it."""
+    """A generator that records the tokens of each prefill, and those decoded after it."""
 
     def __init__(self, generator: Any):
         self.generator = generator
@@ -141,7 +141,7 @@ class _Recorder:
 
 
 def _sliding(pair: Pair, twin: Twin, rows: np.ndarray, error: float) -> Result:
-    """Greedy text past the end of a short context: each token is the likeliest after what the cache then holds."""
+    """Decode greedily past the end of a short context: each token must be the most likely after the cached ones."""
     context = min(pair.context, 24)
     recorder = _Recorder(pair.loaded(twin).engine.generator(SampleConfig(temperature=0.0)))
     options = SampleConfig(temperature=0.0, max_tokens=3 * context)
@@ -167,9 +167,9 @@ def _sliding(pair: Pair, twin: Twin, rows: np.ndarray, error: float) -> Result:
 
 
 def _stopping(pair: Pair, rows: np.ndarray) -> Result:
-    """Sampled texts end before their first stop token, whichever it is.
+    """Check that sampled sequences end before their first stop token, whichever it is.
 
-    The tokenizer's words are the ids. Stop tokens are end-of-text and one that each twin decodes after each prompt.
+    The tokenizer has the token ids as words. Stop tokens are end-of-text and one that each twin decodes per prompt.
     """
     size, options = pair.config.model.vocab_size, SampleConfig(temperature=1.0, max_tokens=32)
     words, prompts = {str(token): token for token in range(size)}, [str(rows[0, 0]), str(rows[1, 0])]
@@ -177,12 +177,12 @@ def _stopping(pair: Pair, rows: np.ndarray) -> Result:
     for twin in pair:
         generator, name = pair.loaded(twin).engine.generator(options), twin.backend.framework
         ids = [[words[prompt]] for prompt in prompts]
-        whole = np.concatenate(list(write_tokens(generator, ids, options, context=pair.context, pad=0)), axis=1)
-        stops = {int(whole[0, 7]), int(whole[1, 14])}
+        sequences = np.concatenate(list(write_tokens(generator, ids, options, context=pair.context, pad=0)), axis=1)
+        stops = {int(sequences[0, 7]), int(sequences[1, 14])}
         inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="0"))
         tokenizer = Tokenizer(inner, str(size - 1), [str(token) for token in stops])
         texts = complete(generator, tokenizer, prompts, options, context=pair.context)
-        for row, (text, tokens) in enumerate(zip(texts, whole, strict=True)):
+        for row, (text, tokens) in enumerate(zip(texts, sequences, strict=True)):
             end = int(np.flatnonzero(np.isin(tokens, [*stops, size - 1]))[0])
             differences.append(difference(f"{name}'s tokens before a stop, row {row}", len(text.tokens), end))
             common = min(len(text.tokens), end)

@@ -1,9 +1,9 @@
-"""Rung 11: options that say how a step is computed, not what: none of them may change a number beyond rounding.
+"""Rung 11: options that change how a step is computed, but its numbers by no more than rounding.
 
-Asked of a small model of the same kind, in each twin against its own plain step: recomputed blocks, stacked layers, a
-batch split over cores and cut into micro-batches, all at once, and each alone where that differs. Then what no train
-step shows: dropout left on in evaluation, evaluation windows that miss or repeat a token, and gradients of attention
-beyond the length up to which it is computed in one piece.
+Each twin is compared with its own plain step, on a small model of the same kind: recomputed blocks, stacked layers, a
+batch split over cores, no accumulation, all at once, and each alone where that differs. Then what no train step shows:
+dropout left on in evaluation, evaluation windows that miss or repeat a token, and gradients of attention beyond the
+length up to which it is computed in one piece.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ __all__ = ["execution", "small_config"]
 
 VOCABULARY, LENGTH = 61, 23
 LONG = 1100
-"""Tokens beyond which both twins compute attention piece by piece: see `fast/attention.py`."""
+"""Sequence length at which both twins compute attention block by block: see `fast/attention.py`."""
 HOW: dict[str, dict[str, dict[str, Any]]] = {
     "remat": {"train": {"remat": True}},
     "scan_layers": {"model": {"scan_layers": True}},
@@ -35,7 +35,7 @@ HOW: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def small_config(config: Config) -> Config:
-    """A small model of the same kind, whose head width and groups are those of no axis beside it."""
+    """Return the config of a small model of the same kind, in which neighbouring axes differ in size."""
     model = replace(
         config.model,
         vocab_size=VOCABULARY,
@@ -56,7 +56,7 @@ def small_config(config: Config) -> Config:
 def execution(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 11: compare each way of computing with the plain one, in a small model of the same kind, in float64."""
     if pair.dtype != "float64":
-        what, note = "ways of computing", "asked in float64, which tells logic from rounding"
+        what, note = "ways of computing", "compared in float64, which separates logic from rounding"
         yield Result(rung=11, what=what, dtype=pair.dtype, verdict="skipped", note=note)
         return
     plain = small_config(pair.config)
@@ -78,7 +78,7 @@ def execution(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _another(twin: Twin, config: Config) -> Twin:
-    """A new twin of the same framework."""
+    """Return a new twin of the same framework."""
     return make_twin(twin.backend.framework, config)
 
 
@@ -95,7 +95,7 @@ def _changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 
 
 def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarray) -> Iterator[Result]:
-    """One line for all ways at once; where that differs, one for each."""
+    """Yield one line for all options at once; where that differs, one for each."""
     expected = _gradients(twin, start, batch)
     together: dict[str, dict[str, Any]] = {
         "model": {"scan_layers": True},
@@ -106,9 +106,9 @@ def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarra
         differences = compare_all(expected, _gradients(_another(twin, _changed(plain, changes)), start, batch))
         return judge(11, f"{twin.backend.label}: {what}", dtype, differences, "gradients", "against the plain step")
 
-    whole = compare("remat, scan_layers, 2 devices, no accumulation", together)
-    yield whole
-    if not whole.ok:
+    combined = compare("remat, scan_layers, 2 devices, no accumulation", together)
+    yield combined
+    if not combined.ok:
         yield from (compare(name, changes) for name, changes in HOW.items())
 
 
@@ -124,7 +124,7 @@ def _without_dropout(dtype: str, twins: list[Twin], plain: Config, start: Arrays
 
 
 def _windows(dtype: str, twins: list[Twin], plain: Config, start: Arrays, ids: np.ndarray) -> Result:
-    """The mean loss over a text of no whole number of windows or batches, against the sum over its tokens."""
+    """Compare the mean loss over a text of no whole number of windows or batches with the sum over its tokens."""
     text = Tokens(ids=ids[: 6 * LENGTH + 8], documents=1, bytes=4 * LENGTH, unknown=0)
     differences = []
     for twin in twins:
@@ -132,6 +132,6 @@ def _windows(dtype: str, twins: list[Twin], plain: Config, start: Arrays, ids: n
         starts = range(0, len(text) - 1, LENGTH)
         pieces = [text.ids[at : at + LENGTH + 1][None] for at in starts]
         sums = [twin.evaluate(piece[:, :-1], piece[:, 1:])[0] for piece in pieces]
-        whole = evaluate(twin.engine, text, plain, 0)["valid_loss"]
-        differences.append(difference(f"{twin.backend.label}'s loss", sum(sums) / (len(text) - 1), whole))
+        mean = evaluate(twin.engine, text, plain, 0)["valid_loss"]
+        differences.append(difference(f"{twin.backend.label}'s loss", sum(sums) / (len(text) - 1), mean))
     return judge(11, "evaluation windows, each token once", dtype, differences, "logits")

@@ -23,7 +23,7 @@ def activations(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _in_order(differences: list[Difference], names: Iterable[str]) -> list[Difference]:
-    order = {name: place for place, name in enumerate(names)}
+    order = {name: index for index, name in enumerate(names)}
     return sorted(differences, key=lambda d: order.get(d.name, len(order)))
 
 
@@ -46,16 +46,16 @@ def _logits(pair: Pair, tokens: np.ndarray, twin: Twin) -> np.ndarray:
 
 
 def _losses(pair: Pair) -> Iterator[Result]:
-    """The loss of each token from the same logits, and the summed loss where some targets are ignored."""
+    """Compare the loss of each token from the same logits, and the summed loss where some targets are ignored."""
     tokens = pair.rows(3, min(pair.context, 33) + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].copy()
     targets[1, targets.shape[1] // 2 :] = -1
     targets[2, 1:] = -1
     logits = pair.each("common logits", lambda twin: pair.loaded(twin).logits(inputs))[0]
     reference, port = pair.each("token losses", lambda twin: twin.token_losses(logits, targets))
-    exact = "float32" if pair.dtype == "bfloat16" else pair.dtype  # logits and loss are float32 in bfloat16 too
-    note = f"in {exact}, from the same logits"
-    result = judge(4, "loss of each token", exact, [difference("token losses", reference, port)], "logits", note)
+    loss_dtype = "float32" if pair.dtype == "bfloat16" else pair.dtype  # logits and loss are float32 in bfloat16 too
+    note = f"in {loss_dtype}, from the same logits"
+    result = judge(4, "loss of each token", loss_dtype, [difference("token losses", reference, port)], "logits", note)
     yield replace(result, dtype=pair.dtype)
     reference, port = pair.each("evaluate", lambda twin: pair.loaded(twin).evaluate(inputs, targets))
     sums = [difference("summed loss", reference[0], port[0])]

@@ -15,21 +15,21 @@ import numpy as np
 
 from lmcore.config import Config
 from parity.backends.base import Pair, Twin, moved_by_one_ulp, train
-from parity.check.result import MOST_DIVERGENCE, Result
+from parity.check.result import MAX_DIVERGENCE, Result
 from parity.difference import difference, tolerance
 
 __all__ = ["FALSE_ALARMS", "drift", "free_running", "prediction_bound", "whole_schedule"]
 
 FALSE_ALARMS = 1e-3
 """Probability that the bound is exceeded by one more draw."""
-SPREAD = 0.1
-"""Smallest standard deviation of a drift, in powers of ten."""
-SETTLED = 0.25
+MIN_SPREAD = 0.1
+"""Minimum standard deviation of a drift, in powers of ten."""
+SKIPPED = 0.25
 """Fraction of the run that is left out at its beginning, while the drift is still the size of single roundings."""
 
 
 def whole_schedule(config: Config, steps: int) -> Config:
-    """A run of `steps` that passes through the whole schedule, warmup in proportion."""
+    """Return the config of a run of `steps` that passes through the whole schedule, with warmup in proportion."""
     warmup = round((config.optim.warmup_steps or 0) * steps / config.train.steps)
     optim = replace(config.optim, warmup_steps=min(max(1, warmup), steps - 1))
     return replace(config, optim=optim, train=replace(config.train, steps=steps))
@@ -39,28 +39,28 @@ def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
     """Return the mean over the run of log10 |difference of losses|, each no less than the tolerance of a single step.
 
     Args:
-        one: losses of one run, one a step, in nats.
-        other: those of another.
-        dtype: precision of both.
+        one: losses of one run, one per step, in nats.
+        other: losses of another run.
+        dtype: precision of both runs.
     """
-    later = slice(int(SETTLED * len(one)), None)
-    relative = tolerance("logits", dtype)
-    single = np.full_like(one, MOST_DIVERGENCE) if relative is None else relative * np.abs(one)
+    later = slice(int(SKIPPED * len(one)), None)
+    step_tolerance = tolerance("logits", dtype)
+    single = np.full_like(one, MAX_DIVERGENCE) if step_tolerance is None else step_tolerance * np.abs(one)
     return float(np.log10(np.maximum(np.abs(one - other), single)[later]).mean())
 
 
 def prediction_bound(draws: Sequence[float]) -> float:
-    """Return what one more draw from the normal distribution of these exceeds with probability FALSE_ALARMS.
+    """Return the bound that one more draw from the same normal distribution exceeds with probability FALSE_ALARMS.
 
-    Their standard deviation is taken as SPREAD at least: where nothing grows beyond a single step's tolerance, all
-    draws are the same. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
+    The standard deviation is at least MIN_SPREAD: where nothing grows beyond a single step's tolerance, all
+    draws are equal. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
     degrees of freedom.
     """
     from scipy.stats import t
 
     count = len(draws)
     quantile = float(t.ppf(1 - FALSE_ALARMS, count - 1))
-    spread = max(SPREAD, float(np.std(draws, ddof=1)))
+    spread = max(MIN_SPREAD, float(np.std(draws, ddof=1)))
     return float(np.mean(draws) + quantile * spread * np.sqrt(1 + 1 / count))
 
 
@@ -69,9 +69,9 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
 
     Args:
         pair: both twins.
-        config: its schedule and length.
-        batches: of all steps, each B T1.
-        draws: runs of each twin from moved weights.
+        config: of the run; gives its schedule and length.
+        batches: token ids of each step, B T1 each.
+        draws: number of runs of each twin from moved weights.
     """
     key = "free-running", len(batches)
     losses = pair.each(key, lambda twin: train(twin, config, pair.start, batches))
@@ -106,5 +106,5 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
 
 
 def _moved_run(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw: int, twin: Twin) -> np.ndarray:
-    """Losses of a twin's run from weights moved by one ulp."""
+    """Return the losses of a twin's run from weights moved by one ulp."""
     return train(twin, config, moved_by_one_ulp(pair.start, draw, pair.dtype), batches)

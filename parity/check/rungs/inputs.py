@@ -1,4 +1,4 @@
-"""Rungs 1 and 2, what goes into both twins: the token ids of a batch, and the weights."""
+"""Rungs 1 and 2, the inputs of both twins: the token ids of a batch, and the weights."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +17,7 @@ __all__ = ["batches", "weights"]
 
 
 def batches(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 1: both train steps receive the ids that the shared core drew."""
+    """Rung 1: both train steps receive the token ids that the shared core drew."""
     differences = []
     for step, batch in enumerate(training_batches(pair, 2)):
         expected = batch.reshape(pair.config.train.grad_accum, -1, batch.shape[1])
@@ -33,7 +33,7 @@ def _received(pair: Pair, batch: np.ndarray, twin: Twin) -> np.ndarray:
 
 
 def _each_token_once(pair: Pair) -> Result:
-    """Over two epochs of a short text, every token is a target once, but for a rest shorter than a window.
+    """Check that each token of a short text is a target once per epoch, but for a rest shorter than a window.
 
     The text's ids are its positions, so that a batch says which part of the text it is.
     """
@@ -66,7 +66,7 @@ def weights(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _round_trips(pair: Pair) -> list[Difference]:
-    """The weights in the names and layout of each twin and of Hugging Face, and back, in their type and in bfloat16."""
+    """Convert the weights to the names of each twin and of Hugging Face and back, in their dtype and in bfloat16."""
     model = pair.config.model
     sides = list(dict.fromkeys(twin.backend.side for twin in pair if twin.backend.side != CANONICAL))
     if not mapping.not_llama(model):
@@ -75,7 +75,7 @@ def _round_trips(pair: Pair) -> list[Difference]:
     for dtype in (pair.start[next(iter(pair.start))].dtype, np.dtype(ml_dtypes.bfloat16)):
         typed = {name: value.astype(dtype) for name, value in pair.start.items()}
         for side in sides:
-            there = mapping.convert_names(typed, model, CANONICAL, side)
-            back = mapping.convert_names(there, model, side, CANONICAL)
+            converted = mapping.convert_names(typed, model, CANONICAL, side)
+            back = mapping.convert_names(converted, model, side, CANONICAL)
             differences += [identical(f"{name} ({dtype}, {side})", typed[name], back[name]) for name in typed]
     return differences

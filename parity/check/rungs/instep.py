@@ -1,8 +1,8 @@
-"""Rung 7, first part: one twin follows the other through a whole run, a step at a time, so that nothing can grow.
+"""Rung 7, first part: the port follows the reference through a run, step by step, so that no difference can grow.
 
 The reference trains the run. At every STRIDE-th step the port is loaded with the reference's parameters, optimizer
 state and step. From there it takes STRIDE steps on the same batches. At each of them it computes its own loss and
-gradients, which are compared, and then updates with the reference's gradients in the place of its own. So the two
+gradients, which are compared, and then updates with the reference's gradients in place of its own. So the two
 states never differ by more than the rounding of a few updates, no difference is amplified, and the tolerances are those
 of single steps, at every step of the schedule.
 """
@@ -32,7 +32,7 @@ from parity.difference import Difference, compare_all, difference, update_differ
 __all__ = ["in_step"]
 
 STRIDE = 5
-"""Steps that the port takes from each of the reference's states."""
+"""Number of steps that the port takes from each of the reference's states."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Followed:
     updates: list[Difference] = field(default_factory=list)
     moments: dict[str, list[Difference]] = field(default_factory=dict)
     undecided: int = 0
-    """Signs that were left out, over all steps."""
+    """Number of signs that were left out, over all steps."""
 
 
 def in_step(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Iterator[Result]:
@@ -52,8 +52,8 @@ def in_step(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Iterat
 
     Args:
         pair: both twins.
-        config: its schedule and length.
-        batches: of all steps, each B T1.
+        config: of the run; gives its schedule and length.
+        batches: token ids of each step, B T1 each.
     """
     followed = _follow(pair, config, batches)
     what, dtype = f"in step, {len(batches)} steps: ", pair.dtype
@@ -70,24 +70,24 @@ def in_step(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Iterat
 
 
 def _follow(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Followed:
-    """Take the port along the reference's run."""
+    """Train the reference, and let the port follow it step by step."""
     followed = Followed()
     pair.reference.load(pair.start)
     params, moments = pair.start, None
     gap: Arrays = {}
-    since = STRIDE
+    since_load = STRIDE
     for step, batch in enumerate(batches):
-        if since == STRIDE:
+        if since_load == STRIDE:
             pair.port.load(params, moments, step)
-            gap, since = {name: np.zeros(value.shape) for name, value in params.items()}, 0
+            gap, since_load = {name: np.zeros(value.shape) for name, value in params.items()}, 0
         lr = learning_rate(config, step)
         one = pair.reference.step(batch, lr)
         other = pair.port.step(batch, lr, one.grads)
         gap |= {n: gap[n] + lr * change for n, change in bias_correction_gap(pair, one, step + 1).items()}
-        since += 1
+        since_load += 1
         left_out = undecided_signs(config.optim, one.grads, one.grad_norm, moments)
         followed.undecided += sum(int(mask.sum()) for mask in left_out.values())
-        updates = update_differences(params, one.params, other.params, gap, since, left_out)
+        updates = update_differences(params, one.params, other.params, gap, since_load, left_out)
         _compare(followed, step, one, other)
         gradients = [by_kernel(pair, d, one.grads) for d in compare_all(one.grads, other.grads)]
         after = one.params, Moments(step + 1, one.moments)
@@ -96,11 +96,14 @@ def _follow(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Follow
             gradients, reloaded = within_rounding(pair, gradients, batch, params, moments, step), True
         if OPTIMIZERS[config.optim.name].rest and are_beyond("update", pair.dtype, updates):
             state = params, moments, step
-            updates, reloaded = orthogonal_within_rounding(pair, updates, batch, lr, one.grads, *state, since), True
-        if reloaded:  # both twins, with another state
+            updates, reloaded = (
+                orthogonal_within_rounding(pair, updates, batch, lr, one.grads, *state, since_load),
+                True,
+            )
+        if reloaded:  # both twins hold another state now
             pair.reference.load(*after, step + 1)
         if reloaded or left_out:
-            since = STRIDE
+            since_load = STRIDE
         followed.gradients.append(_largest(gradients, step))
         followed.updates.append(_largest(updates, step))
         params, moments = after
@@ -108,7 +111,7 @@ def _follow(pair: Pair, config: Config, batches: Sequence[np.ndarray]) -> Follow
 
 
 def _compare(followed: Followed, step: int, one: Step, other: Step) -> None:
-    """Add a step's loss, gradient norm, and optimizer state."""
+    """Add the differences of a step's loss, gradient norm, and optimizer state."""
     scalars = [difference("loss", one.loss, other.loss), difference("gradient norm", one.grad_norm, other.grad_norm)]
     followed.losses.append(_largest(scalars, step))
     for kind, name in KINDS.items():

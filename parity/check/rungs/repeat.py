@@ -1,8 +1,8 @@
 """Rung 0: each twin against itself, before it is compared with the other.
 
-The same computation, asked again in this process and once in a fresh one, must give the same bits on a CPU. Where it
-does not, the framework is at fault and not the port: the report names the framework, what it computed, and by how much
-it differed, and later rungs are not blamed on the port. On an accelerator, where frameworks add in any order, the
+The same computation, repeated in this process and once in a fresh one, must give the same bits on a CPU. Where it does
+not, the framework is at fault and not the port: the report names the framework, what it computed, and by how much it
+differed, and later rungs are not blamed on the port. On an accelerator, where frameworks sum in any order, the
 difference is only reported.
 """
 
@@ -30,11 +30,11 @@ def answers(twin: Twin, start: Arrays, tokens: np.ndarray, batch: np.ndarray, lr
     """Return what a twin computes from these weights: logits, summed loss, and one train step.
 
     Args:
-        twin: any.
+        twin: of any framework.
         start: weights in canonical names.
-        tokens: of the forward passes, B T.
-        batch: of the train step, B T1.
-        lr: its learning rate.
+        tokens: token ids of the forward passes, B T.
+        batch: token ids of the train step, B T1.
+        lr: learning rate of the train step.
     """
     twin.load(start)
     arrays = {"logits": twin.logits(tokens)}
@@ -46,7 +46,7 @@ def answers(twin: Twin, start: Arrays, tokens: np.ndarray, batch: np.ndarray, lr
 
 
 def repeat(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 0: ask each twin twice, then once in a process of its own."""
+    """Rung 0: compute with each twin twice, then once in a fresh process."""
     tokens = pair.rows(2, min(pair.context, 48))
     batch, lr = training_batches(pair, 1)[0], learning_rate(pair.config, 0)
 
@@ -60,8 +60,8 @@ def repeat(pair: Pair, options: Options) -> Iterator[Result]:
             save_file(inputs, Path(folder) / "inputs.safetensors")
             processes = [_start(Path(folder), twin) for twin in pair]
         first, second = (pair.each(("answers", time), answer) for time in (1, 2))
-        for twin, one, again in zip(pair, first, second, strict=True):
-            yield _compare(pair, twin, "asked again", one, again)
+        for twin, one, other in zip(pair, first, second, strict=True):
+            yield _compare(pair, twin, "asked again", one, other)
         for twin, one, process in zip(pair, first, processes, strict=False):
             name, label = twin.backend.framework, twin.backend.label
             if process.wait() != 0:
@@ -69,9 +69,9 @@ def repeat(pair: Pair, options: Options) -> Iterator[Result]:
             yield _compare(pair, twin, "in a fresh process", one, load_file(Path(folder) / f"{name}.safetensors"))
 
 
-def _compare(pair: Pair, twin: Twin, what: str, first: Arrays, again: Arrays) -> Result:
+def _compare(pair: Pair, twin: Twin, what: str, first: Arrays, second: Arrays) -> Result:
     label = twin.backend.label
-    differences = [identical(f"{label}'s {key}", first[key], again[key]) for key in first]
+    differences = [identical(f"{label}'s {key}", first[key], second[key]) for key in first]
     return judge(0, f"{label}, {what}", pair.dtype, differences, 0.0 if pair.on_cpu(twin) else None)
 
 
@@ -80,14 +80,14 @@ def _prefixed(start: Arrays) -> Arrays:
 
 
 def _start(folder: Path, twin: Twin) -> subprocess.Popen[bytes]:
-    """A process that answers for one framework."""
+    """Start a process that computes the answers of one framework."""
     framework = twin.backend.framework
     configs.save(twin.engine.config, folder / f"{framework}.yaml")
     return subprocess.Popen([sys.executable, "-m", "parity.check.rungs.repeat", str(folder), framework])
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer for one framework: `python -m parity.check.rungs.repeat FOLDER FRAMEWORK`, as `repeat` starts it."""
+    """Compute the answers: `python -m parity.check.rungs.repeat FOLDER FRAMEWORK`, as `repeat` starts it."""
     folder, framework = Path(argv[0]), argv[1]
     inputs = load_file(folder / "inputs.safetensors")
     start = {name.removeprefix("start."): value for name, value in inputs.items() if name.startswith("start.")}

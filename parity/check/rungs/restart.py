@@ -1,8 +1,8 @@
-"""Rung 10: save, restore and go on, in each twin and from one to the other.
+"""Rung 10: save, restore and resume, in each twin and from one to the other.
 
-A checkpoint that lost the optimizer's state, or a restore that reads it wrongly, still trains, a little worse. So each
-twin is stopped in the middle of a run and restored from its own files: from there it must give the bits of the run that
-was never stopped. Then its files are converted, and the other twin takes its next step.
+A run that resumes without its optimizer state, or with a wrong one, still trains, only a little worse. So each twin is
+stopped in the middle of a run and restored from its own files: from there it must compute the same bits as the unbroken
+run. Then its files are converted, and the other twin takes the next step.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from parity.difference import Difference, compare_all, update_differences
 __all__ = ["restart"]
 
 BEFORE, AFTER = 2, 2
-"""Steps before the checkpoint, and from it on."""
+"""Number of steps before the checkpoint, and after it."""
 
 
 def restart(pair: Pair, options: Options) -> Iterator[Result]:
@@ -55,41 +55,43 @@ def _steps(pair: Pair, twin: Twin, batches: list[np.ndarray], first: int, count:
 
 
 def _same_bits(pair: Pair, twin: Twin, unbroken: list[Step], restored: list[Step]) -> Result:
-    same: list[Difference] = []
+    differences: list[Difference] = []
     for number, (one, other) in enumerate(zip(unbroken, restored, strict=True), start=BEFORE + 1):
-        same.append(identical(f"loss (step {number})", np.array(one.loss), np.array(other.loss)))
+        differences.append(identical(f"loss (step {number})", np.array(one.loss), np.array(other.loss)))
         for left, right in ((one.grads, other.grads), (one.params, other.params)):
-            same += [identical(f"{name} (step {number})", left[name], right[name]) for name in left]
+            differences += [identical(f"{name} (step {number})", left[name], right[name]) for name in left]
         for kind, arrays in one.moments.items():
-            same += [identical(f"{kind} of {n} (step {number})", a, other.moments[kind][n]) for n, a in arrays.items()]
+            differences += [
+                identical(f"{kind} of {n} (step {number})", a, other.moments[kind][n]) for n, a in arrays.items()
+            ]
     what = f"{twin.backend.label}, restored, against unbroken"
-    return judge(10, what, pair.dtype, same, 0.0 if pair.on_cpu(twin) else "update")
+    return judge(10, what, pair.dtype, differences, 0.0 if pair.on_cpu(twin) else "update")
 
 
 def _across(
     pair: Pair, twin: Twin, other: Twin, steps: tuple[Step, Step], batches: list[np.ndarray]
 ) -> Iterator[Result]:
-    """The other twin's next step from the converted checkpoint, with this twin's gradients in the place of its own.
+    """Compare the other twin's next step from the converted checkpoint, with this twin's gradients in place of its own.
 
     Args:
         pair: both twins.
-        twin: wrote the checkpoint.
-        other: was restored from it, converted.
-        steps: this twin's last before the checkpoint, and first from it on.
-        batches: of all steps, each B T1.
+        twin: the one that wrote the checkpoint.
+        other: the one that was restored from it after conversion.
+        steps: this twin's last step before the checkpoint, and its first after it.
+        batches: token ids of each step, B T1 each.
     """
-    before, ours = steps
+    before, own = steps
     lr = learning_rate(pair.config, BEFORE)
-    theirs = other.step(batches[BEFORE], lr, ours.grads)
+    across = other.step(batches[BEFORE], lr, own.grads)
     what = f"{twin.backend.label} → {other.backend.label}, converted: "
-    yield judge(10, f"{what}gradients", pair.dtype, compare_all(ours.grads, theirs.grads), "gradients")
-    reference, port = (ours, theirs) if twin is pair.reference else (theirs, ours)
+    yield judge(10, f"{what}gradients", pair.dtype, compare_all(own.grads, across.grads), "gradients")
+    reference, port = (own, across) if twin is pair.reference else (across, own)
     gap: Arrays = {n: lr * change for n, change in bias_correction_gap(pair, reference, BEFORE + 1).items()}
-    left_out = undecided_signs(pair.config.optim, ours.grads, ours.grad_norm, Moments(BEFORE, before.moments))
+    left_out = undecided_signs(pair.config.optim, own.grads, own.grad_norm, Moments(BEFORE, before.moments))
     updates = update_differences(before.params, reference.params, port.params, gap, 1, left_out)
     if OPTIMIZERS[pair.config.optim.name].rest and are_beyond("update", pair.dtype, updates):
         state = before.params, Moments(BEFORE, before.moments), BEFORE
-        updates = orthogonal_within_rounding(pair, updates, batches[BEFORE], lr, ours.grads, *state, 1)
-    for kind, arrays in ours.moments.items():
-        updates += compare_all(*({f"{kind} of {n}": a for n, a in m.items()} for m in (arrays, theirs.moments[kind])))
+        updates = orthogonal_within_rounding(pair, updates, batches[BEFORE], lr, own.grads, *state, 1)
+    for kind, arrays in own.moments.items():
+        updates += compare_all(*({f"{kind} of {n}": a for n, a in m.items()} for m in (arrays, across.moments[kind])))
     yield judge(10, f"{what}update", pair.dtype, updates, "update")

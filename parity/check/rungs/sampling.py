@@ -1,9 +1,9 @@
-"""Rung 8, the choice of a token: from the same logits and uniform numbers, both twins take the same one.
+"""Rung 8, the choice of a token: from the same logits and uniform numbers, both twins choose the same token.
 
-A token is chosen where a uniform number falls between two sums of probabilities. Both twins compute these sums with
-rounding, so a uniform number that lies within it of a boundary may fall on either side; nothing else may differ. Which
-tokens a uniform number can give is computed here in float64, from the definition, with the rounding that the logits
-and the sums can have.
+A token is chosen where a uniform number falls between two cumulative probabilities. Both twins compute these with
+rounding, so a uniform number within rounding of a boundary may fall on either side; nothing else may differ. Which
+tokens a uniform number can choose is computed here in float64, from the definition, with bounds on the rounding of the
+logits and of the sums.
 """
 
 from collections.abc import Iterator
@@ -29,32 +29,32 @@ OPTIONS = {
 }
 """Each sampling option by itself, and all together."""
 ROWS, GRID = 8, 256
-"""Rows of logits, and uniform numbers for each, evenly spread over [0, 1)."""
+"""Number of rows of logits, and of uniform numbers for each, evenly spread over [0, 1)."""
 RANGE = 8.0
-"""Distance of the smallest logit from the largest."""
+"""Difference between the largest logit and the smallest."""
 SUMMED = 128
-"""Probabilities in a partial sum, as in `inverse_cdf`: what bounds the rounding of a sum."""
+"""Number of probabilities in a partial sum, as in `inverse_cdf`: it bounds the rounding of a sum."""
 
 
 @dataclass(frozen=True)
 class Possible:
-    """The tokens that one uniform number can give, and how near it lies to a boundary."""
+    """The tokens that one uniform number can choose, and its distance from the nearest boundary."""
 
     tokens: frozenset[int]
     rounding: float
-    """Largest error of a sum of probabilities."""
+    """Maximum error of a sum of probabilities; of a difference of logits at temperature 0."""
     distance: float
-    """Of the uniform number from the nearest boundary."""
+    """Distance of the uniform number from the nearest boundary; of the two largest logits at temperature 0."""
 
 
 def possible_tokens(logits: np.ndarray, uniform: float, options: SampleConfig, slack: float) -> Possible:
-    """Return which tokens temperature, top-k, top-p, min-p and one uniform number can give, by their definitions.
+    """Return the tokens that temperature, top-k, top-p, min-p and one uniform number can choose, by their definitions.
 
     Args:
-        logits: of one position, V, in the type that the twins compute in.
-        uniform: in [0, 1).
+        logits: of one position, V, in the dtype that the twins compute in.
+        uniform: the uniform number, in [0, 1).
         options: of the draw.
-        slack: largest error of a logit.
+        slack: maximum error of a logit.
     """
     eps, exact = float(np.finfo(logits.dtype).eps), logits.astype(np.float64)
     if options.temperature == 0:
@@ -75,7 +75,7 @@ def possible_tokens(logits: np.ndarray, uniform: float, options: SampleConfig, s
 
 
 def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding: float) -> Iterator[np.ndarray]:
-    """The sets of tokens that the filters can keep: they agree but for tokens within rounding of a filter's edge."""
+    """Yield the sets of tokens that the filters can keep: they differ in tokens within rounding of a threshold only."""
     certain, doubtful = np.ones(len(shifted), bool), np.zeros(len(shifted), bool)
     order = np.argsort(-shifted, kind="stable")
     if 0 < options.top_k < len(shifted):
@@ -90,9 +90,9 @@ def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding
         doubtful |= certain & (np.abs(before - options.top_p) <= rounding)
         certain &= before < options.top_p
     if options.min_p > 0:
-        edge = np.log(options.min_p)
-        doubtful |= np.abs(shifted - edge) <= 2 * slack + rounding
-        certain &= shifted >= edge
+        threshold = np.log(options.min_p)
+        doubtful |= np.abs(shifted - threshold) <= 2 * slack + rounding
+        certain &= shifted >= threshold
     yield certain
     edges = [token for token in order if doubtful[token]]
     for count in range(len(edges) + 1):
@@ -103,9 +103,9 @@ def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding
 
 
 def choices(pair: Pair) -> Iterator[Result]:
-    """Compare what both twins choose from the same logits, over a grid of uniform numbers, under each option.
+    """Compare the tokens that both twins choose from the same logits, over a grid of uniform numbers, for each option.
 
-    The logits are evenly spaced, a little further in each row, so that there is one near the edge of every filter.
+    The logits are evenly spaced, and shifted a little in each row, so that some are near the threshold of every filter.
     """
     size, dtype = pair.config.model.vocab_size, pair.start[next(iter(pair.start))].dtype
     rng = np.random.default_rng(0)
@@ -136,5 +136,5 @@ def _choose(logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig, twi
 
 
 def _at(draw: int, reference: np.ndarray, port: np.ndarray) -> Difference:
-    whole = difference("token of draw", reference, port)
-    return replace(whole, where=(draw,), left=float(reference[draw]), right=float(port[draw]))
+    largest = difference("token of draw", reference, port)
+    return replace(largest, where=(draw,), left=float(reference[draw]), right=float(port[draw]))

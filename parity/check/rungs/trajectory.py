@@ -1,4 +1,4 @@
-"""Rung 7: a whole training run, in step (`instep`) and with each twin by itself (`freerun`)."""
+"""Rung 7: a training run, in step (`instep`) and with each twin by itself (`freerun`)."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ __all__ = ["trajectory"]
 
 
 def trajectory(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 7: a run in step, the port loaded with the reference's state again and again, then both by themselves.
+    """Rung 7: a run in step, with the reference's state loaded into the port every few steps, then both by themselves.
 
-    The whole schedule, from warmup to the last learning rate, passes within the run.
+    The run passes through the whole schedule, from warmup to the last learning rate.
     """
     config, batches = whole_schedule(pair.config, options.steps), training_batches(pair, options.steps)
     yield from in_step(pair, config, batches)

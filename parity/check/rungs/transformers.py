@@ -27,8 +27,8 @@ def third_implementation(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 9: transformers' Llama with the same weights, read from a folder as any user would.
 
     In float64 too, transformers computes norms, softmax and rotary angles in float32: a known difference, for which the
-    tolerance of float32 is the right one. An angle of position p is off by up to p roundings, which long contexts show
-    in either type; so transformers computes once more with our tables, and is held to the tolerance with them.
+    tolerance of float32 applies. The error of an angle at position p is up to p roundings, which long contexts show in
+    either dtype; so transformers computes once more with our tables, and is compared with them.
     """
     if reason := _left_out(pair):
         yield Result(rung=9, what="transformers", dtype=pair.dtype, verdict="skipped", note=reason)
@@ -58,7 +58,7 @@ def third_implementation(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _left_out(pair: Pair) -> str:
-    """Why transformers cannot be compared, or nothing."""
+    """Return why transformers cannot be compared, or an empty string."""
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed"
     if pair.dtype == "bfloat16":
@@ -67,7 +67,7 @@ def _left_out(pair: Pair) -> str:
 
 
 def _transformers(folder: Path, dtype: str) -> Any:
-    """The model in `folder`."""
+    """Load the model in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -78,7 +78,7 @@ def _transformers(folder: Path, dtype: str) -> Any:
 
 
 def _answer(model: Any, rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Logits B T V and mean loss in nats of token ids B T1."""
+    """Return the logits B T V and the mean loss in nats of token ids B T1."""
     import torch
 
     tokens = torch.from_numpy(rows).long()
@@ -89,11 +89,11 @@ def _answer(model: Any, rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _our_tables(model: Any, config: ModelConfig) -> Any:
-    """transformers' rotary module answers from our tables while the context is open."""
+    """Return a context in which transformers' rotary module takes its values from our tables."""
     import torch
 
     cos, sin = map(torch.tensor, rope_tables(config))
-    sin = sin[:, config.head_dim // 2 :].tile(2)  # the sign is in its rotation
+    sin = sin[:, config.head_dim // 2 :].tile(2)  # its rotation applies the sign
 
     def tables(x: Any, position_ids: Any) -> tuple[Any, Any]:
         return cos[position_ids].to(x.dtype), sin[position_ids].to(x.dtype)

@@ -1,4 +1,4 @@
-"""Rungs 5 and 6, a training step: the gradients, and what the optimizer does with them."""
+"""Rungs 5 and 6, a train step: the gradients, and the optimizer's update."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ __all__ = ["gradients", "updates"]
 
 
 def gradients(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 5: loss, gradient of every parameter, and the global norm, in accumulated micro-batches."""
+    """Rung 5: the loss, the gradient of every parameter, and the global norm, in accumulated micro-batches."""
     reference, port = _first_steps(pair)[0]
     yield judge(5, "training loss", pair.dtype, [difference("loss", reference.loss, port.loss)], "logits")
     differences = [by_kernel(pair, d, reference.grads) for d in compare_all(reference.grads, port.grads)]
@@ -38,14 +38,14 @@ def gradients(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _gradient_noise(pair: Pair, unmoved: Step) -> float:
-    """Largest relative difference of the port's gradients from themselves with every weight moved by one ulp."""
+    """Return how much the port's gradients change, relatively, when every weight is moved by one ulp."""
     pair.port.load(moved_by_one_ulp(pair.start, 0))
     moved = pair.port.step(training_batches(pair, 1)[0], learning_rate(pair.config, 0))
     return worst(compare_all(unmoved.grads, moved.grads)).max_rel
 
 
 def _first_steps(pair: Pair) -> list[tuple[Step, Step]]:
-    """Both twins' steps on the first two batches, each from the starting weights."""
+    """Return both twins' steps on the first two batches, each from the starting weights."""
     steps = []
     for step, batch in enumerate(training_batches(pair, 2)):
         lr = learning_rate(pair.config, step)
@@ -59,12 +59,12 @@ def _step(pair: Pair, batch: np.ndarray, lr: float, twin: Twin) -> Step:
 
 def updates(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 6: two updates from the same gradients, the first one clipped: parameters and the optimizer's state."""
-    grads, batch = _common_gradients(pair), training_batches(pair, 1)[0]  # whose own gradients are replaced
+    grads, batch = _common_gradients(pair), training_batches(pair, 1)[0]  # its own gradients are replaced
     rates = [learning_rate(pair.config, step) for step in range(len(grads))]
 
     def answer(twin: Twin) -> list[Step]:
         pair.loaded(twin)
-        return [twin.step(batch, lr, replacing) for lr, replacing in zip(rates, grads, strict=True)]
+        return [twin.step(batch, lr, replacement) for lr, replacement in zip(rates, grads, strict=True)]
 
     steps = pair.each("updates", answer)
     differences: dict[str, list[Difference]] = {}
@@ -72,9 +72,9 @@ def updates(pair: Pair, options: Options) -> Iterator[Result]:
     for number, (reference, port, lr) in enumerate(zip(*steps, rates, strict=True), start=1):
         gap |= {name: gap[name] + lr * change for name, change in bias_correction_gap(pair, reference, number).items()}
         earlier = Moments(number - 1, steps[0][number - 2].moments) if number > 1 else None
-        either = undecided_signs(pair.config.optim, grads[number - 1], reference.grad_norm, earlier)
+        undecided = undecided_signs(pair.config.optim, grads[number - 1], reference.grad_norm, earlier)
         expected = {name: value + gap[name] for name, value in reference.params.items()}
-        expected |= {name: np.where(either[name], port.params[name], expected[name]) for name in either}
+        expected |= {name: np.where(undecided[name], port.params[name], expected[name]) for name in undecided}
         for kind, left, right in (
             ("parameters", expected, port.params),
             *((name, reference.moments.get(kind, {}), port.moments.get(kind, {})) for kind, name in KINDS.items()),
@@ -92,7 +92,7 @@ def updates(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _common_gradients(pair: Pair) -> list[Arrays]:
-    """The reference's gradients of two steps, scaled to twice and to half of the norm at which they are clipped."""
+    """Return the reference's gradients of two steps, scaled to twice and half of the norm of the clip."""
     grads = []
     for (reference, _), size in zip(_first_steps(pair), (2.0, 0.5), strict=True):
         norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in reference.grads.values()))

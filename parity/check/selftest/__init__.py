@@ -1,1 +1,1 @@
-"""Whether the check itself is right: planted faults, and how often healthy models fail."""
+"""Tests of the check itself: planted faults, and false alarms on healthy models."""

@@ -1,8 +1,8 @@
-"""`python -m parity.check --calibrate`: how often healthy twins fail the check, and how small a fault it catches.
+"""`python -m parity.check --calibrate`: the rate of false alarms, and the smallest fault that each rung catches.
 
-Healthy twins: every combination of HEALTHY in every precision climbs the ladder with several seeds, half of them with
+False alarms: every combination of HEALTHY in every precision climbs the ladder with several seeds, half of them with
 fresh weights and half after some training. Power: in one twin, one number is multiplied by 1 + δ, for δ = 0.1, 0.01, …
-until its rung no longer notices. Both are counted, and printed as the tables of docs/parity.md.
+until its rung no longer catches it. Both are printed as Markdown tables.
 """
 
 import multiprocessing
@@ -39,12 +39,12 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
     "Lion": {"optim": {"name": "lion", "lr": 1e-3}},
     "SGD": {"optim": {"name": "sgd", "lr": 0.1}},
 }
-"""Name -> what differs from the self-test's small model."""
+"""Name -> changes to the self-test's small model."""
 PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
 SEEDS = 10
-"""Pairs of each combination and precision."""
+"""Number of pairs of each combination and precision."""
 STEPS, TRAINED = 20, 40
-"""Steps of rung 7, and of training before half of the pairs are checked."""
+"""Number of steps of rung 7, and of training before half of the pairs are checked."""
 RUNGS = (*range(9), 10)
 """Rungs that a healthy pair climbs: all that depend on its weights and batches."""
 
@@ -57,7 +57,7 @@ class Outcome:
     dtype: Precision
     seed: int
     failures: tuple[str, ...]
-    """Lines that failed: false alarms."""
+    """Lines that failed, which are false alarms."""
 
 
 def _changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
@@ -67,11 +67,11 @@ def _changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 
 
 def _tokens(config: Config) -> np.ndarray:
-    """Text with something to learn: each id mostly follows from the one before."""
+    """Return a text with something to learn: each token id mostly depends on the one before."""
     rng, size = np.random.default_rng(0), config.model.vocab_size
-    follows, ids = rng.permutation(size), [0]
+    successor, ids = rng.permutation(size), [0]
     for jump in rng.random(20_000) < 0.3:
-        ids.append(int(rng.integers(size)) if jump else int(follows[ids[-1]]))
+        ids.append(int(rng.integers(size)) if jump else int(successor[ids[-1]]))
     return np.array(ids, np.int32)
 
 
@@ -82,7 +82,7 @@ def _pair(name: str, dtype: Precision) -> Pair:
 
 
 def _healthy(case: tuple[str, Precision, int]) -> list[Outcome]:
-    """Climb with every seed of one combination, whose compiled programs serve all."""
+    """Climb with every seed of one combination; all seeds share its compiled programs."""
     name, dtype, seeds = case
     outcomes = []
     with framework_settings():
@@ -95,7 +95,7 @@ def _healthy(case: tuple[str, Precision, int]) -> list[Outcome]:
 
 
 def _seeded(first: Pair, seed: int) -> Pair:
-    """The twins with another seed's weights and batches; odd seeds have trained for a while."""
+    """Return the twins with another seed's weights and batches; with odd seeds, after some training."""
     config = replace(first.config, train=replace(first.config.train, seed=seed))
     start: Arrays = {
         key: initial_weight(seed, key, value.shape, config.model).astype(value.dtype)
@@ -110,7 +110,7 @@ def _seeded(first: Pair, seed: int) -> Pair:
 
 
 def false_alarms(seeds: int = SEEDS, processes: int = 2) -> Iterator[tuple[str, Precision, list[Outcome]]]:
-    """Check healthy twins, a few processes at a time; yields the outcomes of each combination as it ends."""
+    """Check healthy twins, in a few processes at a time; yield the outcomes of each combination as it ends."""
     cases = [(name, dtype, seeds) for name, dtype in product(HEALTHY, PRECISIONS)]
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         for outcomes in pool.imap_unordered(_healthy, cases):
@@ -121,7 +121,7 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 
 def _optim(field: str) -> Callable[[float], Plant]:
-    """One number of the optimizer's config, times 1 + δ, in torch."""
+    """Return a fault for each δ: one number of the optimizer's config times 1 + δ, in torch."""
 
     def plant(delta: float) -> Plant:
         def make(make_optimizer: Any) -> Any:
@@ -135,7 +135,7 @@ def _optim(field: str) -> Callable[[float], Plant]:
 
 
 def _option(field: str) -> Callable[[float], Plant]:
-    """One sampling option, times 1 + δ, in torch."""
+    """Return a fault for each δ: one sampling option times 1 + δ, in torch."""
 
     def plant(delta: float) -> Plant:
         def change(options: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _option(field: str) -> Callable[[float], Plant]:
 
 
 def _times(target: str, scaled: Callable[[Any, float], Any]) -> Callable[[float], Plant]:
-    """A function of the port, with one number of it times 1 + δ."""
+    """Return a fault for each δ: a function of torch with one of its numbers times 1 + δ."""
     return lambda delta: patch(target, lambda function: scaled(function, delta))
 
 
@@ -202,15 +202,15 @@ KNOBS: dict[str, tuple[int, Callable[[float], Plant]]] = {
     "restored first moment": (10, _times("torchlm.engine.restore_state", _scaled_moments)),
     "a core's gradients": (11, _times("torchlm.fast.parallel._with_gradients", _scaled_parts)),
 }
-"""What is multiplied by 1 + δ in torch -> the rung that must notice."""
+"""Number that is multiplied by 1 + δ in torch -> the rung that must catch it, and the fault for each δ."""
 SMALLEST = 13
-"""δ goes down to 10 to the minus this."""
+"""δ is reduced down to 10 to the minus this."""
 Smallest = dict[str, tuple[int, float | None]]
-"""Knob -> its rung and the smallest δ that the rung catches; None if not even 0.1."""
+"""Knob -> its rung and the smallest δ that the rung catches; None if it does not catch 0.1."""
 
 
 def smallest_faults(dtypes: Sequence[Precision], processes: int = 2) -> dict[Precision, Smallest]:
-    """For each precision and knob, its rung and the smallest power of ten that the rung catches, a process for each."""
+    """Return the smallest power of ten that each knob's rung catches, in each precision, with a process for each."""
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         return dict(zip(dtypes, pool.map(_smallest, dtypes, chunksize=1), strict=True))
 
@@ -227,14 +227,14 @@ def _smallest(dtype: Precision) -> Smallest:
                 continue
             caught = None
             for exponent in range(1, SMALLEST + 1):
-                if not _notices(healthy, rung, plant(10.0**-exponent)):
+                if not _catches(healthy, rung, plant(10.0**-exponent)):
                     break
                 caught = 10.0**-exponent
             smallest[name] = rung, caught
     return smallest
 
 
-def _notices(healthy: Pair, rung: int, plant: Plant) -> bool:
+def _catches(healthy: Pair, rung: int, plant: Plant) -> bool:
     with plant():
         device = replace(healthy.config, train=replace(healthy.config.train, device="cpu"))
         pair = healthy.with_twins(healthy.reference, make_twin(healthy.port.backend.framework, device))

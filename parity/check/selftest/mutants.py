@@ -1,9 +1,10 @@
 """Deliberate faults that the ladder must catch: the check's proof that it can fail.
 
-Each fault patches the real modules of one twin, in the way in which ports really go wrong, and names the rung on which
-it must be caught. They act on a small model of odd sizes in float64, whose weights are scaled up and whose norms are
-not all one, so that nothing hides: on fresh weights a norm before its weight is the same as one after. The healthy
-twin computes once; a faulty one is a new twin for each fault, so that no compiled function outlives its patch.
+Each fault patches the real modules of one twin with a mistake that ports really contain, and names the rung on which it
+must be caught. The faults are planted in a small model of odd sizes in float64, whose weights are scaled up and whose
+norm weights are not all one, so that every fault shows: with fresh weights, a norm after its weight gives the same as
+one before it. The healthy twin computes once; a faulty one is a new twin for each fault, so that no compiled function
+outlives its patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ __all__ = ["MUTANTS", "Caught", "Mutant", "odd_config", "self_test", "shaken"]
 
 STEPS = 8
 CLIMBED = (*range(9), 10, 11)
-"""Rungs of the self-test: all but the third implementation, which no fault of a twin needs."""
+"""Rungs of the self-test: all but the third implementation, which no fault needs to be caught."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class Mutant:
 
     name: str
     twin: str
-    """The framework whose twin has it; `both` where it is in what they share."""
+    """The framework whose twin has it; `both` where it is in shared code."""
     rung: int
-    """Where it must be caught."""
+    """Rung on which it must be caught, or on an earlier one."""
     plant: Callable[[], AbstractContextManager[Any]]
-    """Patches that twin for as long as the context is open."""
+    """Returns a context in which that twin is patched."""
     fresh: bool = False
-    """Whether it is a fault of the initial weights, which shaken ones would cover."""
+    """Whether it is a fault of the initial weights, which shaken weights would hide."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """What the model is trained by."""
+    """Optimizer that trains the model."""
     context: int = 37
-    """Positions of the model."""
+    """Maximum number of positions of the model."""
     rungs: tuple[int, ...] = CLIMBED
     """Rungs that are climbed; fewer where a model is too long for all."""
 
@@ -54,17 +55,17 @@ class Caught:
 
     mutant: Mutant
     rung: int | None
-    """Where it was caught; None if it slipped through."""
+    """Rung on which it was caught; None if it was not."""
     where: str
 
     @property
     def ok(self) -> bool:
-        """Whether it was caught where it should be, not later."""
+        """Whether it was caught on its rung or an earlier one."""
         return self.rung is not None and self.rung <= self.mutant.rung
 
 
 def odd_config() -> Config:
-    """A small model of odd sizes, whose queries and outputs are square so that a missing transpose fits."""
+    """Return the config of a small odd-sized model, with square query and output kernels: a missing transpose fits."""
     model = ModelConfig(vocab_size=61, dim=36, n_layers=3, n_heads=6, n_kv_heads=3, ffn_dim=44, max_seq_len=37)
     optim = OptimConfig(lr=1e-2, warmup_steps=3, weight_decay=0.3, beta2=0.97, clip=0.7)
     config = Config(model=model, optim=optim, train=TrainConfig(steps=20, batch_size=4, grad_accum=2, seq_len=19))
@@ -72,12 +73,12 @@ def odd_config() -> Config:
 
 
 def shaken(params: Arrays, seed: int = 0, scale: float = 8.0) -> Arrays:
-    """Return weights scaled up, norms away from one, biases from zero: nothing is too small to show.
+    """Return weights scaled up, with norm weights that are not one and biases that are not zero, so that faults show.
 
     Args:
-        params: by name.
-        seed: of what is added to norms and biases.
-        scale: of matrices.
+        params: weights by name.
+        seed: of the random values that are added to norm weights and biases.
+        scale: factor of the matrices.
     """
     rng = np.random.default_rng(seed)
     return {
@@ -102,7 +103,7 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
 
 
 def _healthy(mutant: Mutant, options: Options) -> Pair:
-    """Twins for a fault to be planted in, that are the same on the rungs where such faults are caught."""
+    """Return healthy twins for a fault to be planted in, after checking them on the rungs that catch such faults."""
     config = odd_config()
     model = replace(config.model, max_seq_len=mutant.context)
     config = replace(config, model=model, optim=replace(config.optim, name=mutant.optimizer))
@@ -110,7 +111,7 @@ def _healthy(mutant: Mutant, options: Options) -> Pair:
     pair = make_pair(config, tokens)
     if not mutant.fresh:
         pair = pair.with_weights(shaken(pair.start))
-    pair.fresh_process = False  # which no patch reaches
+    pair.fresh_process = False  # no patch reaches another process
     rungs = range(3) if mutant.fresh else mutant.rungs
     failed = next((r for r in climb(pair, rungs, options) if not r.ok), None)
     assert failed is None, f"the healthy twins differ: {failed}"
@@ -127,12 +128,12 @@ def _try(mutant: Mutant, healthy: Pair, options: Options) -> Caught:
         pair = healthy.with_twins(*twins)
         failed = next((r for r in climb(pair, mutant.rungs, options, stop=True) if not r.ok), None)
     if failed is None:
-        return Caught(mutant, None, "slipped through")
+        return Caught(mutant, None, "not caught")
     return Caught(mutant, failed.rung, f"{failed.what}: {failed.where}")
 
 
 def _choosing(framework: str, change: Callable[[Any], dict[str, Any]]) -> Callable[[], AbstractContextManager[Any]]:
-    """Choose tokens with other options."""
+    """Return a fault that chooses tokens with other options."""
     return patch(f"{BACKENDS[framework].package}.decoding.choose_tokens", decoding.other_options(change))
 
 
@@ -197,7 +198,7 @@ MUTANTS = (
         "newer half forgotten", "both", 8, patch("parity.check.rungs.decoding.write_tokens", decoding.forgets_newer)
     ),
     Mutant("one stop token of three", "both", 8, patch("lmcore.data.tokenizer.Tokenizer.__init__", decoding.one_stop)),
-    Mutant("cache misses last column", "torch", 8, patch("torchlm.model.causal_mask", decoding.blind_to_itself)),
+    Mutant("cache misses last position", "torch", 8, patch("torchlm.model.causal_mask", decoding.blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, patch("torchlm.model.Decoder.rope", decoding.late_positions)),
     Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
     Mutant("moments not saved", "torch", 10, patch("torchlm.engine.save_state", run.drops_moments)),

@@ -128,7 +128,7 @@ def test_muon_takes_the_matrices_of_the_blocks():
     assert len(taken) == 7
     shapes = JaxEngine(config).model.shapes
     assert {n.replace("kernel", "weight") for n, yes in jaxlm.optim.muon_mask(shapes).items() if yes} == taken
-    kept = zero_moments(config, "jax", np.dtype("f4")).kept
+    kept = zero_moments(config, "jax", np.dtype("f4")).arrays
     assert set(kept["momentum"]).isdisjoint(kept["mean"])
     assert set(kept["momentum"]) | set(kept["mean"]) == set(shapes)
 
@@ -162,7 +162,7 @@ def test_a_saved_run_goes_on_to_the_bit_and_in_the_other_framework(name: str, tm
         np.testing.assert_allclose(losses(engine, 3, 6, lr), later[source], rtol=1e-5)
         back = read_state(Checkpoint(tmp_path / f"{source}-{target}", target, 3, None), config).to(source, config)
         assert same(back.moments, state.moments)
-        half = {kind: {n: a / 2 for n, a in arrays.items()} for kind, arrays in there.moments.kept.items()}
+        half = {kind: {n: a / 2 for n, a in arrays.items()} for kind, arrays in there.moments.arrays.items()}
         write_state(tmp_path / "half" / source / "state", replace(there, moments=Moments(3, half)), config)()
         engine.restore(tmp_path / "half" / source / "state")
         assert np.abs(np.array(losses(engine, 3, 6, lr)) - later[source]).max() > 1e-4
@@ -170,10 +170,10 @@ def test_a_saved_run_goes_on_to_the_bit_and_in_the_other_framework(name: str, tm
 
 def same(one: Moments, other: Moments) -> bool:
     assert one.count == other.count == 3
-    assert one.kept.keys() == other.kept.keys()
+    assert one.arrays.keys() == other.arrays.keys()
     return all(
-        np.array_equal(array, other.kept[kind][name]) and array.any()
-        for kind, arrays in one.kept.items()
+        np.array_equal(array, other.arrays[kind][name]) and array.any()
+        for kind, arrays in one.arrays.items()
         for name, array in arrays.items()
     )
 
@@ -189,7 +189,7 @@ def test_row_and_column_means_keep_their_axes_on_the_way():
     _, state = jax.jit(optimizer.update)(
         grads, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start), params, lr=0.1
     )
-    kept = read_optax(state, config).to(config, "jax", "torch").kept
+    kept = read_optax(state, config).to(config, "jax", "torch").arrays
     for name, square in squares.items():
         there = name.replace("kernel", "weight")
         lying = square.T if name.endswith("kernel") else square

@@ -63,8 +63,8 @@ def same(one: State, other: State) -> bool:
     """Bit for bit, moments and counts included."""
     assert one.moments is not None
     assert other.moments is not None
-    assert list(one.moments.kept) == list(other.moments.kept)
-    pairs = [(one.params, other.params), *((a, other.moments.kept[kind]) for kind, a in one.moments.kept.items())]
+    assert list(one.moments.arrays) == list(other.moments.arrays)
+    pairs = [(one.params, other.params), *((a, other.moments.arrays[kind]) for kind, a in one.moments.arrays.items())]
     return (one.side, one.step, one.moments.count) == (other.side, other.step, other.moments.count) and all(
         list(a) == list(b) and all((a[n].dtype, a[n].tobytes()) == (b[n].dtype, b[n].tobytes()) for n in a)
         for a, b in pairs
@@ -108,7 +108,7 @@ def test_without_its_moments_a_run_goes_on_differently(target: str, lost: str, r
     out = convert(at(runs[OTHER[target]], 4), target, tmp_path / "out")
     state, config = state_of(out), configs.load(out / "config.yaml")
     assert state.moments is not None
-    count, kept = state.moments.count, dict(state.moments.kept)
+    count, kept = state.moments.count, dict(state.moments.arrays)
     if lost == "count":
         count -= 1
     else:
@@ -132,7 +132,7 @@ def test_there_and_back_keeps_every_bit_and_the_run(source: str, runs: dict[str,
     assert not same(state_of(runs[source]), first)
     assert first.moments is not None
     assert first.moments.count == first.step == 4
-    assert min(np.abs(array).max() for array in first.moments.kept["mean"].values()) > 0
+    assert min(np.abs(array).max() for array in first.moments.arrays["mean"].values()) > 0
     assert state_of(there).moments is not None
     go_on(back, source)
     assert rows(back) == rows(runs[source]), "to the bit, as if never converted"
@@ -172,7 +172,7 @@ def test_random_states_of_both_types_survive_the_way_round(precision: str, tied:
     found, expected = state_of(via_hf), state_of(run)
     assert (found.step, found.moments.count) == (0, 0)
     assert {n: a.tobytes() for n, a in found.params.items()} == {n: a.tobytes() for n, a in expected.params.items()}
-    assert not any(array.any() for arrays in found.moments.kept.values() for array in arrays.values())
+    assert not any(array.any() for arrays in found.moments.arrays.values() for array in arrays.values())
     config = configs.load(via_hf / "config.yaml")
     assert config.model == configs.load(run / "config.yaml").model
     assert config.train.precision == precision

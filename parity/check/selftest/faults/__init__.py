@@ -1,4 +1,4 @@
-"""The faults that the self-test plants, by subject: each takes a function, and returns it as ports get it wrong."""
+"""The faults that the self-test plants, by subject: each takes a function, and returns it with a mistake."""
 
 import pkgutil
 from collections.abc import Callable
@@ -10,7 +10,7 @@ __all__ = ["patch"]
 
 
 def patch(target: str, fault: Callable[[Any], Any]) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a function that plants a fault: the dotted name `target` is `fault` of its value in the open context."""
+    """Return a function that plants a fault: in its context, `fault(value)` replaces the value of the name `target`."""
 
     def plant() -> AbstractContextManager[Any]:
         return mock.patch(target, fault(pkgutil.resolve_name(target)))

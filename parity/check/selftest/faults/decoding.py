@@ -1,4 +1,4 @@
-"""Faults of decoding: the KV cache, the choice of a token, the end of the context and of a text."""
+"""Faults of decoding: the KV cache, the choice of a token, the end of the context and of a sequence."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def blind_to_itself(causal_mask: Any) -> Any:
-    """A decoded token does not see its own key."""
+    """A decoded token does not attend to its own position."""
     return lambda positions, size, pads: causal_mask(positions - int(len(positions) == 1), size, pads)
 
 
@@ -35,7 +35,7 @@ def other_options(change: Callable[[Any], dict[str, Any]]) -> Callable[[Any], An
 
 
 def forgets_newer(write_tokens: Any) -> Any:
-    """When the context is full, the newer half is forgotten."""
+    """When the context is full, the newer half is dropped."""
     import lmcore.generate.prompting as prompting
 
     class Wrong:
@@ -62,7 +62,7 @@ def forgets_newer(write_tokens: Any) -> Any:
 
 
 def one_stop(init: Any) -> Any:
-    """Only end-of-text ends a text."""
+    """Only the end-of-text token stops a sequence."""
 
     def faulty(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)

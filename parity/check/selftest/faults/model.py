@@ -22,7 +22,7 @@ def interleaved(rotate: Any) -> Any:
 
 
 def changed(**changes: Any) -> Callable[[Any], Any]:
-    """A function of a config that sees other values in it."""
+    """Other values in the config that a function receives."""
     return lambda function: lambda config, *rest: function(replace(config, **changes), *rest)
 
 
@@ -56,7 +56,7 @@ def swapped(forward: Any) -> Any:
 
 
 def tiled_heads(attend: Any) -> Any:
-    """Key head n mod K for query head n, instead of n // G."""
+    """Query head n attends to key/value head n mod K instead of n // G."""
 
     def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         n_heads, n_kv_heads = q.shape[2], k.shape[2]
@@ -67,7 +67,7 @@ def tiled_heads(attend: Any) -> Any:
 
 
 class RootlessMath:
-    """`math` for a function that forgets the root."""
+    """`math` without the square root."""
 
     inf = float("inf")
 
@@ -77,7 +77,7 @@ class RootlessMath:
 
 
 def sees_next(attend: Any) -> Any:
-    """Each query sees the key after its own."""
+    """Each query also attends to the position after its own."""
 
     def faulty(q: Any, k: Any, v: Any, **rest: Any) -> Any:
         import torch
@@ -100,12 +100,12 @@ def no_residual(forward: Any) -> Any:
 
 
 def gelu(activations: Any) -> Any:
-    """GELU in the place of SiLU."""
+    """GELU in place of SiLU."""
     return activations | {"swiglu": activations["geglu"]}
 
 
 def rounded(function: Any) -> Any:
-    """A float32 island in a float64 model."""
+    """A computation in float32 in a float64 model."""
 
     def faulty(x: Any, *args: Any, **kwargs: Any) -> Any:
         return function(x.float(), *args, **kwargs).to(x.dtype)
@@ -114,7 +114,7 @@ def rounded(function: Any) -> Any:
 
 
 def no_transpose(convert: Any) -> Any:
-    """The table forgets to transpose one square kernel, in both directions."""
+    """The conversion does not transpose one square kernel, in either direction."""
 
     def faulty(arrays: Arrays, config: Any, source: str, target: str) -> Arrays:
         converted = convert(arrays, config, source, target)
@@ -126,7 +126,7 @@ def no_transpose(convert: Any) -> Any:
 
 
 def unscaled_outputs(initial_weight: Any) -> Any:
-    """Projections onto the residual stream with the std of the others."""
+    """Projections onto the residual stream are initialized with the std of the others."""
     return lambda seed, name, shape, model: (
         initial_weight(seed, name, shape, model)
         * np.float32((2 * model.n_layers) ** 0.5 if "o_proj" in name or "down_proj" in name else 1)
@@ -134,7 +134,7 @@ def unscaled_outputs(initial_weight: Any) -> Any:
 
 
 def mean_of_means(total: Any) -> Any:
-    """The mean of each sequence's mean, times all targets: right only where sequences have equally many."""
+    """The mean of each sequence's mean loss, times the number of targets: right only if all sequences have as many."""
 
     def faulty(model: Any, tokens: Any, targets: Any, key: Any = None) -> Any:
         means = [total(model, x[None], y[None], key) / (y != -1).sum() for x, y in zip(tokens, targets)]
@@ -144,7 +144,7 @@ def mean_of_means(total: Any) -> Any:
 
 
 def counts_ignored(cross_entropy: Any) -> Any:
-    """Ignored targets have a loss."""
+    """Ignored targets are counted in the loss."""
     return lambda logits, targets: cross_entropy(logits, targets.clamp_min(0))
 
 
@@ -154,7 +154,7 @@ def untied(head: Any) -> Any:
 
 
 def by_micro_batch(train_step: Any) -> Any:
-    """Divides by the targets of one micro-batch instead of all."""
+    """The loss is divided by the targets of one micro-batch instead of all."""
 
     def faulty(config: Any, state: Any, batch: Any, lr: float, loss_sum: Any) -> Any:
         return train_step(config, state, batch, lr, lambda *args: len(batch) * loss_sum(*args))

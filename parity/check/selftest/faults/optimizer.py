@@ -27,12 +27,12 @@ def no_clip_eps(clip: Any) -> Any:
 
 
 def decays_all(mask: Any) -> Any:
-    """Weight decay on norms and biases too."""
+    """Weight decay acts on norm weights and biases too."""
     return lambda params: dict.fromkeys(params, True)
 
 
 def coupled(adamw: Any) -> Any:
-    """Decay added to the gradient, as in Adam with L2."""
+    """Weight decay is added to the gradient, as in Adam with L2 regularization."""
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         optimizer = adamw(*args, **kwargs)
@@ -49,7 +49,7 @@ def betas_swapped(scale_by_adam: Any) -> Any:
 
 
 def eps_inside(scale_by_adam: Any) -> Any:
-    """eps is added under the root."""
+    """eps is added under the square root."""
     return lambda b1, b2, eps: scale_by_adam(b1, b2, 0.0, eps)
 
 
@@ -75,7 +75,7 @@ def late_warmup(apply_updates: Any) -> Any:
 
 
 def piles_up(zero_grad: Any) -> Any:
-    """Gradients of all steps add up."""
+    """Gradients are never zeroed: those of all steps add up."""
     return lambda self, set_to_none=True: None
 
 

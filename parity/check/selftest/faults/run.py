@@ -1,4 +1,4 @@
-"""Faults of a run: its batches, repeated calls, checkpoints, ways of computing, evaluation."""
+"""Faults of a run: its batches, repeated calls, checkpoints, execution options, evaluation."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def first_call_off(forward: Any) -> Any:
-    """The first call in a process is a little off, as torch's first vectorised exponential was."""
+    """The first call in a process is slightly inaccurate, as torch's first vectorised exponential was."""
     calls: list[None] = []
 
     def faulty(self: Any, x: Any) -> Any:
@@ -18,7 +18,7 @@ def first_call_off(forward: Any) -> Any:
 
 
 def windows_twice(starts: Any) -> Any:
-    """The last window of an epoch is read in the place of its first one too."""
+    """The last window of an epoch is read in place of its first one too."""
 
     def faulty(self: Any, epoch: int) -> np.ndarray:
         windows = starts(self, epoch).copy()
@@ -62,7 +62,7 @@ def zeroes_moments(restore_state: Any) -> Any:
 
 
 def forgets_count(restore_state: Any) -> Any:
-    """The optimizer begins to count its updates again."""
+    """The optimizer's count of updates is restored as zero."""
 
     def faulty(folder: Any, **wanted: Any) -> None:
         restore_state(folder, **wanted)
@@ -84,7 +84,7 @@ def rounds_to_float32(read_state: Any) -> Any:
 
 
 def rolled_layers(scanned: Any) -> Any:
-    """The loop over the stacked layers begins at the second."""
+    """The scan over the stacked layers begins at the second layer."""
 
     def faulty(step: Any, blocks: Any, x: Any, keys: Any, weights: Any = None) -> Any:
         import jax
@@ -96,7 +96,7 @@ def rolled_layers(scanned: Any) -> Any:
 
 
 def part_lost(with_gradients: Any) -> Any:
-    """A core's gradients count half."""
+    """The gradients of one core's part of the batch are halved."""
 
     def faulty(*args: Any) -> Any:
         loss, grads = with_gradients(*args)
@@ -106,7 +106,7 @@ def part_lost(with_gradients: Any) -> Any:
 
 
 def half_branch_gradient(checkpoint: Any) -> Any:
-    """A recomputed block has half the gradient of its branches."""
+    """The gradients of a recomputed block's branches are halved."""
 
     def faulty(step: Any, x: Any, **options: Any) -> Any:
         branches = checkpoint(step, x, **options) - x
@@ -116,7 +116,7 @@ def half_branch_gradient(checkpoint: Any) -> Any:
 
 
 def drops_in_evaluation(eval_step: Any) -> Any:
-    """Evaluation leaves dropout on."""
+    """Dropout stays on in evaluation."""
 
     def faulty(model: Any, tokens: Any, targets: Any) -> Any:
         import torch
@@ -133,8 +133,8 @@ def misses_last_window(eval_windows: Any) -> Any:
     """Evaluation leaves out the end of a text that is no whole number of windows."""
 
     def faulty(tokens: Any, *, seq_len: int, **rest: Any) -> Any:
-        whole = (len(tokens) - 1) // seq_len * seq_len + 1
-        return eval_windows(replace(tokens, ids=tokens.ids[:whole]), seq_len=seq_len, **rest)
+        end = (len(tokens) - 1) // seq_len * seq_len + 1
+        return eval_windows(replace(tokens, ids=tokens.ids[:end]), seq_len=seq_len, **rest)
 
     return faulty
 
