@@ -1,8 +1,8 @@
 """`python -m parity.check --calibrate`: the rate of false alarms, and the smallest fault that each rung catches.
 
 False alarms: every combination of HEALTHY in every precision climbs the ladder with several seeds, half of them with
-fresh weights and half after some training. Power: in one twin, one number is multiplied by 1 + δ, for δ = 0.1, 0.01, …
-until its rung no longer catches it. Both are printed as Markdown tables.
+fresh weights and half after some training. Power: in one twin, one number is multiplied by 1 + δ (a number that must
+stay below one by 1 - δ), for δ = 0.1, 0.01, … until its rung no longer catches it. Both are printed as Markdown tables.
 """
 
 import multiprocessing
@@ -121,12 +121,12 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 
 def _optim(field: str) -> Callable[[float], Plant]:
-    """Return a fault for each δ: one number of the optimizer's config times 1 + δ, in torch."""
+    """Return a fault for each δ: one number of the optimizer's config times 1 - δ, in torch."""
 
     def plant(delta: float) -> Plant:
         def make(make_optimizer: Any) -> Any:
             return lambda config, *rest: make_optimizer(
-                replace(config, **{field: getattr(config, field) * (1 + delta)}), *rest
+                replace(config, **{field: getattr(config, field) * (1 - delta)}), *rest
             )
 
         return patch("torchlm.engine.make_optimizer", make)
