@@ -30,9 +30,9 @@ test: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=term:skip-covered --cov-fail-under=92
 
-# Alone, since some of them measure time or memory.
+# Alone, since some of them measure time or memory, and with all of XLA's optimizations.
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

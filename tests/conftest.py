@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ install_import_hook(["lmcore", "jaxlm", "torchlm", "parity"], _CHECKER)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # the cheapest mesh: what is sharded wrongly shows
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test proves what it compiles, and leaves no files behind
+# XLA's compiler takes most of a test's time. What one test compiled serves the next in all processes, and nothing is
+# optimized; `make slow` optimizes as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process makes the folder, and removes it at its end
+    _compiled = tempfile.TemporaryDirectory(prefix="twinlm-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: small tensors, and test processes side by side
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and fork don't mix
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

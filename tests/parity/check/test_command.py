@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxlm.train
 import torchlm.engine
@@ -197,22 +196,6 @@ def test_identical_models_pass():
     assert _passes(seed=0, config=shallow()) == []
 
 
-@pytest.fixture
-def compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Programs that differ in nothing but their numbers are compiled once."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # so the engine leaves the folder as it is
-    before = jax.config.jax_compilation_cache_dir
-    keep_programs(True, str(tmp_path))
-    yield
-    keep_programs(False, before)
-
-
-def keep_programs(on: bool, folder: str | None) -> None:
-    jax.config.update("jax_enable_compilation_cache", on)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    compilation_cache.reset_cache()
-
-
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion", "sgd")]
 
 
@@ -224,7 +207,6 @@ def test_every_optimizer_climbs(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_once")
 def test_identical_models_pass_twenty_times_in_twenty_seeds():
     assert [failed for seed in range(20) for failed in _passes(seed, odd_config())] == []
 
