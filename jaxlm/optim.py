@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxlm.layers import STACK
 from lmcore.config import OptimConfig
-from lmcore.optim.epsilon import least_root
+from lmcore.optim.epsilon import norm_epsilon
 from lmcore.optim.table import takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask", "over_layers"]
@@ -138,9 +138,9 @@ def _muon(momentum: float) -> optax.GradientTransformation:
 
 
 def _min_root(tree: Any) -> float:
-    """Return `least_root` for the dtype of a tree, which may be empty where another optimizer has all arrays."""
+    """Return `norm_epsilon` for the dtype of a tree, which may be empty where another optimizer has all arrays."""
     leaves = jax.tree.leaves(tree)
-    return least_root(leaves[0].dtype if leaves else np.dtype(np.float32))
+    return norm_epsilon(leaves[0].dtype if leaves else np.dtype(np.float32))
 
 
 def _factored_rms() -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcore.config import OptimConfig
-from lmcore.optim.epsilon import least_root
+from lmcore.optim.epsilon import norm_epsilon
 from lmcore.optim.table import OPTIMIZERS, kinds_of, takes_muon
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
@@ -46,7 +46,7 @@ def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> 
     Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
     """
     groups, betas = _groups(config, parameters), (config.beta1, config.beta2)
-    eps = least_root(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
+    eps = norm_epsilon(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
     optimizer: torch.optim.Optimizer
     # A fused update reads and writes each value once, and on CUDA skips what a gradient scaler rejects without waiting.
     match config.name:

@@ -2,7 +2,6 @@
 
 from lmcore.config.io import (
     GROUPS,
-    as_given,
     check_types,
     describe_type,
     differences,
@@ -12,6 +11,7 @@ from lmcore.config.io import (
     group_in,
     load,
     save,
+    to_dict,
     to_yaml,
 )
 from lmcore.config.schema import (
@@ -49,7 +49,6 @@ __all__ = [
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
-    "as_given",
     "check_types",
     "describe_type",
     "differences",
@@ -59,5 +58,6 @@ __all__ = [
     "group_in",
     "load",
     "save",
+    "to_dict",
     "to_yaml",
 ]

@@ -17,7 +17,6 @@ from lmcore.parsing import parse_yaml, read_text
 
 __all__ = [
     "GROUPS",
-    "as_given",
     "check_types",
     "describe_type",
     "differences",
@@ -27,6 +26,7 @@ __all__ = [
     "group_in",
     "load",
     "save",
+    "to_dict",
     "to_yaml",
 ]
 
@@ -137,12 +137,12 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
 
 
-def as_given(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Return nested plain values from which `from_dict` builds the same config; derived values are left unset."""
 
     def plain(name: str, value: Any) -> Any:
         if is_dataclass(value):
-            return as_given(value)
+            return to_dict(value)
         return unset[name] if isinstance(value, Derived) else value
 
     unset = {f.name: f.default for f in fields(config)}
@@ -151,7 +151,7 @@ def as_given(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Return the config as YAML, without derived values."""
-    return yaml.safe_dump(as_given(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def save(config: Config, path: Path) -> None:

@@ -150,10 +150,10 @@ class Writer:
 
     def write(self, prompts: Sequence[str]) -> None:
         """Generate text after each prompt: a single one is streamed, several are printed when all are done."""
-        from lmcore.generate.prompting import longest_prompt
+        from lmcore.generate.prompting import max_prompt_tokens
 
         for prompt in prompts:
-            over = len(self.tokenizer.encode_prompt(prompt, self.special)) - longest_prompt(self.context)
+            over = len(self.tokenizer.encode_prompt(prompt, self.special)) - max_prompt_tokens(self.context)
             if over > 0:
                 print(f"note: dropped the first {over} tokens of a prompt: the context is too short", file=sys.stderr)
         begin = time.monotonic()
@@ -183,9 +183,9 @@ class Writer:
 
     def _show(self, prompts: Sequence[str]) -> "Iterator[list[Text]]":
         """Print texts and yield them as they grow; with several prompts, print all at the end."""
-        from lmcore.generate.prompting import write_texts
+        from lmcore.generate.prompting import generate_texts
 
-        growing = write_texts(
+        growing = generate_texts(
             self.generator, self.tokenizer, prompts, self.options, context=self.context, special=self.special
         )
         if len(prompts) != 1:

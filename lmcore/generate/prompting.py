@@ -19,9 +19,9 @@ __all__ = [
     "Text",
     "complete",
     "draw_uniforms",
-    "longest_prompt",
+    "generate_texts",
+    "max_prompt_tokens",
     "pad_left",
-    "write_texts",
     "write_tokens",
 ]
 
@@ -65,7 +65,7 @@ def draw_uniforms(seed: int, rows: int, length: int) -> Float32[np.ndarray, "B A
     return np.stack([generator.random(length, dtype=np.float32) for generator in generators])
 
 
-def longest_prompt(context: int) -> int:
+def max_prompt_tokens(context: int) -> int:
     """Return the maximum number of prompt tokens that leaves room in the context for the first call's tokens."""
     return context - min(CHUNK, context // 2)
 
@@ -114,7 +114,7 @@ def write_tokens(
         first: number of each prompt's last tokens that were decoded in an earlier call, whose uniform numbers are
             skipped.
     """
-    longest = longest_prompt(context)
+    longest = max_prompt_tokens(context)
     chunk = context - longest
     later = (options.max_tokens - 1) // chunk * chunk  # tokens to decode after the first call
     tokens, pads = pad_left(prompts, longest, pad, room=later)
@@ -152,7 +152,7 @@ class Text:
     """Whether the model ended the text itself, with end-of-text or another stop token."""
 
 
-def write_texts(
+def generate_texts(
     generator: Generator,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -205,5 +205,5 @@ def complete(
         options: number of tokens and seed.
         context: maximum context length in tokens.
     """
-    *_, texts = write_texts(generator, tokenizer, prompts, options, context=context)
+    *_, texts = generate_texts(generator, tokenizer, prompts, options, context=context)
     return texts

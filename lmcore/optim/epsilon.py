@@ -2,10 +2,10 @@
 
 import numpy as np
 
-__all__ = ["least_root"]
+__all__ = ["norm_epsilon"]
 
 
-def least_root(dtype: np.dtype) -> float:
+def norm_epsilon(dtype: np.dtype) -> float:
     """Return the epsilon of two norms: Muon's, before it orthogonalizes a matrix, and Adafactor's root mean square.
 
     optax adds it, or its square, to the norm, where torch takes the maximum of the two. It is therefore so small that

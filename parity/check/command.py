@@ -69,7 +69,7 @@ def check(
     Raises:
         UserError: `what` cannot be read, or a device cannot do what is asked.
     """
-    from parity.check.processes import climb_apart, climb_one, processes_for
+    from parity.check.processes import climb_in_processes, climb_one, processes_for
     from parity.check.rungs.base import Options
     from parity.check.subject import open_subject
     from parity.report.report import Report
@@ -82,7 +82,7 @@ def check(
         if len(group) == 1:
             climbed: Iterable[Climbed] = [climb_one(subject, group[0], rungs, on, options)]
         else:
-            climbed = climb_apart(subject, group, rungs, on, options)
+            climbed = climb_in_processes(subject, group, rungs, on, options)
         for dtype, (facts["devices"], lines) in zip(group, climbed, strict=True):
             results += lines
             if report is not None:

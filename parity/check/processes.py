@@ -19,7 +19,7 @@ from parity.check.result import Result
 from parity.check.rungs.base import Options
 from parity.check.subject import Subject
 
-__all__ = ["Climbed", "climb_apart", "climb_one", "processes_for"]
+__all__ = ["Climbed", "climb_in_processes", "climb_one", "processes_for"]
 
 COPIES = 24
 """Upper bound on the copies of the weights that a check holds at once, in float64: twins, moments, moved weights."""
@@ -67,7 +67,7 @@ def climb_one(
         return names, list(climb(pair, rungs, options))
 
 
-def climb_apart(
+def climb_in_processes(
     subject: Subject,
     dtypes: Sequence[Precision],
     rungs: Sequence[int] | None,

@@ -12,13 +12,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.config import Config, as_given, cli, flatten, load, to_yaml
+from lmcore.config import Config, cli, flatten, load, to_dict, to_yaml
 from lmcore.errors import UserError
 from lmcore.model.memory import check_memory
 from lmcore.parsing import parse_json, parse_yaml, read_json
 
 VALID = to_yaml(Config())
-PLAIN = json.dumps(as_given(Config()))
+PLAIN = json.dumps(to_dict(Config()))
 NAMES = [name for name, _ in flatten(Config())]
 SECONDS = 5.0
 

@@ -16,8 +16,8 @@ from lmcore.generate.prompting import (
     Text,
     complete,
     draw_uniforms,
+    generate_texts,
     pad_left,
-    write_texts,
     write_tokens,
 )
 
@@ -246,7 +246,7 @@ def snapshots(by_bytes: Tokenizer) -> Callable[..., list[list[str]]]:
     def write(model: Generator, max_tokens: int = 40, context: int = 256) -> list[list[str]]:
         prompts = ["p"] * len(model.scripts)
         options = SampleConfig(max_tokens=max_tokens)
-        texts = write_texts(model, by_bytes, prompts, options, context=context)
+        texts = generate_texts(model, by_bytes, prompts, options, context=context)
         return [[text.text for text in row] for row in texts]
 
     return write

@@ -273,7 +273,7 @@ def test_config_and_tokenizer_are_the_runs(run_dir: Path):
 
 def changed(run_dir: Path, **changes: object) -> Config:
     """The config of `run_dir` with dotted names, written with __ for the dot, set anew."""
-    values = configs.as_given(replace(CONFIG, run_dir=str(run_dir)))
+    values = configs.to_dict(replace(CONFIG, run_dir=str(run_dir)))
     for name, value in changes.items():
         group, _, field = name.partition("__")
         values[group][field] = value
@@ -316,7 +316,7 @@ def test_a_run_is_not_overwritten(run_dir: Path):
         ({"data__files": ["a.txt"]}, r"data.files was \[\] and is \['a.txt'\]"),
         ({"tokenizer__kind": "bytes"}, "tokenizer.kind was 'bpe' and is 'bytes'"),
         (
-            {"model__n_layers": 5, "model__rope_scaling": configs.as_given(RopeScaling())},
+            {"model__n_layers": 5, "model__rope_scaling": configs.to_dict(RopeScaling())},
             "model.n_layers was 4 and is 5; model.rope_scaling.factor was None and is 8.0",
         ),
     ],

@@ -25,7 +25,7 @@ from parity.backends.base import Pair, check_config, moved_by_one_ulp
 from parity.check.command import check, main
 from parity.check.known import are_beyond, within_rounding
 from parity.check.ladder import climb
-from parity.check.processes import climb_apart, climb_one, processes_for
+from parity.check.processes import climb_in_processes, climb_one, processes_for
 from parity.check.rungs.base import Options, training_batches
 from parity.check.rungs.freerun import prediction_bound
 from parity.check.selftest.mutants import odd_config, shaken
@@ -345,7 +345,7 @@ def test_precisions_side_by_side_find_what_they_find_in_turn():
     config = replace(shallow(), data=DataConfig(stories=20), tokenizer=TokenizerConfig(kind="bytes"))
     subject = open_subject(None, replace(config, model=replace(config.model, vocab_size=0)), [])
     asked = [2], PAIR, Options()
-    apart = list(climb_apart(subject, ("float64", "float32"), *asked))
+    apart = list(climb_in_processes(subject, ("float64", "float32"), *asked))
     for dtype, (devices, found) in zip(("float64", "float32"), apart, strict=True):
         alone = climb_one(subject, dtype, *asked)
         assert devices == alone[0]
@@ -353,7 +353,7 @@ def test_precisions_side_by_side_find_what_they_find_in_turn():
     wide = replace(subject.config.model, ffn_dim=10**12)
     huge = replace(subject, config=replace(subject.config, model=wide))
     with pytest.raises(UserError, match="model: found one that needs at least"):
-        list(climb_apart(huge, ("float64", "float32"), *asked))
+        list(climb_in_processes(huge, ("float64", "float32"), *asked))
     assert processes_for(huge, ("float64", "float32"), PAIR) == 1
     assert processes_for(subject, ("float64", "float32"), dict.fromkeys(PAIR, "cuda")) == 1
 
