@@ -13,8 +13,6 @@ import jaxlm
 import lmcore
 import parity
 import torchlm
-from lmcore.config import shipped
-from lmcore.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 LAZY = """
@@ -77,19 +75,3 @@ def test_every_public_name_is_there(package):
         assert name in dir(package)
     with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'absent'"):
         package.absent  # noqa: B018
-
-
-def test_a_bare_name_is_a_shipped_config_and_a_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert shipped.config_path("tinystories", "--config").name == "tinystories.yaml"
-    (tmp_path / "tinystories").mkdir()
-    assert shipped.config_path("tinystories", "--config").name == "tinystories.yaml"
-    (tmp_path / "classic").write_text("{}")
-    assert shipped.config_path("classic", "--config") == Path("classic")
-    with pytest.raises(UserError, match=r"--config: found no file 'tinystory', .* one of classic, .*wikitext103$"):
-        shipped.config_path("tinystory", "--config")
-    with pytest.raises(UserError, match=r"found no file 'sub/classic'"):
-        shipped.config_path("sub/classic", "--config")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="found the folder 'folder', expected a YAML file"):
-        shipped.config_path("folder", "--config")

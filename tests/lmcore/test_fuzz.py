@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lmcore.config import Config, cli, flatten, load, to_dict, to_yaml
 from lmcore.errors import UserError
 from lmcore.model.memory import check_memory
-from lmcore.parsing import parse_json, parse_yaml, read_json
+from lmcore.parsing import parse_yaml
 
 VALID = to_yaml(Config())
 PLAIN = json.dumps(to_dict(Config()))
@@ -152,31 +152,3 @@ def check_word(path: Path, drawn: tuple[str, str]) -> None:
 @pytest.mark.slow
 def test_a_word_means_the_same_in_a_file_and_on_the_command_line(tmp_path: Path):
     run(check_word, st.tuples(FIELDS, WORDS), 400, tmp_path / "c.yaml")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("[" * 100_000, "nested more than 64 deep"),
-        ('{"a":' * 900 + "1" + "}" * 900, "nested more than 64 deep"),
-        ('{"a": 1, "a": 2}', "duplicate key 'a' in one object"),
-        ('{"a": ' + "9" * 5000 + "}", "integer string conversion"),
-        ('{"a": "\udcff"}', "'utf-8' codec can't decode"),
-        ("", "Expecting value"),
-    ],
-)
-def test_json_is_bounded_too(content: str, reason: str, tmp_path: Path):
-    (tmp_path / "a.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"a\.json: cannot be read as JSON \(.*\); delete it$") as caught:
-        read_json(tmp_path / "a.json", "delete it")
-    assert reason in str(caught.value)
-
-
-JSON = st.recursive(
-    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-)
-
-
-@given(JSON)
-def test_ordinary_json_is_read_as_ever(value: Any):
-    assert parse_json(json.dumps(value)) == value

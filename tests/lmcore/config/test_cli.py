@@ -23,7 +23,7 @@ from lmcore.config import (
     flatten,
 )
 from lmcore.config.cli import command_parser, named_as_options, parse_arguments
-from lmcore.errors import UserError, command
+from lmcore.errors import UserError
 
 ROOT = Path(cli.__file__).parents[2]
 
@@ -464,26 +464,6 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_2(folder: Path):
     assert list(folder.iterdir()) == [], "and nothing is made"
 
 
-@pytest.mark.parametrize(("package", "extra"), [("torch", "torch"), ("orbax.checkpoint", "jax")])
-def test_a_missing_framework_is_one_line_that_names_the_extra(package: str, extra: str, capsys):
-    @command
-    def needs(argv):
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-    assert needs([]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f'run: pip install "twinlm[{extra}]"')
-
-
-def test_another_missing_module_is_a_fault_of_ours():
-    @command
-    def needs(argv):
-        raise ModuleNotFoundError("No module named 'lmcore.x'", name="lmcore.x")
-
-    with pytest.raises(ModuleNotFoundError):
-        needs([])
-
-
 def test_bytes_that_are_no_text_are_one_line():
     with pytest.raises(UserError, match=r"'bad .udcff': found bytes that are not UTF-8"):
         parse("--data.files", "bad \udcff")
@@ -496,55 +476,10 @@ def test_a_field_that_a_command_has_as_an_option_is_named_as_one():
         EvalConfig(windows=-1)
 
 
-def test_a_command_returns_a_code_for_every_end(capsys: pytest.CaptureFixture[str]):
-    def ends_with(error: BaseException | None) -> int:
-        @command
-        def main(argv: list[str] | None = None) -> None:
-            if error:
-                raise error
-
-        return main([])
-
-    assert [ends_with(error) for error in (None, UserError("a\n  b"), KeyboardInterrupt())] == [0, 2, 130]
-    assert capsys.readouterr().err == "error: a b\ninterrupted\n"
-    with pytest.raises(ZeroDivisionError):
-        ends_with(ZeroDivisionError())
-
-
-@pytest.mark.parametrize("text", ["“Once” – × ± ✓ é", "half \ud800 a pair", "plain"])
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
-def test_what_standard_output_cannot_show_ends_no_command(text: str, encoding: str):
-    code = f"from lmcore.errors import command\n@command\ndef main(argv=None): print({text!a})\nexit(main())"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout == (text + "\n").encode(encoding, "replace")
-
-
-def test_a_command_leaves_standard_output_as_it_was(capsys: pytest.CaptureFixture[str]):
-    seen = []
-    assert command(lambda argv: seen.append(sys.stdout.errors))([]) == 0
-    assert (seen, sys.stdout.errors) == (["replace"], "strict")
-
-
 def test_help_is_shown_in_ascii():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     ended = subprocess.run([sys.executable, "-m", "jaxlm.train", "--help"], env=environment, capture_output=True)
     assert (ended.returncode, ended.stderr) == (0, b"")
-
-
-def test_a_reader_that_leaves_early_is_no_mistake():
-    code = "from lmcore.errors import command\n@command\ndef main(argv=None):\n    while True: print('x')\nexit(main())"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    with process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdout.close()
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (141, b"")
 
 
 def test_a_new_run_takes_the_first_free_folder_named_after_the_file():
