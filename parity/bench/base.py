@@ -13,6 +13,7 @@ SHOWN = 64
 """Logits of each sequence that are compared, to see that all implementations have the same model."""
 
 
+@runtime_checkable
 class Implementation(Protocol):
     """What is timed; its weights are the shared NumPy initialization."""
 

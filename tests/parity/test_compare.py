@@ -1,7 +1,6 @@
-"""The comparison helper, and `parity.compare`, which holds anyone's torch module against a JAX function."""
+"""`parity.compare`, which holds anyone's torch module against a JAX function."""
 
 import contextlib
-import math
 import re
 import runpy
 import sys
@@ -17,94 +16,9 @@ from torch import nn
 
 from lmcore.errors import UserError
 from parity import compare, tap
-from parity.check.result import distributions, identical, judge
-from parity.difference import TOLERANCES, compare_all, difference, tolerance, worst
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "port_check.py"
-
-
-def test_a_difference_is_relative_to_the_largest_value_and_names_its_place():
-    found = difference("x", np.array([[1.0, -8.0], [2.0, 4.0]]), np.array([[1.0, -8.0], [2.5, 4.0]]))
-    assert (found.max_abs, found.max_rel, found.where) == (0.5, 0.5 / 8, (1, 0))
-    assert (found.left, found.right, found.place) == (2.0, 2.5, "x[1, 0]")
-    assert found.within(0.0625)
-    assert not found.within(0.0624)
-
-
-def test_equal_arrays_do_not_differ_and_zero_against_zero_is_no_division():
-    assert difference("x", np.zeros(3), np.zeros(3)).max_rel == 0
-    assert difference("x", np.empty((0, 2)), np.empty((0, 2))).max_rel == 0
-    assert difference("x", 1e-300, 0.0).max_rel == 1
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_infinitely_far_apart(bad: float):
-    found = difference("x", np.array([1.0, bad]), np.array([1.0, bad]))
-    assert found.max_rel == math.inf
-    assert not found.within(1e300)
-    assert found.where == (1,)
-
-
-def test_other_shapes_and_missing_names_are_infinitely_far_apart():
-    assert not difference("x", np.ones((2, 1)), np.ones((1, 2))).within(1e300)
-    found = compare_all({"a": 1.0, "b": 1.0}, {"b": 1.0, "c": 1.0})
-    assert {d.name: d.max_rel for d in found} == {"b": 0.0, "a": math.inf, "c": math.inf}
-    assert worst(found).name in ("a", "c")
-
-
-def test_every_float_type_of_every_framework_is_compared():
-    value = [1.0, 1.5, -2.25]
-    arrays = [np.array(value), jnp.array(value), torch.tensor(value, requires_grad=True)]
-    arrays += [np.array(value, ml_dtypes.bfloat16), jnp.array(value, jnp.bfloat16), torch.tensor(value).bfloat16()]
-    assert {difference("x", a, b).max_abs for a in arrays for b in arrays} == {0.0}
-    assert {difference("x", a, np.array([1.0, 1.5, -2.0])).max_abs for a in arrays} == {0.25}
-
-
-def test_both_parts_of_complex_values_are_compared():
-    value = np.array([1 + 2j, 3 - 4j])
-    sides = [value, jnp.array(value), torch.tensor(value), torch.tensor(value).conj().conj()]
-    assert {difference("x", a, b).max_abs for a in sides for b in sides} == {0.0}
-    assert difference("x", value, torch.tensor(value).conj()).max_abs == 8
-    assert difference("x", value.real, value).max_rel == math.inf
-
-
-def test_the_tolerances_are_those_of_the_contract():
-    assert TOLERANCES == {
-        "logits": {"float64": 1e-12, "float32": 1e-5},
-        "gradients": {"float64": 1e-11, "float32": 1e-4},
-        "update": {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-5},
-    }
-    assert tolerance("logits", "bfloat16") is None
-
-
-def test_the_first_divergent_value_is_named_not_the_worst():
-    left, right = {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0 + 1e-6, "c": 2.0}
-    line = judge(3, "x", "float64", compare_all(left, right), "logits")
-    assert (line.verdict, line.first, line.where, line.max_abs) == ("FAIL", "b", "b[]", 1.0)
-    assert judge(3, "x", "float64", compare_all(left, left), "logits").verdict == "pass"
-    assert judge(3, "x", "bfloat16", compare_all(left, right), "logits").verdict == "reported"
-
-
-def test_identical_means_every_bit():
-    zero = np.zeros(2)
-    assert identical("x", zero, zero.copy()).max_abs == 0
-    assert identical("x", zero, -zero).max_abs == math.inf
-    assert identical("x", zero, zero.astype(np.float32)).max_abs == math.inf
-    assert identical("x", np.full(2, math.nan), np.full(2, math.nan)).max_abs == 0
-
-
-def test_distributions_pass_within_the_divergence_and_fail_beyond_it():
-    logits = np.random.default_rng(0).standard_normal((50, 30)) * 4
-    for noise, verdict in ((0.01, "pass"), (0.3, "FAIL")):
-        moved = logits + noise * np.random.default_rng(1).standard_normal(logits.shape)
-        line = distributions(4, "x", "bfloat16", logits, moved, [difference("logits", logits, moved)])
-        assert line.verdict == verdict, line.note
-    shifted = logits + 100  # the same distribution
-    assert distributions(4, "x", "bfloat16", logits, shifted, [difference("x", logits, shifted)]).verdict == "pass"
-
-
-# Ports.
 
 
 @pytest.fixture(autouse=True)
