@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from lmcore.config import ModelConfig
-from torchlm.attention import attention, causal_mask
-from torchlm.fast.attention import causal_attention
-from torchlm.mlps import MLP, GatedMLP, make_mlp
 from torchlm.model import Decoder, RMSNorm, rotate
-from torchlm.norms import LayerNorm
 
 SHAPE = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=11)
 GROUPED = replace(SHAPE, n_heads=6, n_kv_heads=2)
@@ -56,63 +52,6 @@ def test_rotation_turns_half_split_pairs():
     assert close(turned, torch.cat([plane.real, plane.imag], dim=-1))
     interleaved = torch.view_as_real(torch.complex(x[..., ::2], x[..., 1::2]) * torch.exp(1j * angles)[:, :, None])
     assert not close(turned, interleaved.flatten(-2), 1e-3)
-
-
-@pytest.mark.parametrize("length", [1, 7, 150, 1025])
-def test_attention_is_its_formula_and_query_head_n_uses_key_head_n_over_g(length: int):
-    q, k, v = draws(2, length, 6, 4), draws(2, length, 2, 4, seed=1), draws(2, length, 2, 4, seed=2)
-
-    def expected(heads: np.ndarray) -> np.ndarray:
-        scores = np.einsum("btnh,bsnh->bnts", q.numpy(), k.numpy()[:, :, heads]) / 2
-        scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v.numpy()[:, :, heads])
-
-    assert close(causal_attention(q, k, v), expected(np.array([0, 0, 0, 1, 1, 1])))
-    assert not close(causal_attention(q, k, v), expected(np.array([0, 1, 0, 1, 0, 1])), 1e-3)
-
-
-def test_a_query_sees_neither_padding_nor_later_columns():
-    q, k, v = draws(2, 2, 6, 4), draws(2, 2, 9, 4, seed=1), draws(2, 2, 9, 4, seed=2)
-    columns = torch.tensor([4, 5])
-    mixed = attention(q, k, v, causal_mask(columns, 9, torch.tensor([0, 3])))
-    for row, first in ((0, 0), (1, 3)):
-        for i, column in enumerate((4, 5)):
-            seen = slice(first, column + 1)
-            alone = attention(
-                q[row : row + 1, i : i + 1],
-                k[row : row + 1, :, seen],
-                v[row : row + 1, :, seen],
-                torch.ones(1, 1, column + 1 - first, dtype=torch.bool),
-            )
-            assert close(mixed[row, i], alone[0, 0])
-    assert not close(mixed, attention(q, k, v, causal_mask(columns, 9, torch.tensor([0, 2]))), 1e-3)
-
-
-def test_swiglu_gates_by_silu_of_the_gate():
-    layer = GatedMLP(SHAPE).double()
-    x = draws(2, 3, 20)
-    gate, up = (x @ w.weight.T for w in (layer.gate_proj, layer.up_proj))
-    assert close(layer(x), (gate / (1 + torch.exp(-gate)) * up) @ layer.down_proj.weight.T)
-    assert not close(layer(x), (up / (1 + torch.exp(-up)) * gate) @ layer.down_proj.weight.T, 1e-3)
-
-
-def test_geglu_and_relu_are_their_formulas():
-    x = draws(2, 3, 20)
-    for mlp, kind, act in (("geglu", GatedMLP, torch.nn.functional.gelu), ("relu", MLP, lambda y: y.clamp_min(0))):
-        layer = make_mlp(replace(SHAPE, mlp=mlp, bias=True)).double()
-        assert type(layer) is kind
-        up, down = layer.up_proj, layer.down_proj
-        inner = act(getattr(layer, "gate_proj", up)(x)) * (up(x) if kind is GatedMLP else 1)
-        assert close(layer(x), inner @ down.weight.T + down.bias)
-        assert not close(layer(x), inner @ down.weight.T, 1e-3)
-
-
-def test_layernorm_is_torchs():
-    norm, x = LayerNorm(20, 1e-2).double(), draws(2, 3, 20) + 1
-    norm.weight.data, norm.bias.data = draws(20, seed=1), draws(20, seed=2)
-    assert close(norm(x), torch.nn.functional.layer_norm(x, (20,), norm.weight, norm.bias, 1e-2))
-    assert not close(norm(x), torch.nn.functional.rms_norm(x, (20,), norm.weight, 1e-2) + norm.bias, 1e-3)
 
 
 def test_no_position_sees_a_later_one():

@@ -30,7 +30,6 @@ from lmcore.config import (
 )
 from lmcore.errors import UserError
 from lmcore.optim.schedule import learning_rate
-from lmcore.run.trainer import with_vocabulary
 
 ROOT = Path(configs.__file__).parents[2]
 
@@ -206,14 +205,6 @@ def test_what_cannot_be_names_the_field_the_value_and_what_would_do(kind: type, 
 )
 def test_values_at_the_border_are_possible(kind: type, values: dict[str, Any]):
     from_dict(kind, values)
-
-
-def test_the_embedding_takes_the_tokenizers_size_may_have_more_rows_and_never_fewer():
-    assert with_vocabulary(Config(), 300).model.vocab_size == 300
-    padded = Config(model=ModelConfig(vocab_size=320))
-    assert with_vocabulary(padded, 300).model.vocab_size == with_vocabulary(padded, 320).model.vocab_size == 320
-    with pytest.raises(UserError, match=r"^model.vocab_size: found 320, expected at least the tokenizer's 321"):
-        with_vocabulary(padded, 321)
 
 
 DEFAULTS = Config(

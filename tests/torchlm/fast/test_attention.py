@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from torchlm import attention as plain
-from torchlm.attention import additive, causal_mask
 from torchlm.dropout import Key, seed_key
 from torchlm.fast import attention as fast
 from torchlm.fast.attention import causal_attention
@@ -44,19 +43,6 @@ def test_blocks_are_the_plain_form_with_its_gradients(
         assert (control.double() - other).abs().max() > allowed
 
 
-def test_the_plain_form_is_the_same_by_torchs_kernel_and_step_by_step():
-    q, k, v = drawn_heads(torch.float64)
-    kernel, ones = plain.causal_attention(q, k, v), torch.ones(2, 6, 11, 11, dtype=torch.float64)
-    mask = causal_mask(torch.arange(11), 11)
-    for given in (mask, additive(mask, torch.float64)):
-        torch.testing.assert_close(
-            plain.attention(q, plain.by_head(k), plain.by_head(v), given, factors=ones), kernel, rtol=0, atol=1e-13
-        )
-    later = causal_mask(torch.arange(11) + 1, 11)
-    wrong = plain.attention(q, plain.by_head(k), plain.by_head(v), later, factors=ones)
-    assert (wrong - kernel).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("attend", [causal_attention, plain.causal_attention])
 def test_torchs_own_generator_drops_the_same_fraction(attend):
     torch.manual_seed(0)
@@ -78,3 +64,26 @@ def test_a_long_sequence_goes_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch):
     assert causal_attention(*drawn_heads(torch.float32)).shape == (2, 11, 6, 4)
     with pytest.raises(AssertionError, match="in blocks"):
         causal_attention(*drawn_heads(torch.float32, length=10))
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor | np.ndarray, tolerance: float = 1e-12) -> bool:
+    expected = torch.as_tensor(expected)
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("length", [1, 7, 150, 1025])
+def test_attention_is_its_formula_and_query_head_n_uses_key_head_n_over_g(length: int):
+    q, k, v = draws(2, length, 6, 4), draws(2, length, 2, 4, seed=1), draws(2, length, 2, 4, seed=2)
+
+    def expected(heads: np.ndarray) -> np.ndarray:
+        scores = np.einsum("btnh,bsnh->bnts", q.numpy(), k.numpy()[:, :, heads]) / 2
+        scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v.numpy()[:, :, heads])
+
+    assert close(causal_attention(q, k, v), expected(np.array([0, 0, 0, 1, 1, 1])))
+    assert not close(causal_attention(q, k, v), expected(np.array([0, 1, 0, 1, 0, 1])), 1e-3)
