@@ -24,7 +24,6 @@ from parity.backends.base import Pair, check_config, moved_by_one_ulp
 from parity.check.command import check, main
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options, training_batches
-from parity.check.rungs.freerun import prediction_bound
 from parity.check.selftest.mutants import odd_config, shaken
 from parity.convert.conversion import convert
 
@@ -263,42 +262,6 @@ def test_the_noise_is_exactly_one_ulp_and_of_both_signs():
     apart = moved.view(np.int32) - params["w"].view(np.int32)
     assert set(np.unique(apart)) == {-1, 1}
     assert not np.array_equal(moved, moved_by_one_ulp(params, 1)["w"])
-
-
-def test_a_run_is_compared_in_step_and_by_its_drift():
-    pair = shaken_pair(shallow())
-    *in_step, free = climb(pair, [7], Options(steps=12))
-    assert {line.verdict for line in (*in_step, free)} == {"pass"}
-    assert [len(line.differences) for line in in_step] == [12] * len(in_step) == [12] * 5, "one for each step"
-    lengths = {name: len(values) for name, values in free.curves.items()}
-    assert lengths == dict.fromkeys(("jax", "torch", "floor", "highest"), 12)
-    assert max(free.curves["floor"]) > 0
-    losses = pair.answers["torch"]
-    losses |= {key: losses[key] + 1.0 for key in losses if key[:2] == ("free-running", 12)}
-    *_, free = climb(pair, [7], Options(steps=12))
-    assert (free.verdict, free.first) == ("FAIL", "loss at step")
-
-
-def test_the_bound_of_a_drift_is_exceeded_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(-3, 0.4, size=(20_000, 7))
-    beyond = [one[0] > prediction_bound(list(one[1:])) for one in draws]
-    assert 8 <= sum(beyond) <= 36, "20 of 20,000 expected"
-
-
-def test_every_step_of_a_schedule_is_felt():
-    """A learning rate that is 1e-6 off in a single late step shows, in that step."""
-    pair = shaken_pair(shallow())
-    apply_updates, calls = torchlm.engine.apply_updates, []
-
-    def faulty(optimizer, lr, scaler=None):
-        calls.append(lr)
-        apply_updates(optimizer, lr * (1 + 1e-6 * (len(calls) == 9)), scaler)
-
-    with mock.patch.object(torchlm.engine, "apply_updates", faulty):
-        lines = {line.what.partition(": ")[2]: line for line in climb(pair, [7], Options(steps=12)) if not line.curves}
-    assert lines["updates"].verdict == "FAIL"
-    assert lines["updates"].first.endswith("(step 9)")
 
 
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
