@@ -38,8 +38,8 @@ def gradients(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _gradient_noise(pair: Pair, unmoved: Step) -> float:
-    """Return how much the port's gradients change, relatively, when every weight is moved by one ulp."""
-    pair.port.load(moved_by_one_ulp(pair.start, 0))
+    """Return how much the port's gradients change, relatively, when each weight moves by an ulp of the precision."""
+    pair.port.load(moved_by_one_ulp(pair.start, 0, pair.dtype))
     moved = pair.port.step(training_batches(pair, 1)[0], learning_rate(pair.config, 0))
     return worst(compare_all(unmoved.grads, moved.grads)).max_rel
 

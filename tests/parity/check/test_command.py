@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import jax
@@ -18,22 +17,15 @@ import jaxlm.train
 import torchlm.engine
 import torchlm.mlps
 import torchlm.model
-from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
-from lmcore.errors import UserError
-from parity.backends import PAIR, framework_settings, make_pair
+from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from parity.backends import framework_settings, make_pair
 from parity.backends.base import Pair, check_config, moved_by_one_ulp
 from parity.check.command import check, main
-from parity.check.known import are_beyond, within_rounding
 from parity.check.ladder import climb
-from parity.check.processes import climb_in_processes, climb_one, processes_for
 from parity.check.rungs.base import Options, training_batches
-from parity.check.rungs.freerun import prediction_bound
 from parity.check.selftest.mutants import odd_config, shaken
-from parity.check.subject import open_subject
 from parity.convert.conversion import convert
-from parity.difference import compare_all
 
-TEXT = "The quick brown fox jumps over the lazy dog. She said: five dozen liquor jugs!\n" * 40
 TINY = [
     *("--model.dim", "24", "--model.n_layers", "2", "--model.n_heads", "2", "--model.max_seq_len", "24"),
     *("--tokenizer.kind", "bytes", "--train.batch_size", "4", "--train.steps", "20", "--optim.warmup_steps", "2"),
@@ -44,13 +36,6 @@ TINY = [
 def settings_restored() -> Iterator[None]:
     with framework_settings():
         yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -162,20 +147,6 @@ def test_runs_of_both_twins_and_hugging_face_folders_are_checked(runs: dict[str,
     assert len(report.results) == 2 + 2 + 1 + 5 + 1
 
 
-def test_the_text_is_named_with_as_much_of_it_as_is_fed(text: Path, monkeypatch: pytest.MonkeyPatch):
-    def named(given: list[str], **data: Any) -> str:
-        config = Config(data=DataConfig(**data), tokenizer=TokenizerConfig(kind="bytes"))
-        subject = open_subject(None, config, given)
-        assert subject.text.split(" tokens of ")[0].removeprefix("the first ") == f"{len(subject.tokens):,}"
-        return subject.text
-
-    assert named([], stories=3).endswith(" tokens of 3 embedded stories")
-    assert named([], stories=9999) == "the first 200,000 tokens of 1,500 embedded stories"
-    assert named([str(text)], stories=3).endswith(f" tokens of {text}")
-    monkeypatch.setattr("parity.check.subject.STORIES", 4)
-    assert named([], stories=3, files=["no such file.txt"]).endswith(" tokens of 4 embedded stories")
-
-
 def test_a_check_leaves_the_settings_of_the_process(text: Path):
     check(config=Config(model=ModelConfig(dim=8, n_heads=1, n_layers=1, max_seq_len=16)), rungs=[2], files=[str(text)])
     assert not jax.config.jax_enable_x64
@@ -275,55 +246,6 @@ def test_the_noise_is_exactly_one_ulp_and_of_both_signs():
     assert not np.array_equal(moved, moved_by_one_ulp(params, 1)["w"])
 
 
-def test_a_run_is_compared_in_step_and_by_its_drift():
-    pair = shaken_pair(shallow())
-    *in_step, free = climb(pair, [7], Options(steps=12))
-    assert {line.verdict for line in (*in_step, free)} == {"pass"}
-    assert [len(line.differences) for line in in_step] == [12] * len(in_step) == [12] * 5, "one for each step"
-    lengths = {name: len(values) for name, values in free.curves.items()}
-    assert lengths == dict.fromkeys(("jax", "torch", "floor", "highest"), 12)
-    assert max(free.curves["floor"]) > 0
-    losses = pair.answers["torch"]
-    losses |= {key: losses[key] + 1.0 for key in losses if key[:2] == ("free-running", 12)}
-    *_, free = climb(pair, [7], Options(steps=12))
-    assert (free.verdict, free.first) == ("FAIL", "loss at step")
-
-
-def test_the_bound_of_a_drift_is_exceeded_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(-3, 0.4, size=(20_000, 7))
-    beyond = [one[0] > prediction_bound(list(one[1:])) for one in draws]
-    assert 8 <= sum(beyond) <= 36, "20 of 20,000 expected"
-
-
-def test_every_step_of_a_schedule_is_felt():
-    """A learning rate that is 1e-6 off in a single late step shows, in that step."""
-    pair = shaken_pair(shallow())
-    apply_updates, calls = torchlm.engine.apply_updates, []
-
-    def faulty(optimizer, lr, scaler=None):
-        calls.append(lr)
-        apply_updates(optimizer, lr * (1 + 1e-6 * (len(calls) == 9)), scaler)
-
-    with mock.patch.object(torchlm.engine, "apply_updates", faulty):
-        lines = {line.what.partition(": ")[2]: line for line in climb(pair, [7], Options(steps=12)) if not line.curves}
-    assert lines["updates"].verdict == "FAIL"
-    assert lines["updates"].first.endswith("(step 9)")
-
-
-def test_a_gradient_that_cancels_is_measured_by_one_ulp_and_a_wrong_one_is_not_excused():
-    config = replace(shallow(), train=replace(shallow().train, precision="float32"))
-    pair = shaken_pair(config)
-    batch = training_batches(pair, 1)[0]
-    step = pair.loaded(pair.reference).step(batch, 0.01)
-    noise = 3e-4  # relative: above the tolerance, and far above what one ulp makes here
-    wrong = {name: grad * (1 + noise) for name, grad in step.grads.items()}
-    found = compare_all(step.grads, wrong)
-    assert are_beyond("gradients", "float32", found)
-    assert within_rounding(pair, found, batch, pair.start) == found, "not explained by rounding"
-    assert not are_beyond("gradients", "float32", compare_all(step.grads, step.grads))
-
-
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_updates_by_muon_are_held_to_rounding_and_a_wrong_one_is_not_excused(dtype):
     """Newton–Schulz makes rounding large in float32; in float64 the least norm, which optax adds, would show."""
@@ -339,23 +261,6 @@ def test_updates_by_muon_are_held_to_rounding_and_a_wrong_one_is_not_excused(dty
     with mock.patch.object(torchlm.engine, "apply_updates", faulty):
         lines = {line.what.partition(": ")[2]: line for line in climb(pair, [7], Options(steps=6, draws=1))}
     assert lines["updates"].verdict == "FAIL"
-
-
-def test_precisions_side_by_side_find_what_they_find_in_turn():
-    config = replace(shallow(), data=DataConfig(stories=20), tokenizer=TokenizerConfig(kind="bytes"))
-    subject = open_subject(None, replace(config, model=replace(config.model, vocab_size=0)), [])
-    asked = [2], PAIR, Options()
-    apart = list(climb_in_processes(subject, ("float64", "float32"), *asked))
-    for dtype, (devices, found) in zip(("float64", "float32"), apart, strict=True):
-        alone = climb_one(subject, dtype, *asked)
-        assert devices == alone[0]
-        assert [(r.what, r.dtype, r.verdict) for r in found] == [(r.what, r.dtype, r.verdict) for r in alone[1]]
-    wide = replace(subject.config.model, ffn_dim=10**12)
-    huge = replace(subject, config=replace(subject.config, model=wide))
-    with pytest.raises(UserError, match="model: found one that needs at least"):
-        list(climb_in_processes(huge, ("float64", "float32"), *asked))
-    assert processes_for(huge, ("float64", "float32"), PAIR) == 1
-    assert processes_for(subject, ("float64", "float32"), dict.fromkeys(PAIR, "cuda")) == 1
 
 
 def test_listening_changes_nothing():

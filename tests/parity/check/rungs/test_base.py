@@ -1,0 +1,19 @@
+"""What all rungs share: the batches of the run, from the text."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from parity.backends.base import Pair
+from parity.check.rungs.base import training_batches
+
+
+def test_batches_are_pieces_of_the_text_and_depend_on_the_seed(tiny_pair: Callable[..., Pair]):
+    pair = tiny_pair(train={"seq_len": 11})
+    first, second, third = training_batches(pair, 3)
+    assert first.shape == second.shape == third.shape == (4, 12)
+    windows = np.lib.stride_tricks.sliding_window_view(pair.tokens, 12)
+    assert all((windows == row).all(axis=1).any() for row in (*first, *second, *third))
+    assert len(np.unique(np.concatenate([first, second, third]), axis=0)) == 12, "no window is read twice"
+    np.testing.assert_array_equal(training_batches(pair, 1)[0], first)
+    assert not np.array_equal(training_batches(tiny_pair(train={"seed": 7}), 1)[0], first)
