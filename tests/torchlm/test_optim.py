@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lmcore.config import OptimConfig
-from torchlm.optim import apply_updates, clip_by_global_norm, decay_mask, make_optimizer
+from torchlm.optim import apply_updates, clip_by_global_norm, decay_mask, make_optimizer, muon_mask
 
 CONFIG = OptimConfig(beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.3)
 
@@ -59,6 +59,12 @@ def _grads(params: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
 
 def test_decay_mask_takes_matrices():
     assert decay_mask(parameters()) == {"w": True, "norm": False}
+
+
+def test_muon_takes_the_matrices_of_the_blocks():
+    shapes = {"embed_tokens.weight": (4, 3), "layers.0.mlp.up_proj.weight": (3, 4), "layers.0.bias": (4,)}
+    params = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    assert [name for name, taken in muon_mask(params).items() if taken] == ["layers.0.mlp.up_proj.weight"]
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "lion", "sgd"])

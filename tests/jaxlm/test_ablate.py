@@ -1,0 +1,19 @@
+"""`python -m jaxlm.ablate` is the common command with this package's name."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxlm import ablate
+
+
+def test_the_command_has_the_packages_name_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text("base: {}\nchanges: {unclipped: {optim.clip: 0}}\n")
+    Path("runs").mkdir()
+    Path("runs/study-jaxlm").touch()
+    assert ablate.main(["study.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: runs/study-jaxlm is a file, expected a folder")
+    with pytest.raises(SystemExit, match="0"):
+        ablate.main(["--help"])
+    assert "python -m jaxlm.ablate FILE" in capsys.readouterr().out
