@@ -17,7 +17,7 @@ import torchlm.optim
 from jaxlm.engine import Engine as JaxEngine
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
 from lmcore.run.checkpoints import Checkpoint
-from parity.convert.moments import Moments, read_optax, zero_moments
+from parity.convert.moments import Moments, zero_moments
 from parity.convert.states import read_state, write_state
 from torchlm.engine import Engine as TorchEngine
 
@@ -176,25 +176,3 @@ def same(one: Moments, other: Moments) -> bool:
         for kind, arrays in one.arrays.items()
         for name, array in arrays.items()
     )
-
-
-def test_row_and_column_means_keep_their_axes_on_the_way():
-    """Means over one axis of the same squares, held against optax's own choice of axes."""
-    config = Config(model=MODEL, optim=OptimConfig(name="adafactor"))
-    engine = JaxEngine(config)
-    squares = {n: np.random.default_rng(1).random(leaf.shape) for n, leaf in engine.model.shapes.items()}
-    optimizer = jaxlm.optim.make_optimizer(config.optim)
-    params = {n: jnp.asarray(s, jnp.float32) for n, s in squares.items()}
-    grads, start = {n: jnp.sqrt(p) for n, p in params.items()}, jax.eval_shape(optimizer.init, params)
-    _, state = jax.jit(optimizer.update)(
-        grads, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start), params, lr=0.1
-    )
-    kept = read_optax(state, config).to(config, "jax", "torch").arrays
-    for name, square in squares.items():
-        there = name.replace("kernel", "weight")
-        lying = square.T if name.endswith("kernel") else square
-        if square.ndim == 2:
-            np.testing.assert_allclose(kept["rows"][there], lying.mean(1, keepdims=True), rtol=1e-5)
-            np.testing.assert_allclose(kept["columns"][there], lying.mean(0, keepdims=True), rtol=1e-5)
-        else:
-            np.testing.assert_allclose(kept["square"][there], lying, rtol=1e-5)

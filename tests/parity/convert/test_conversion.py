@@ -446,16 +446,6 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path):
         assert not out.exists()
 
 
-def test_a_state_of_another_model_is_told_by_name(tmp_path: Path):
-    run = made_run(tmp_path / "run", "torch")
-    state = state_of(run)
-    config = configs.load(run / "config.yaml")
-    wider = replace(config, model=replace(config.model, ffn_dim=8))
-    with pytest.raises(UserError, match=r"mlp.up_proj.weight is \[7, 25\], expected \[8, 25\]"):
-        state.to("jax", wider)
-    state.to("jax", config)
-
-
 # The package.
 
 
