@@ -21,6 +21,7 @@ def test_identical_means_every_bit():
     assert identical("x", zero, zero.copy()).max_abs == 0
     assert identical("x", zero, -zero).max_abs == math.inf
     assert identical("x", zero, zero.astype(np.float32)).max_abs == math.inf
+    assert identical("x", np.zeros(2, np.int32), np.zeros(2, np.float32)).max_abs == math.inf
     assert identical("x", np.full(2, math.nan), np.full(2, math.nan)).max_abs == 0
 
 
