@@ -155,3 +155,12 @@ def test_no_package_has_an_import_circle(package: str):
     imported = graph(package)
     assert sum(map(len, imported.values())) > len(imported) / 2, "the imports were not read"
     assert circles(imported) == set()
+
+
+def test_every_module_has_its_test_file_by_name():
+    modules = [
+        path.relative_to(ROOT) for package in (*FORBIDDEN, "parity") for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+    modules = [path for path in modules if path.name not in ("__init__.py", "__main__.py")]
+    assert len(modules) > 100
+    assert [m for m in modules if not (ROOT / "tests" / m.parent / f"test_{m.name}").exists()] == []
