@@ -128,7 +128,7 @@ def _muon(momentum: float) -> optax.GradientTransformation:
         iteration = optax.contrib.scale_by_muon(
             beta=0.0,  # the momentum is applied by `optax.trace` before
             nesterov=False,
-            eps=_min_root(updates),
+            eps=_norm_epsilon(updates),
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree),
         )
         directions, _ = iteration.update(updates, iteration.init(updates))
@@ -137,7 +137,7 @@ def _muon(momentum: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale(1 - momentum), optax.trace(momentum, nesterov=True), optax.stateless(orthogonalize))
 
 
-def _min_root(tree: Any) -> float:
+def _norm_epsilon(tree: Any) -> float:
     """Return `norm_epsilon` for the dtype of a tree, which may be empty where another optimizer has all arrays."""
     leaves = jax.tree.leaves(tree)
     return norm_epsilon(leaves[0].dtype if leaves else np.dtype(np.float32))
@@ -149,7 +149,7 @@ def _factored_rms() -> optax.GradientTransformation:
     def scaling(tree: Any) -> optax.GradientTransformation:
         return optax.scale_by_factored_rms(
             min_dim_size_to_factor=1,
-            epsilon=_min_root(tree) ** 2,
+            epsilon=_norm_epsilon(tree) ** 2,
             decay_rate_fn=lambda step, rate: 1 - jnp.asarray(step + 1, float) ** -rate,
         )
 

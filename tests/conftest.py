@@ -41,6 +41,11 @@ os.environ["TWINLM_RESTART"] = "0"  # a program that a test starts keeps its sta
 
 import jax  # noqa: E402
 
+from lmcore import config as configs  # noqa: E402
+from lmcore.config import Config, ModelConfig, TokenizerConfig  # noqa: E402
+from lmcore.data.tokenizer import train as train_tokenizer  # noqa: E402
+from lmcore.run.checkpoints import Checkpoints  # noqa: E402
+
 jax.devices()  # both exist from here on; else the first test that asks for one device would decide for all
 
 hypothesis.settings.register_profile("lm", deadline=None, print_blob=True)  # the first example may compile
@@ -76,6 +81,28 @@ def in_browser(chromium: str, tmp_path: Path) -> Callable[[str, int, str], Any]:
         return json.loads(html.unescape(title[1]))
 
     return evaluate
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes the run folder of a framework, with a state that none can read."""
+
+    def write(folder: Path) -> Callable[[], None]:
+        folder.mkdir()
+        (folder / "weights").write_text("none")
+        return lambda: None
+
+    def make(framework: str) -> Path:
+        config = Config(model=ModelConfig(vocab_size=257, dim=8, n_layers=1, n_heads=2))
+        configs.save(config, tmp_path / "config.yaml")
+        train_tokenizer(TokenizerConfig(kind="bytes"), []).save(tmp_path / "tokenizer.json")
+        saving = Checkpoints(tmp_path, framework, keep=1)
+        saving.save(1, 1.0, write)
+        saving.wait()
+        saving.close()
+        return tmp_path
+
+    return make
 
 
 @pytest.fixture(scope="session")

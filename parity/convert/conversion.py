@@ -300,9 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="Replace the folder if it is a run or model already.")
     cli.add_no_verify(parser)
     args = cli.parse_arguments(parser, argv)
-    os.environ.setdefault(
-        "JAX_PLATFORMS", "cpu"
-    )  # a conversion needs no accelerator, and takes none from a training run
+    # A conversion needs no accelerator, and takes none from a training run.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from parity.backends import BACKENDS
 
     out = Path(args.out)

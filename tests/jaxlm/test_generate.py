@@ -6,33 +6,16 @@ from pathlib import Path
 import pytest
 
 from jaxlm import generate
-from lmcore import config as configs
-from lmcore.config import Config, ModelConfig, TokenizerConfig
-from lmcore.data import tokenizer as tokenizers
-from lmcore.run.checkpoints import Checkpoints
-
-
-def write(folder: Path) -> Callable[[], None]:
-    """A state that no framework reads."""
-    folder.mkdir()
-    (folder / "weights").write_text("none")
-    return lambda: None
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_a_run_of_this_framework_is_given_to_its_engine_and_another_is_refused(
-    framework: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = Config(model=ModelConfig(vocab_size=257, dim=8, n_layers=1, n_heads=2))
-    configs.save(config, tmp_path / "config.yaml")
-    tokenizers.train(TokenizerConfig(kind="bytes"), []).save(tmp_path / "tokenizer.json")
-    saving = Checkpoints(tmp_path, framework, keep=1)
-    saving.save(1, 1.0, write)
-    saving.wait()
-    saving.close()
-    assert generate.main([str(tmp_path), "--device=cpu", "--prompt=a"]) == 2
+    framework: str, run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+):
+    run = run_of(framework)
+    assert generate.main([str(run), "--device=cpu", "--prompt=a"]) == 2
     error = capsys.readouterr().err
     if framework == "jax":
         assert 'Item "params" was not found in the checkpoint' in error
     else:
-        assert error.startswith(f"error: {tmp_path} is a torch run, expected jax; convert it first")
+        assert error.startswith(f"error: {run} is a torch run, expected jax; convert it first")

@@ -1,9 +1,7 @@
 """Proves that an ablation's file is checked entry by entry before anything runs."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,23 +10,7 @@ from lmcore.ablation.plan import Outcome, Trial, check_trials, merge, outcome, r
 from lmcore.ablation.report import write_report
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.run.trackers import JsonlTracker
-
-FILE = """
-base:
-  model: {dim: 24, n_heads: 3}
-  optim: {lr: 1e-3}
-seeds: [0, 5]
-changes:
-  untied head: {model.tie_embeddings: false}
-  Wider & deeper: {model: {dim: 48, n_layers: 5}}
-"""
-
-
-def written(tmp_path: Path, text: str = FILE) -> Path:
-    path = tmp_path / "study.yaml"
-    path.write_text(text)
-    return path
+from tests.lmcore.ablation.studies import FILE, a_run, rows, written
 
 
 def test_every_entry_is_the_base_but_for_what_it_changes(tmp_path: Path):
@@ -111,43 +93,6 @@ def test_a_mistake_names_file_and_entry(name: str, tmp_path: Path):
         trials(read_plan(written(tmp_path, text)), tmp_path / "out")
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
-
-
-def a_run(trial: Trial, rows: list[dict[str, Any]], parameters: int, step: int | None) -> None:
-    """A run folder as training leaves it, without the weights."""
-    trial.folder.mkdir(parents=True)
-    configs.save(trial.config, trial.folder / "config.yaml")
-    (trial.folder / "run.json").write_text(f'{{"framework": "jax", "device": "cpu", "parameters": {parameters}}}')
-    tracker = JsonlTracker(trial.folder / "metrics.jsonl", None)
-    for row in rows:
-        tracker.log(row)
-    tracker.close()
-    if step is not None:
-        folder = trial.folder / "checkpoints" / f"step_{step:08d}"
-        folder.mkdir(parents=True)
-        (folder / "checkpoint.json").write_text(f'{{"framework": "jax", "step": {step}, "valid_loss": 1.0}}')
-
-
-def rows(*losses: float, rate: float = 100.0) -> list[dict[str, Any]]:
-    facts = {"loss": 2.0, "valid_perplexity": 1.0, "tokens_per_second": rate}
-    return [
-        {"step": 10 * i, "tokens": 640 * i, "valid_loss": loss, "valid_bits_per_byte": 2 * loss, **facts}
-        for i, loss in enumerate(losses, 1)
-    ]
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> tuple[Path, list[Outcome]]:
-    """A base that finished twice, a change that diverged once, and one that finished once and is on its way."""
-    path = written(tmp_path, FILE.replace("optim: {lr: 1e-3}", "train: {steps: 30}"))
-    base, untied, wider, base5, untied5, wider5 = trials(read_plan(path), tmp_path / "out")
-    a_run(base, rows(3.0, 2.0, 2.2), 1000, 30)
-    a_run(base5, rows(3.2, 2.4, 2.4, rate=300.0), 1000, 30)
-    a_run(untied, rows(3.0, 1.9, 2.0), 1500, 30)
-    a_run(untied5, [*rows(3.0, 1.5), {"step": 25, "tokens": 1600, "loss": math.nan}], 1500, 20)
-    a_run(wider, rows(3.0, 2.5, 2.3), 4000, 30)
-    a_run(wider5, rows(3.0), 4000, 10)
-    return path, [outcome(t) for t in (base, untied, wider, base5, untied5, wider5)]
 
 
 def test_the_state_of_a_run_is_read_from_its_folder(study: tuple[Path, list[Outcome]]):

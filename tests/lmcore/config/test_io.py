@@ -1,11 +1,9 @@
 """A config survives saving, and a file that is none is refused in one line; a change of any field is seen."""
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -15,7 +13,6 @@ from lmcore.config import (
     Config,
     DataConfig,
     ModelConfig,
-    OptimConfig,
     RopeScaling,
     TrainConfig,
     differences,
@@ -25,6 +22,7 @@ from lmcore.config import (
     save,
 )
 from lmcore.errors import UserError
+from tests.lmcore.config.every_field import RESOLVED, all_fields
 
 
 def alternative(name: str, hint: Any, value: Any) -> Any:
@@ -55,21 +53,6 @@ ALTERNATIVES = {
     "train.seq_len": 100,
     "tokenizer.kind": "chars",
 }
-DEFAULTS = Config(
-    model=ModelConfig(rope_scaling=RopeScaling()), data=DataConfig(files=["a.txt"]), optim=OptimConfig(lr=1)
-)
-RESOLVED = from_dict(Config, json.loads(json.dumps(asdict(DEFAULTS))))
-"""The same, every field given."""
-
-
-def all_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every field that has a value of its own."""
-    for name, hint in get_type_hints(kind).items():
-        group = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-        if group is not hint:
-            yield prefix + name, hint
-        if group:
-            yield from all_fields(group, f"{prefix}{name}.")
 
 
 def changed(name: str, hint: Any) -> Config:

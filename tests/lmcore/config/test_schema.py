@@ -2,12 +2,11 @@
 
 import ast
 import inspect
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -30,6 +29,7 @@ from lmcore.config import (
 )
 from lmcore.errors import UserError
 from lmcore.optim.schedule import learning_rate
+from tests.lmcore.config.every_field import DEFAULTS, RESOLVED, all_fields
 
 ROOT = Path(configs.__file__).parents[2]
 
@@ -205,23 +205,6 @@ def test_what_cannot_be_names_the_field_the_value_and_what_would_do(kind: type, 
 )
 def test_values_at_the_border_are_possible(kind: type, values: dict[str, Any]):
     from_dict(kind, values)
-
-
-DEFAULTS = Config(
-    model=ModelConfig(rope_scaling=RopeScaling()), data=DataConfig(files=["a.txt"]), optim=OptimConfig(lr=1)
-)
-RESOLVED = from_dict(Config, json.loads(json.dumps(asdict(DEFAULTS))))
-"""The same, every field given."""
-
-
-def all_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every field that has a value of its own."""
-    for name, hint in get_type_hints(kind).items():
-        group = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-        if group is not hint:
-            yield prefix + name, hint
-        if group:
-            yield from all_fields(group, f"{prefix}{name}.")
 
 
 DERIVING = {

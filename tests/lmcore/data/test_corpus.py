@@ -14,20 +14,7 @@ from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.data.corpus import Corpus, open_corpora
 from lmcore.data.prepare import prepare
 from lmcore.errors import UserError
-
-EOT = "<|endoftext|>"
-
-
-def documents(pieces) -> list[str]:
-    """The documents that pieces make up."""
-    whole, text = [], ""
-    for piece in pieces:
-        text += piece.text
-        if piece.ends:
-            whole.append(text)
-            text = ""
-    assert text == "", "the last document is not closed"
-    return whole
+from tests.lmcore.data.documents import EOT, documents
 
 
 def opened(tmp_path, **settings) -> tuple[list[str], list[str]]:

@@ -13,21 +13,9 @@ from lmcore.data import readers
 from lmcore.data.readers import read_documents
 from lmcore.data.tokenizer import train
 from lmcore.errors import UserError
+from tests.lmcore.data.documents import EOT, documents
 
-EOT = "<|endoftext|>"
 DOCUMENTS = ["Once.\n\nA tail.", "zwei  ", "três 🧑‍🚀", "<|endof", "5"]
-
-
-def documents(pieces) -> list[str]:
-    """The documents that pieces make up."""
-    whole, text = [], ""
-    for piece in pieces:
-        text += piece.text
-        if piece.ends:
-            whole.append(text)
-            text = ""
-    assert text == "", "the last document is not closed"
-    return whole
 
 
 def read(path, separator=EOT) -> list[str]:

@@ -1,13 +1,18 @@
-"""An engine that is small enough to compute by hand."""
+"""An engine that is small enough to compute by hand, and a run folder."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore import config as configs
+from lmcore.config import Config, SampleConfig, TokenizerConfig, TrainConfig
+from lmcore.data import tokenizer as tokenizers
+from lmcore.run.checkpoints import Checkpoints
+from tests.lmcore.run.folders import CONFIG, write
 
 
 class Miniature:
@@ -64,3 +69,18 @@ class Miniature:
 @pytest.fixture
 def miniature() -> type[Miniature]:
     return Miniature
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with two checkpoints, the first of which is better."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    configs.save(replace(CONFIG, run_dir=str(folder)), folder / "config.yaml")
+    tokenizers.train(TokenizerConfig(kind="bytes"), []).save(folder / "tokenizer.json")
+    saving = Checkpoints(folder, "jax", keep=2)
+    saving.save(10, 1.0, write)
+    saving.save(20, 2.0, write)
+    saving.wait()
+    saving.close()
+    return folder

@@ -8,14 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lmcore import config as configs
-from lmcore.config import Config, ModelConfig, TokenizerConfig, TrainConfig
-from lmcore.data import tokenizer as tokenizers
 from lmcore.errors import UserError
 from lmcore.files import Damaged
 from lmcore.run import checkpoints
@@ -26,18 +22,7 @@ from lmcore.run.checkpoints import (
     find_checkpoint,
     list_checkpoints,
 )
-
-CONFIG = Config(model=ModelConfig(vocab_size=300), train=TrainConfig(steps=100, resume="auto"))
-
-
-def write(folder: Path) -> Callable[[], None]:
-    """A framework's part, in miniature: copies now, writes later."""
-
-    def finish() -> None:
-        folder.mkdir()
-        (folder / "weights").write_text("whole")
-
-    return finish
+from tests.lmcore.run.folders import names, write
 
 
 @pytest.fixture
@@ -46,10 +31,6 @@ def saving(tmp_path: Path):
     saver = Checkpoints(tmp_path, "jax", keep=2)
     yield saver
     saver.close()
-
-
-def names(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -206,21 +187,6 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path):
     saving.wait()
     saving.close()
     assert steps(tmp_path) == [5, 300, 10_000]
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run with two checkpoints, the first of which is better."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    configs.save(replace(CONFIG, run_dir=str(folder)), folder / "config.yaml")
-    tokenizers.train(TokenizerConfig(kind="bytes"), []).save(folder / "tokenizer.json")
-    saving = Checkpoints(folder, "jax", keep=2)
-    saving.save(10, 1.0, write)
-    saving.save(20, 2.0, write)
-    saving.wait()
-    saving.close()
-    return folder
 
 
 def test_a_run_is_named_by_its_folder_or_by_one_checkpoint(run_dir: Path, monkeypatch: pytest.MonkeyPatch):

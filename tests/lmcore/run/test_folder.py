@@ -5,51 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lmcore import config as configs
-from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
-from lmcore.data import tokenizer as tokenizers
+from lmcore.config import Config, RopeScaling, from_dict
 from lmcore.errors import UserError
 from lmcore.files import Damaged
 from lmcore.run import checkpoints
-from lmcore.run.checkpoints import Checkpoints, find_checkpoint, set_aside_newer
+from lmcore.run.checkpoints import find_checkpoint, set_aside_newer
 from lmcore.run.folder import load_run, lock_run, open_run, unlock_run
-
-CONFIG = Config(model=ModelConfig(vocab_size=300), train=TrainConfig(steps=100, resume="auto"))
-
-
-def write(folder: Path) -> Callable[[], None]:
-    """A framework's part, in miniature: copies now, writes later."""
-
-    def finish() -> None:
-        folder.mkdir()
-        (folder / "weights").write_text("whole")
-
-    return finish
-
-
-def names(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run with two checkpoints, the first of which is better."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    configs.save(replace(CONFIG, run_dir=str(folder)), folder / "config.yaml")
-    tokenizers.train(TokenizerConfig(kind="bytes"), []).save(folder / "tokenizer.json")
-    saving = Checkpoints(folder, "jax", keep=2)
-    saving.save(10, 1.0, write)
-    saving.save(20, 2.0, write)
-    saving.wait()
-    saving.close()
-    return folder
+from tests.lmcore.run.folders import CONFIG, names
 
 
 def test_config_and_tokenizer_are_the_runs(run_dir: Path):
@@ -61,7 +29,7 @@ def test_config_and_tokenizer_are_the_runs(run_dir: Path):
 
 
 def changed(run_dir: Path, **changes: object) -> Config:
-    """The config of `run_dir` with dotted names, written with __ for the dot, set anew."""
+    """Return the config of `run_dir` with other values; a name is a group and a field, joined by __."""
     values = configs.to_dict(replace(CONFIG, run_dir=str(run_dir)))
     for name, value in changes.items():
         group, _, field = name.partition("__")
