@@ -375,9 +375,9 @@ def test_a_word_means_the_same_in_a_file_and_on_the_command_line(field: str, tex
     ],
 )
 def test_a_file_that_is_made_to_choke_on_is_one_line_and_quick(content: str, message: str):
-    begin = time.monotonic()
+    begin = time.process_time()  # a busy machine takes longer by the clock
     assert message in refusal("--config", yaml_file(content))
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_numbers_in_a_file_may_be_written_as_people_write_them():
