@@ -24,6 +24,7 @@ from jaxlm.engine import TrainState
 from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
+from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import Config, SampleConfig
 from parity.backends import BACKENDS
 from parity.backends.base import Arrays, Step
@@ -43,7 +44,10 @@ class JaxTwin:
         self.config = config
         self.engine = jaxlm.engine.Engine(config)
         self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(tokens))
-        self._step = jax.jit(self._traced_step)
+        replicate, split = replicated(self.engine.mesh), batch_sharding(self.engine.mesh, axis=1)
+        self._step = jax.jit(
+            self._traced_step, in_shardings=(replicate, split, None, replicate, None), out_shardings=replicate
+        )
         self._start = jax.jit(_traced_start, static_argnums=(0, 4))
         self._extend = jax.jit(_traced_extend, static_argnums=0)
         self._first: tuple[Any, Any] | None = None

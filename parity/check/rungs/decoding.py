@@ -21,7 +21,7 @@ __all__ = ["decoding"]
 
 def decoding(pair: Pair, options: Options) -> Iterator[Result]:
     """Rung 8: cached decoding against the full forward pass, in each twin and between them; then decoded text."""
-    total = min(21, pair.context)
+    total = min(33, pair.context)
     prompt = total // 2
     pads = np.array([0, 3, prompt - 1], np.int32).clip(0, prompt - 1)
     rows = pair.rows(3, total)
@@ -151,10 +151,13 @@ def _sliding(pair: Pair, twin: Twin, rows: np.ndarray, error: float) -> Result:
     differences, end = [], len(prompt)
     for number, window in enumerate(recorder.windows):
         begin = 0 if number == 0 else context // 2
-        logits = twin.logits(window[None, :-1].astype(np.int32))[0].astype(np.float64)
+        padded = np.zeros((1, context), np.int32)  # what follows a position does not change its logits
+        padded[0, : len(window) - 1] = window[:-1]
+        logits = twin.logits(padded)[0].astype(np.float64)
         first = len(prompt) if number == 0 else begin
         chosen = window[first:]
-        below = logits[first - 1 :].max(axis=-1) - logits[np.arange(first - 1, len(window) - 1), chosen]
+        predicted = logits[first - 1 : len(window) - 1]
+        below = predicted.max(axis=-1) - predicted[np.arange(len(chosen)), chosen]
         below = np.maximum(below - 2 * error, 0)
         differences.append(difference(f"logit of the token, window {number}", below, np.zeros_like(below)))
         end += len(chosen)
