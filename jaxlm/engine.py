@@ -98,7 +98,7 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
 
 
 class Engine:
-    """A jaxlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.trainer.Engine`."""
+    """A jaxlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.engine.Engine`."""
 
     framework = "jax"
     package = "jaxlm"

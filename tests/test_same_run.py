@@ -15,7 +15,8 @@ from lmcore.data.batches import Batches
 from lmcore.data.prepare import prepare
 from lmcore.generate.prompting import write_tokens
 from lmcore.optim.schedule import learning_rate
-from lmcore.run.trainer import Engine, with_vocabulary
+from lmcore.run.engine import Engine
+from lmcore.run.trainer import with_vocabulary
 from torchlm.engine import Engine as TorchEngine
 
 STEPS = 100

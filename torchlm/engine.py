@@ -120,7 +120,7 @@ def eval_step(
 
 
 class Engine:
-    """A torchlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.trainer.Engine`."""
+    """A torchlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.engine.Engine`."""
 
     framework = "torch"
     package = "torchlm"

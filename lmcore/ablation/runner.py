@@ -121,7 +121,7 @@ class Runner:
         Raises:
             KeyboardInterrupt: a second signal requested a stop; the processes are killed then.
         """
-        from lmcore.run.trainer import StopRequest
+        from lmcore.run.signals import StopRequest
 
         waiting = [trial for trial in self.trials if outcome(trial).state == "unfinished"]
         self.done = len(self.trials) - len(waiting)

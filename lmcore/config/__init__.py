@@ -14,23 +14,21 @@ from lmcore.config.io import (
     to_dict,
     to_yaml,
 )
+from lmcore.config.model import GATED, ModelConfig, RopeScaling
 from lmcore.config.schema import (
-    GATED,
     CheckpointConfig,
     Config,
     DataConfig,
-    Derived,
     Device,
     EvalConfig,
     LogConfig,
-    ModelConfig,
     OptimConfig,
     Precision,
-    RopeScaling,
     SampleConfig,
     TokenizerConfig,
     TrainConfig,
 )
+from lmcore.config.values import Derived
 
 __all__ = [
     "GATED",

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lmcore.config.schema import Config, Derived
+from lmcore.config.schema import Config
+from lmcore.config.values import Derived
 from lmcore.errors import UserError, is_unicode, shown
 from lmcore.files import check_stamp, replace_file, stamp
 from lmcore.parsing import parse_yaml, read_text

@@ -1,30 +1,27 @@
 """Every setting of a run, as frozen dataclasses whose defaults are the quickstart.
 
 A group validates its values when it is constructed and fills in what can be derived (`head_dim` from `dim`, say), so
-every config object is valid. A value filled in this way is a `Derived` number: it is derived again whenever its group
-is replaced, and is saved as unset, so that a default stays a default until somebody sets the field. `lmcore.config.cli`
-reads these classes from YAML and the command line; `lmcore.config.io` saves the config with the run.
+every config object is valid (see `lmcore.config.values`). The model's group is in `lmcore.config.model`.
+`lmcore.config.cli` reads these classes from YAML and the command line, and `lmcore.config.io` saves the config with the
+run.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lmcore.errors import UserError, shown
+from lmcore.config.model import ModelConfig
+from lmcore.config.values import Derived, at_least, explicit, require
 from lmcore.optim.table import OptimizerName
 
 __all__ = [
-    "GATED",
     "CheckpointConfig",
     "Config",
     "DataConfig",
-    "Derived",
     "Device",
     "EvalConfig",
     "LogConfig",
-    "ModelConfig",
     "OptimConfig",
     "Precision",
-    "RopeScaling",
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
@@ -32,132 +29,6 @@ __all__ = [
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-GATED = ("swiglu", "geglu")
-"""Gated kinds of `model.mlp`, which have three matrices; the others have two."""
-
-
-def _require(group: str, name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{group}.{name}: found {shown(value)}, expected {expected}")
-
-
-class Derived(int):
-    """An integer that nobody set: it is computed from other fields, and again whenever they change."""
-
-
-def _explicit(value: int) -> int:
-    """Return the value that somebody set, or 0, which stands for a derived value."""
-    return 0 if isinstance(value, Derived) else value
-
-
-def _at_least(group: str, config: object, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(group, name, value, value >= minimum, f"at least {minimum}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama 3's scaling of the RoPE frequencies, for contexts longer than the model was trained on."""
-
-    factor: float = 8.0
-    """Ratio of the new context length to the original one."""
-    low_freq_factor: float = 1.0
-    """Wavelengths longer than original_max_seq_len / low_freq_factor are scaled by the full factor."""
-    high_freq_factor: float = 4.0
-    """Wavelengths shorter than original_max_seq_len / high_freq_factor are not scaled."""
-    original_max_seq_len: int = 8192
-    """Context length, in tokens, that the unscaled frequencies were trained for."""
-
-    def __post_init__(self) -> None:
-        group = "model.rope_scaling"
-        _at_least(group, self, 1, "factor", "original_max_seq_len")
-        _require(group, "low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "more than 0")
-        ordered = self.high_freq_factor > self.low_freq_factor
-        _require(group, "high_freq_factor", self.high_freq_factor, ordered, "more than low_freq_factor")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The decoder's architecture and sizes."""
-
-    vocab_size: int = 0
-    """Vocabulary size V; 0 takes the tokenizer's size."""
-    dim: int = 128
-    """Model width D."""
-    n_layers: int = 4
-    """Number of blocks L."""
-    n_heads: int = 4
-    """Number of query heads N."""
-    n_kv_heads: int = 0
-    """Number of key/value heads K, a divisor of n_heads; 0 takes n_heads (multi-head attention)."""
-    head_dim: int = 0
-    """Head width H, an even number with position: rope; 0 takes dim / n_heads."""
-    ffn_dim: int = 0
-    """Feed-forward width F; 0 takes 8/3 of dim, rounded up to a multiple of 32, or, without a gate, four times dim,
-    which gives the same number of parameters."""
-    max_seq_len: int = 256
-    """Maximum context length in tokens."""
-    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
-    """Position encoding: rope rotates queries and keys; learned adds a trained position embedding to the token
-    embedding; sinusoidal multiplies the token embedding by √dim and adds sines and cosines, as in the original
-    Transformer; none leaves only the causal mask."""
-    rope_theta: float = 10000.0
-    """Base θ of the RoPE frequencies."""
-    rope_scaling: RopeScaling | None = None
-    """Llama 3's frequency scaling; null for none."""
-    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
-    """Normalization layer; layernorm always has a weight and a bias, whatever model.bias says."""
-    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
-    """pre normalizes the inputs of attention and feed-forward; post normalizes the residual stream after each, and has
-    no final norm, as in the original Transformer; sandwich normalizes both inputs and outputs."""
-    norm_eps: float = 1e-5
-    """Added, inside the square root, to the mean square in RMSNorm and to the variance in LayerNorm."""
-    qk_norm: bool = False
-    """Apply RMSNorm to each head's queries and keys before rotation, with weights shared by all heads, as in Qwen3."""
-    mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
-    """Feed-forward layer: gated with SiLU or GELU, or two linear layers with GELU or ReLU; GELU is exact, x · Φ(x)."""
-    bias: bool = False
-    """Give every linear layer of the blocks a bias; the output head has none."""
-    init: Literal["normal", "xavier", "kaiming"] = "normal"
-    """Initialization of the matrices: normal with std 0.02, projections onto the residual stream scaled by
-    1/√(2 · n_layers); xavier uniform; kaiming normal, by fan-in. Embeddings are always normal with std 0.02."""
-    tie_embeddings: bool = True
-    """Share the embedding's weights with the output head."""
-    dropout: float = 0.0
-    """Dropout probability in training, for the outputs of the embedding and of every residual branch, and for
-    attention weights."""
-    scan_layers: bool = False
-    """Compile one block for all layers; each layer keeps its own weights. jax stacks the layers' parameters and
-    optimizer state, scans over them, and compiles forward pass and update once. torch, with train.compile, calls one
-    compiled block for each layer, so that compilation time does not grow with depth."""
-
-    def __post_init__(self) -> None:
-        _at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim")
-        _at_least("model", self, 1, "dim", "n_layers", "n_heads")
-        _at_least("model", self, 2, "max_seq_len")
-        if _explicit(self.head_dim) == 0:
-            even = self.dim % self.n_heads == 0
-            _require("model", "dim", self.dim, even, f"a multiple of n_heads = {self.n_heads}, or set model.head_dim")
-        derived = {
-            "n_kv_heads": self.n_heads,
-            "head_dim": self.dim // self.n_heads,
-            "ffn_dim": -(-self.dim * 8 // (3 * 32)) * 32 if self.mlp in GATED else 4 * self.dim,
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, _explicit(getattr(self, name)) or Derived(value))
-        divides = self.n_heads % self.n_kv_heads == 0
-        _require("model", "n_kv_heads", self.n_kv_heads, divides, f"a divisor of n_heads = {self.n_heads}")
-        rotary = self.position == "rope"
-        even = not rotary or self.head_dim % 2 == 0
-        _require("model", "head_dim", self.head_dim, even, "an even number (rotary pairs)")
-        unscaled = self.rope_scaling is None
-        expected = f"null with position: {self.position}"
-        _require("model", "rope_scaling", self.rope_scaling, rotary or unscaled, expected)
-        _require("model", "rope_theta", self.rope_theta, self.rope_theta > 0, "more than 0")
-        _require("model", "norm_eps", self.norm_eps, self.norm_eps > 0, "more than 0")
-        _require("model", "dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +64,12 @@ class DataConfig:
     """Folder where prepared token files are cached."""
 
     def __post_init__(self) -> None:
-        _at_least("data", self, 1, "stories")
-        _at_least("data", self, 0, "max_documents")
+        at_least("data", self, 1, "stories")
+        at_least("data", self, 0, "max_documents")
         inside = 0 < self.valid_fraction < 1
-        _require("data", "valid_fraction", self.valid_fraction, inside, "more than 0 and less than 1")
+        require("data", "valid_fraction", self.valid_fraction, inside, "more than 0 and less than 1")
         alone = not self.valid_files or bool(self.files)
-        _require("data", "valid_files", self.valid_files, alone, "data.files to be set too")
+        require("data", "valid_files", self.valid_files, alone, "data.files to be set too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,16 +93,16 @@ class TokenizerConfig:
     """Number of bytes, approximate, from the beginning of the training text that BPE learns its merges from."""
 
     def __post_init__(self) -> None:
-        _at_least("tokenizer", self, 1, "train_bytes")
+        at_least("tokenizer", self, 1, "train_bytes")
         reserved = 257 + len(self.special_tokens)
         if self.kind == "bpe":
             expected = f"at least {reserved} (256 bytes and the special tokens)"
-            _require("tokenizer", "vocab_size", self.vocab_size, self.vocab_size >= reserved, expected)
+            require("tokenizer", "vocab_size", self.vocab_size, self.vocab_size >= reserved, expected)
         named = (self.kind == "file") == (self.file is not None)
-        _require("tokenizer", "file", self.file, named, "a path with kind: file, and null with any other kind")
-        _require("tokenizer", "eot_token", self.eot_token, bool(self.eot_token), "a non-empty string")
+        require("tokenizer", "file", self.file, named, "a path with kind: file, and null with any other kind")
+        require("tokenizer", "eot_token", self.eot_token, bool(self.eot_token), "a non-empty string")
         unique = len({self.eot_token, *self.special_tokens}) == 1 + len(self.special_tokens)
-        _require("tokenizer", "special_tokens", self.special_tokens, unique, "distinct strings, none the eot_token")
+        require("tokenizer", "special_tokens", self.special_tokens, unique, "distinct strings, none the eot_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,15 +138,15 @@ class OptimConfig:
     """Maximum global gradient norm; 0 disables clipping."""
 
     def __post_init__(self) -> None:
-        _at_least("optim", self, 0, "lr", "weight_decay", "clip")
-        _require("optim", "eps", self.eps, self.eps > 0, "more than 0")
+        at_least("optim", self, 0, "lr", "weight_decay", "clip")
+        require("optim", "eps", self.eps, self.eps > 0, "more than 0")
         for name in ("min_lr_ratio", "decay_fraction"):
             value = getattr(self, name)
-            _require("optim", name, value, 0 <= value <= 1, "at least 0 and at most 1")
-        _require("optim", "momentum", self.momentum, 0 < self.momentum < 1, "more than 0 and less than 1")
+            require("optim", name, value, 0 <= value <= 1, "at least 0 and at most 1")
+        require("optim", "momentum", self.momentum, 0 < self.momentum < 1, "more than 0 and less than 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require("optim", name, value, 0 <= value < 1, "at least 0 and less than 1")
+            require("optim", name, value, 0 <= value < 1, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,11 +183,11 @@ class TrainConfig:
     """`auto` resumes the run in run_dir from its latest checkpoint, or starts it if there is none."""
 
     def __post_init__(self) -> None:
-        _at_least("train", self, 1, "steps", "batch_size", "grad_accum")
-        _at_least("train", self, 0, "seq_len", "cpu_devices")
-        _require("train", "seed", self.seed, 0 <= self.seed < 2**31, f"from 0 to {2**31 - 1}")
+        at_least("train", self, 1, "steps", "batch_size", "grad_accum")
+        at_least("train", self, 0, "seq_len", "cpu_devices")
+        require("train", "seed", self.seed, 0 <= self.seed < 2**31, f"from 0 to {2**31 - 1}")
         divides = self.batch_size % self.grad_accum == 0
-        _require("train", "grad_accum", self.grad_accum, divides, f"a divisor of batch_size = {self.batch_size}")
+        require("train", "grad_accum", self.grad_accum, divides, f"a divisor of batch_size = {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +202,7 @@ class EvalConfig:
     """Sequences per evaluation batch; 0 takes train.batch_size / train.grad_accum."""
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, 0, "every", "windows", "batch_size")
+        at_least("eval", self, 0, "every", "windows", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,8 +218,8 @@ class CheckpointConfig:
     The config.yaml saved in the run folder always says true."""
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint", self, 0, "every")
-        _at_least("checkpoint", self, 1, "keep")
+        at_least("checkpoint", self, 0, "every")
+        at_least("checkpoint", self, 1, "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +236,7 @@ class LogConfig:
     """Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        _at_least("log", self, 1, "every")
+        at_least("log", self, 1, "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,11 +261,11 @@ class SampleConfig:
     """Random seed of sampling: the same seed gives the same text."""
 
     def __post_init__(self) -> None:
-        _at_least("sample", self, 0, "every", "temperature", "top_k")
-        _require("sample", "seed", self.seed, 0 <= self.seed < 2**64, f"from 0 to {2**64 - 1}")
-        _at_least("sample", self, 1, "max_tokens")
-        _require("sample", "top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
-        _require("sample", "min_p", self.min_p, 0 <= self.min_p <= 1, "at least 0 and at most 1")
+        at_least("sample", self, 0, "every", "temperature", "top_k")
+        require("sample", "seed", self.seed, 0 <= self.seed < 2**64, f"from 0 to {2**64 - 1}")
+        at_least("sample", self, 1, "max_tokens")
+        require("sample", "top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
+        require("sample", "min_p", self.min_p, 0 <= self.min_p <= 1, "at least 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,10 +288,10 @@ class Config:
         steps, max_seq_len, warmup = self.train.steps, self.model.max_seq_len, self.optim.warmup_steps
         if warmup is None or isinstance(warmup, Derived):
             warmup = Derived(steps // 20)
-        _require("optim", "warmup_steps", warmup, 0 <= warmup < steps, f"at least 0, less than train.steps = {steps}")
-        seq_len = _explicit(self.train.seq_len) or Derived(max_seq_len)
-        _require("train", "seq_len", seq_len, seq_len <= max_seq_len, f"at most model.max_seq_len = {max_seq_len}")
-        eval_batch = _explicit(self.eval.batch_size) or Derived(self.train.batch_size // self.train.grad_accum)
+        require("optim", "warmup_steps", warmup, 0 <= warmup < steps, f"at least 0, less than train.steps = {steps}")
+        seq_len = explicit(self.train.seq_len) or Derived(max_seq_len)
+        require("train", "seq_len", seq_len, seq_len <= max_seq_len, f"at most model.max_seq_len = {max_seq_len}")
+        eval_batch = explicit(self.eval.batch_size) or Derived(self.train.batch_size // self.train.grad_accum)
         object.__setattr__(self, "optim", replace(self.optim, warmup_steps=warmup))
         object.__setattr__(self, "train", replace(self.train, seq_len=seq_len))
         object.__setattr__(self, "eval", replace(self.eval, batch_size=eval_batch))

@@ -22,8 +22,9 @@ import numpy as np
 from lmcore.config import Config, TokenizerConfig
 from lmcore.data import tokenizer as tokenizers
 from lmcore.data.batches import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dtype
-from lmcore.data.corpus import Corpus, open_corpora
+from lmcore.data.corpus import Corpus
 from lmcore.data.encoding import encode
+from lmcore.data.sources import open_corpora
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, command, note
 from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, lock, seal, sync

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
         )
 
     from lmcore.run.checkpoints import find_checkpoint
+    from lmcore.run.engine import evaluate
     from lmcore.run.folder import load_run
-    from lmcore.run.trainer import evaluate
 
     verify = not args.no_verify
     checkpoint = find_checkpoint(Path(args.run), verify=verify)
@@ -118,7 +118,8 @@ def _check_finite(loss: float, checkpoint: "Checkpoint") -> None:
 
 def _corpus(config: Config, data: DataConfig) -> "Corpus":
     """Return the text to evaluate, that of `data` or the run's validation text, at most `max_documents` of it."""
-    from lmcore.data.corpus import Capped, open_corpora, open_text
+    from lmcore.data.corpus import Capped
+    from lmcore.data.sources import open_corpora, open_text
 
     corpus = open_text(data) if _named(data) else open_corpora(config.data)[1]
     return Capped(corpus, data.max_documents) if data.max_documents else corpus
@@ -173,7 +174,7 @@ def _compare(
     """Print the results of the run and of a model of transformers on the same text; `baseline` is (module, model)."""
     from lmcore.data.encoding import encode
     from lmcore.run.baseline import Measured, as_stream, measure_baseline
-    from lmcore.run.trainer import evaluate
+    from lmcore.run.engine import evaluate
 
     pieces = list(corpus)
     size, ends = sum(len(piece.text.encode()) for piece in pieces), sum(piece.ends for piece in pieces)

@@ -1,6 +1,6 @@
 """The training loop: everything in a run that isn't mathematics, shared by both twins.
 
-Batches, the schedule of reports, evaluations, samples and checkpoints, resuming, and signals are here; an `Engine` owns
+Batches, the schedule of reports, evaluations, samples and checkpoints, and resuming are here; an `Engine` owns
 the model. The loop waits for the device only where it reports, so that the next batch is prepared while a step runs.
 """
 
@@ -8,22 +8,17 @@ import json
 import math
 import os
 import shlex
-import signal
-import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from lmcore import config as configs
-from lmcore.config import Config, SampleConfig, TrainConfig
-from lmcore.data.batches import Batches, Tokens, eval_windows
+from lmcore.config import Config
+from lmcore.data.batches import Batches, eval_windows
 from lmcore.data.prepare import Prepared, prepare
 from lmcore.errors import UserError, note
 from lmcore.files import Damaged, check_folder, replace_file
@@ -35,90 +30,18 @@ from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints
 from lmcore.run import folder as run_folder
 from lmcore.run.checkpoints import Checkpoint, Checkpoints
+from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
+from lmcore.run.signals import StopRequest
 from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
 
-__all__ = ["Diverged", "Engine", "EngineClass", "evaluate", "run", "with_vocabulary"]
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """The mathematics of a run, in one framework."""
-
-    framework: str
-    package: str
-    """Name of the twin, for the commands that messages suggest."""
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trained parameters."""
-
-    @property
-    def device_name(self) -> str:
-        """Device that the model runs on, for messages."""
-
-    @property
-    def peak_flops(self) -> float | None:
-        """Sum of the peaks of all devices in use, in FLOP/s; None if unknown."""
-
-    def init(self) -> None:
-        """Initialize the weights from `train.seed` (`lmcore.model.init`)."""
-
-    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
-        """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""
-
-    def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
-        """Return the sum of token losses and the number of targets that are not −1, as device scalars."""
-
-    def is_finite(self) -> bool:
-        """Return whether parameters and optimizer state are free of infinities and NaN; waits for the device."""
-
-    def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state and start writing it; the returned function waits for that and opens the files as a test."""
-
-    def restore(self, folder: Path, optimizer: bool = True) -> None:
-        """Load a saved state; `optimizer=False` skips the optimizer state, to evaluate or generate."""
-
-    def generator(self, options: SampleConfig) -> prompting.Generator:
-        """Return a generator of text with the current weights."""
-
-
-@runtime_checkable
-class EngineClass(Protocol):
-    """The class of an `Engine`, as the training loop uses it."""
-
-    framework: str
-
-    def check_machine(self, train: TrainConfig) -> None:
-        """Raise UserError unless this machine has the device and precision; called before anything is written."""
-
-    def __call__(self, config: Config) -> Engine:
-        """Create an engine for a config whose vocabulary size is set."""
+__all__ = ["Diverged", "run", "with_vocabulary"]
 
 
 class Diverged(UserError):
     """The loss, the parameters or the optimizer state are no longer finite."""
 
     exit_code = 1
-
-
-class StopRequest:
-    """Makes Ctrl-C or SIGTERM a request to stop after the current step; a second one stops at once."""
-
-    def __enter__(self) -> "StopRequest":
-        self.received: int | None = None
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        print("\nstopping after this step and saving; repeat to stop at once", file=sys.stderr, flush=True)
 
 
 def with_vocabulary(config: Config, vocab_size: int) -> Config:
@@ -133,28 +56,6 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
             f"model.vocab_size: found {model_size}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
         )
     return replace(config, model=replace(config.model, vocab_size=model_size))
-
-
-def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
-    """Evaluate the model: the mean token loss over evenly spaced windows of a text.
-
-    Args:
-        engine: the model.
-        tokens: the text.
-        config: its sequence length and evaluation batch size are used.
-        windows: number of windows; 0 takes all of the text.
-
-    Returns:
-        valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
-    """
-    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
-    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(*batch) for batch in batches)]
-    loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
-    return {
-        "valid_loss": loss,
-        "valid_perplexity": math.exp(min(loss, 700.0)),
-        "valid_bits_per_byte": loss / math.log(2) / tokens.bytes_per_token,
-    }
 
 
 def run(config: Config, engine_class: EngineClass) -> int:

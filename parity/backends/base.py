@@ -90,7 +90,7 @@ class Twin(Protocol):
 
     backend: Backend
     engine: Any
-    """The framework's own engine, an `lmcore.run.trainer.Engine`."""
+    """The framework's own engine, an `lmcore.run.engine.Engine`."""
     rounded_correction: str
     """Name, for reports, of what computes 1 − β^t in less than double precision; empty where nothing does."""
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmcore.config import Config, TokenizerConfig
-from lmcore.data.corpus import open_corpora
 from lmcore.data.prepare import prepare
+from lmcore.data.sources import open_corpora
 from lmcore.data.tokenizer import train
 from lmcore.errors import UserError
 from parity.bench.report import Measure

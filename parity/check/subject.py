@@ -12,8 +12,9 @@ import numpy as np
 
 from lmcore.config import Config, DataConfig
 from lmcore.data import tokenizer as tokenizers
-from lmcore.data.corpus import Corpus, open_text
+from lmcore.data.corpus import Corpus
 from lmcore.data.encoding import encode
+from lmcore.data.sources import open_text
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.run.trainer import with_vocabulary

@@ -12,7 +12,7 @@ import pytest
 from jaxlm.engine import Engine, TrainState, train_step
 from jaxlm.loss import IGNORED, loss_sum
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
-from lmcore.run.trainer import Engine as EngineProtocol
+from lmcore.run.engine import Engine as EngineProtocol
 
 MODEL = ModelConfig(vocab_size=61, dim=20, n_layers=2, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=7)
 TRAIN = TrainConfig(batch_size=8, steps=10)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmcore.config import Config, ModelConfig, TrainConfig
-from lmcore.run.trainer import Engine as Protocol
+from lmcore.run.engine import Engine as Protocol
 from torchlm import device
 from torchlm.engine import Engine
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.data.batches import Tokens
-from lmcore.run.trainer import evaluate
+from lmcore.run.engine import evaluate
 from parity.backends import make_twin
 from parity.backends.base import Arrays, Pair, Twin
 from parity.check.result import Result, identical, judge

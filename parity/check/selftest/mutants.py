@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant("half of a core's gradient", "torch", 11, patch("torchlm.fast.parallel._with_gradients", run.part_lost)),
     Mutant("remat halves gradients", "torch", 11, patch("torchlm.model.checkpoint", run.half_branch_gradient)),
     Mutant("dropout in evaluation", "torch", 11, patch("torchlm.engine.eval_step", run.drops_in_evaluation)),
-    Mutant("evaluation ends early", "both", 11, patch("lmcore.run.trainer.eval_windows", run.misses_last_window)),
+    Mutant("evaluation ends early", "both", 11, patch("lmcore.run.engine.eval_windows", run.misses_last_window)),
     Mutant(
         "no gradient to far keys",
         "jax",

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from lmcore import config as configs
-from lmcore.config import Config, SampleConfig, TokenizerConfig, TrainConfig
+from lmcore.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    ModelConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from lmcore.data import tokenizer as tokenizers
 from lmcore.run.checkpoints import Checkpoints
 from tests.lmcore.run.folders import CONFIG, write
@@ -64,6 +74,22 @@ class Miniature:
 
     def has_nan(self, state: None) -> bool:
         return False
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "text.txt").write_text("a tale of a cat " * 10)
+    return Config(
+        run_dir=str(tmp_path / "run"),
+        model=ModelConfig(max_seq_len=4),
+        data=DataConfig(files=[str(tmp_path / "text.txt")], dir=str(tmp_path / "data")),
+        tokenizer=TokenizerConfig(kind="bytes"),
+        train=TrainConfig(steps=5, batch_size=2),
+        log=LogConfig(every=2),
+        eval=EvalConfig(every=3),
+        checkpoint=CheckpointConfig(every=4),
+        sample=SampleConfig(prompt="a", max_tokens=3),
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import islice
 from unittest import mock
 
-import lmcore.run.trainer
+import lmcore.run.engine
 import torchlm.fast.parallel
 from lmcore.config import Config, ModelConfig
 from parity.backends.base import Pair
@@ -43,8 +43,8 @@ def test_the_way_that_differs_is_named(tiny_pair: Callable[..., Pair]):
 
 
 def test_an_evaluation_that_ends_early_is_found(tiny_pair: Callable[..., Pair]):
-    fault = misses_last_window(lmcore.run.trainer.eval_windows)
-    with mock.patch.object(lmcore.run.trainer, "eval_windows", fault):
+    fault = misses_last_window(lmcore.run.engine.eval_windows)
+    with mock.patch.object(lmcore.run.engine, "eval_windows", fault):
         lines = {line.what: line.verdict for line in execution(tiny_pair(), Options())}
     assert [what for what, verdict in lines.items() if verdict == "FAIL"] == ["evaluation windows, each token once"]
     assert lines["evaluation with dropout 0.3 as without"] == "pass"

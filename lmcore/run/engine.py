@@ -1,0 +1,93 @@
+"""The interface of a framework's engine to the training loop, and the validation loss, which any engine computes."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.data.batches import Tokens, eval_windows
+from lmcore.generate import prompting
+from lmcore.run.trackers import Row
+
+__all__ = ["Engine", "EngineClass", "evaluate"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The mathematics of a run, in one framework."""
+
+    framework: str
+    package: str
+    """Name of the twin, for the commands that messages suggest."""
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained parameters."""
+
+    @property
+    def device_name(self) -> str:
+        """Device that the model runs on, for messages."""
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Sum of the peaks of all devices in use, in FLOP/s; None if unknown."""
+
+    def init(self) -> None:
+        """Initialize the weights from `train.seed` (`lmcore.model.init`)."""
+
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
+        """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""
+
+    def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
+        """Return the sum of token losses and the number of targets that are not −1, as device scalars."""
+
+    def is_finite(self) -> bool:
+        """Return whether parameters and optimizer state are free of infinities and NaN; waits for the device."""
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state and start writing it; the returned function waits for that and opens the files as a test."""
+
+    def restore(self, folder: Path, optimizer: bool = True) -> None:
+        """Load a saved state; `optimizer=False` skips the optimizer state, to evaluate or generate."""
+
+    def generator(self, options: SampleConfig) -> prompting.Generator:
+        """Return a generator of text with the current weights."""
+
+
+@runtime_checkable
+class EngineClass(Protocol):
+    """The class of an `Engine`, as the training loop uses it."""
+
+    framework: str
+
+    def check_machine(self, train: TrainConfig) -> None:
+        """Raise UserError unless this machine has the device and precision; called before anything is written."""
+
+    def __call__(self, config: Config) -> Engine:
+        """Create an engine for a config whose vocabulary size is set."""
+
+
+def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
+    """Evaluate the model: the mean token loss over evenly spaced windows of a text.
+
+    Args:
+        engine: the model.
+        tokens: the text.
+        config: its sequence length and evaluation batch size are used.
+        windows: number of windows; 0 takes all of the text.
+
+    Returns:
+        valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
+    """
+    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
+    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(*batch) for batch in batches)]
+    loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    return {
+        "valid_loss": loss,
+        "valid_perplexity": math.exp(min(loss, 700.0)),
+        "valid_bits_per_byte": loss / math.log(2) / tokens.bytes_per_token,
+    }
