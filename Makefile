@@ -4,6 +4,7 @@
 #   make lint           style and types
 #   make coverage       all tests but the slow ones, and which lines they ran; fails under 92 %
 #   make slow           the longer proofs
+#   make torture        kills, full disks, damaged files and more, hundreds of each; one table of what became of them
 #   make bench          the twins beside transformers in float32, training and generating (under ten minutes on two cores)
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test coverage slow lint bench clean
+.PHONY: quickstart test coverage slow torture lint bench clean
 
 quickstart: $(VENV)/.installed-jax
 	$(BIN)/python -m jaxlm.train
@@ -33,6 +34,9 @@ coverage: $(VENV)/.installed-dev
 # Alone, since some of them measure time or memory, and with all of XLA's optimizations.
 slow: $(VENV)/.installed-dev
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow
+
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.torture
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

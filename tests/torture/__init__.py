@@ -1,0 +1,1 @@
+"""Faults of every kind, injected into real runs: `python -m tests.torture`, or `make torture`."""
