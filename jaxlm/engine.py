@@ -40,7 +40,7 @@ class TrainState:
 
 def train_step(
     model: Model, state: TrainState, batch: Int[Array, "A B T1"], lr: Float[Array, ""]
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, dict[str, Float[Array, ""] | Bool[Array, ""]]]:
     """Update the parameters once from A accumulated micro-batches.
 
     Losses and gradients are summed over the micro-batches, and divided once by the number of all targets.
@@ -75,7 +75,18 @@ def train_step(
     optimizer = over_layers(make_optimizer(config.optim))
     directions, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
     params = apply_updates(state.params, directions, lr)
-    return TrainState(state.step + 1, params, opt_state), {"loss": loss / targets, "grad_norm": grad_norm}
+    metrics = {"loss": loss / targets, "grad_norm": grad_norm}
+    if config.optim.nonfinite == "skip":
+        finite = update_is_finite(loss, grad_norm)
+        keep = partial(jnp.where, finite)
+        params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
+        metrics["skipped"] = ~finite
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def update_is_finite(loss: Float[Array, ""], grad_norm: Float[Array, ""]) -> Bool[Array, ""]:
+    """Return whether neither is infinite or NaN; the gradient norm stands for all gradients."""
+    return jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
 
 def eval_step(
@@ -165,8 +176,8 @@ class Engine:
         if self.mesh.devices.flat[0].platform == "cpu":
             check_memory(self.config, training=training)
 
-    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""]]:
-        """Update the parameters once; return `loss` and `grad_norm`, without waiting for the device."""
+    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""] | Bool[Array, ""]]:
+        """Update the parameters once; return `loss` and `grad_norm`, and `skipped` where updates may be skipped."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         placed = jax.device_put(micro, batch_sharding(self.mesh, 1))
         self._wait_on_cpu()

@@ -18,7 +18,7 @@ import lmcore
 from lmcore.errors import UserError, command
 from lmcore.hardware import cpu_features, cpu_name, memory_bytes, usable_cores
 
-__all__ = ["environment", "machine", "main", "variables", "versions"]
+__all__ = ["environment", "machine", "main", "project", "variables", "versions"]
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
@@ -66,7 +66,7 @@ def environment() -> dict[str, str]:
     return versions() | machine() | variables()
 
 
-def _project() -> str:
+def project() -> str:
     """The project's version, and the commit where this is a checkout with git."""
     root = Path(lmcore.__file__).parents[1]
     commit = _answer("git", "-C", str(root), "describe", "--always", "--dirty") if (root / ".git").exists() else ""
@@ -96,18 +96,37 @@ def _run(folder: Path) -> dict[str, str]:
     Raises:
         UserError: there is no run.
     """
-    from lmcore.parsing import read_json
     from lmcore.run.checkpoints import checkpoint_folders
 
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: {'found no config.yaml' if folder.exists() else 'no such folder'}, expected a run")
-    try:
-        facts = read_json(folder / "run.json")
-        described = ", ".join(f"{name} {value}" for name, value in facts.items())
-    except (UserError, AttributeError) as error:
-        described = f"cannot be read: {error}"
     saved = checkpoint_folders(folder)
-    return {"run": str(folder), "run.json": described, "checkpoint": saved[-1].name if saved else "none"}
+    return {"run": str(folder), **_origin(folder / "run.json"), "checkpoint": saved[-1].name if saved else "none"}
+
+
+def _origin(path: Path) -> dict[str, str]:
+    """What `run.json` says: model, text, the config's fields that are no defaults, and where the run was started."""
+    from lmcore.config import Config, flatten
+    from lmcore.parsing import read_json
+
+    try:
+        facts = read_json(path)
+        lines = {name: str(facts[name]) for name in ("framework", "device", "parameters", "seed") if name in facts}
+        lines |= {f"SHA-256 of {name}": digest for name, digest in facts.get("text", {}).items()}
+        if "config" in facts:
+            default = dict(flatten(Config()))
+            changed = [f"{name} {value}" for name, value in facts["config"].items() if value != default.get(name)]
+            lines["not the default"] = ", ".join(changed) or "nothing"
+        starts = facts.get("starts", [])
+        for number, start in enumerate(starts, 1):
+            lines[f"start {number}"] = f"{start['time']}, step {start['step']:,}, {start['command']}"
+        if starts:
+            now = {"twinlm": project(), **environment()}
+            other = [f"{name} {starts[-1][name]}" for name in now if starts[-1].get(name, now[name]) != now[name]]
+            lines["other than now"] = ", ".join(other) or "nothing"
+        return lines
+    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return {"run.json": f"cannot be read: {error}"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,11 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(
         "python -m lmcore.describe",
         description="Print what a bug report needs: versions, machine, the environment variables that matter and are "
-        "set, and of a run its framework, device, parameters and last checkpoint.",
+        "set, and of a run its model, text, config, starts and last checkpoint.",
     )
     parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="Folder of a run.")
     args = parser.parse_args(argv)
-    facts = {"twinlm": _project(), **versions(), **machine(), "GPU": _gpus(), **variables()}
+    facts = {"twinlm": project(), **versions(), **machine(), "GPU": _gpus(), **variables()}
     facts["system"] = platform.platform()
     if args.run is not None:
         facts |= _run(args.run)

@@ -69,7 +69,6 @@ DIFFERENCES = {
         "Engine.state": "jax's compiled steps hold it with layers stacked, where layers run in a loop",
         "train_step": MODULE,
         "eval_step": MODULE,
-        "Engine.train_step": "float16 exists in torch only, with the count of updates that its scaler left out",
         "initial_params": "in jax, a method of functional.Model",
     },
     "linear.py": {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
 from lmcore.config import Config, SampleConfig, TrainConfig
@@ -36,8 +36,6 @@ class TrainState:
     model: Decoder
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler | None
-    skipped: Int[Tensor, ""]
-    """Updates skipped because a float16 gradient was not finite."""
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -51,7 +49,7 @@ def train_step(
     batch: Int[Tensor, "A B T1"],
     lr: float,
     loss_sum: LossSum = loss_sum,
-) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
+) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
     """Update the parameters once from A accumulated micro-batches.
 
     Losses and gradients are summed over the micro-batches, and divided once by the number of all targets. Dropout masks
@@ -78,13 +76,19 @@ def train_step(
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
-    apply_updates(state.optimizer, lr, state.scaler)
-    state.step += 1
     metrics = {"loss": total / targets, "grad_norm": grad_norm}
-    if state.scaler is not None:
-        state.skipped += ~torch.isfinite(grad_norm)
-        metrics["skipped_steps"] = state.skipped.clone()
+    skips = config.optim.nonfinite == "skip"
+    if skips or state.scaler is not None:
+        metrics["skipped"] = ~update_is_finite(total, grad_norm)
+    if not (skips and metrics["skipped"]):
+        apply_updates(state.optimizer, lr, state.scaler)
+    state.step += 1
     return metrics
+
+
+def update_is_finite(loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Return whether neither is infinite or NaN; the gradient norm stands for all gradients."""
+    return torch.isfinite(loss) & torch.isfinite(grad_norm)
 
 
 def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
@@ -170,8 +174,10 @@ class Engine:
         if self.device.type == "cpu":
             check_memory(self.config, training=training)
 
-    def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Tensor, ""] | Int[Tensor, ""]]:
-        """Update the parameters once; return `loss`, `grad_norm` and in float16 `skipped_steps`, without waiting."""
+    def train_step(
+        self, batch: Int32[np.ndarray, "B T1"], lr: float
+    ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
+        """Update the parameters once; return `loss` and `grad_norm`, and `skipped` where updates may be skipped."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum)
 
@@ -222,8 +228,7 @@ class Engine:
         parameters = dict(self.model.named_parameters())
         new_optimizer = make_optimizer(self.config.optim, parameters) if optimizer else None
         scaler = make_scaler(self.device, self.config.train.precision)
-        skipped = torch.zeros((), dtype=torch.int64, device=self.device)
-        return TrainState(0, self.model, new_optimizer, scaler, skipped)
+        return TrainState(0, self.model, new_optimizer, scaler)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Return what a resumed run needs beside the parameters: the optimizer's tensors, and copies of its numbers."""
@@ -235,8 +240,8 @@ class Engine:
             tensors |= {"count" if key == "step" else f"{key}.{name}": t for key, t in values.items()}
         if state.scaler is not None:
             saved = state.scaler.state_dict()
-            tensors |= {"scaler.scale": torch.tensor(saved["scale"]), "skipped": state.skipped}
-            tensors |= {"scaler.growth_tracker": torch.tensor(saved["_growth_tracker"])}
+            tensors["scaler.scale"] = torch.tensor(saved["scale"])
+            tensors["scaler.growth_tracker"] = torch.tensor(saved["_growth_tracker"])
         return tensors
 
 

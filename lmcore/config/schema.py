@@ -136,6 +136,10 @@ class OptimConfig:
     """Weight decay of the matrices; vectors are not decayed. Decoupled, except that sgd adds it to the gradient."""
     clip: float = 1.0
     """Maximum global gradient norm; 0 disables clipping."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens when the loss or the gradient norm is infinite or NaN: stop ends the run, with its checkpoints
+    intact; skip leaves that update out and counts it in `skipped_steps`, and stops after 20 in a row. On CUDA, skip
+    makes torch wait for the device at each step. float16 skips such gradients always, while its scale adapts."""
 
     def __post_init__(self) -> None:
         at_least("optim", self, 0, "lr", "weight_decay", "clip")

@@ -51,6 +51,8 @@ class Checkpoint:
     step: int
     valid_loss: float | None
     """None if the run was interrupted before it was evaluated."""
+    skipped: int = 0
+    """Number of updates among its steps that were skipped."""
     sums: dict[str, str] | None = field(default=None, compare=False)
     """File in this folder -> its SHA-256; None if written by an older version."""
     run_sums: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -135,7 +137,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         description = parse_json(read_text(path, MAX_JSON_BYTES))
         files.check_seal(path, description, mark="files")
         facts = str(description["framework"]), int(description["step"]), description["valid_loss"]
-        return Checkpoint(folder, *facts, description.get("files"), description.get("run", {}))
+        skipped = int(description.get("skipped", 0))  # missing in older versions
+        return Checkpoint(folder, *facts, skipped, description.get("files"), description.get("run", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
@@ -288,7 +291,9 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, valid_loss: float | None, write: Callable[[Path], Callable[[], None]]) -> None:
+    def save(
+        self, step: int, valid_loss: float | None, write: Callable[[Path], Callable[[], None]], skipped: int = 0
+    ) -> None:
         """Save a checkpoint: copy the state now, write it in the background.
 
         Args:
@@ -296,6 +301,7 @@ class Checkpoints:
             valid_loss: validation loss in nats per token; None if not evaluated.
             write: called with the folder of the state. It copies the state, and returns a function that finishes
                 writing and opens the files as a test; that function runs in the background.
+            skipped: number of updates among the steps that were skipped.
 
         Raises:
             UserError: this or the previous checkpoint could not be written.
@@ -311,7 +317,8 @@ class Checkpoints:
             finish = write(unfinished / "state")
         except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
             raise self._not_written(error) from error
-        facts = {"framework": self.framework, "step": step, "valid_loss": valid_loss, "run": run_sums}
+        facts = {"framework": self.framework, "step": step, "valid_loss": valid_loss, "skipped": skipped}
+        facts["run"] = run_sums
         self._pending = self._thread.submit(self._commit, unfinished, finish, facts)
 
     def wait(self) -> None:

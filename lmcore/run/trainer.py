@@ -4,7 +4,6 @@ Batches, the schedule of reports, evaluations, samples and checkpoints, and resu
 the model. The loop waits for the device only where it reports, so that the next batch is prepared while a step runs.
 """
 
-import json
 import math
 import os
 import shlex
@@ -18,7 +17,7 @@ import numpy as np
 
 from lmcore import config as configs
 from lmcore.config import Config
-from lmcore.data.batches import Batches, eval_windows
+from lmcore.data.batches import Batches, eval_windows, read_header
 from lmcore.data.prepare import Prepared, prepare
 from lmcore.errors import UserError, note
 from lmcore.files import Damaged, check_folder, replace_file
@@ -27,13 +26,14 @@ from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
 from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
-from lmcore.run import checkpoints
+from lmcore.run import checkpoints, provenance
 from lmcore.run import folder as run_folder
 from lmcore.run.checkpoints import Checkpoint, Checkpoints
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
 from lmcore.run.signals import StopRequest
 from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
+from lmcore.run.watch import MAX_SKIPPED, Watch
 
 __all__ = ["Diverged", "run", "with_vocabulary"]
 
@@ -156,12 +156,13 @@ class Run:
         for name in ("meta.json", "tokenizer.json"):
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
-        replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
+        provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
         self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
             stack.callback(tracker.close)
+        self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), latest.skipped if latest else 0)
         self.progress = Progress(config.train.steps, self.start)
         self.stop = stack.enter_context(StopRequest())
         self.clock = time.monotonic()
@@ -206,6 +207,7 @@ class Run:
             for step in range(self.start, steps):
                 metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
                 done = step + 1
+                self.watch.observe(done, metrics)
                 if step == self.start:  # wait here, so that compilation does not count into the rate of training
                     self.progress.update({"step": done, "loss": float(metrics["loss"])})
                     self._restart_clock(done)
@@ -232,31 +234,42 @@ class Run:
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
-        row |= {"lr": learning_rate(config, done - 1)} | {name: float(value) for name, value in metrics.items()}
+        row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
+        for message in self.watch.report(row, counts="skipped" in metrics):
+            self.progress.say(message)
         mfu = None
         if done > self.timed_from:
             row["tokens_per_second"] = (done - self.timed_from) * per_step / (time.monotonic() - self.clock)
             if self.engine.peak_flops:
                 used = row["tokens_per_second"] * flops_per_token(config.model, config.train.seq_len)
                 mfu = used / self.engine.peak_flops
-        if evaluates and math.isfinite(row["loss"]):
+        problem = self._problem(row["loss"])
+        if evaluates and not problem:
             row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
         self._log(row, mfu)
-        worst = row["loss"] + row.get("valid_loss", 0.0)
-        if not math.isfinite(worst):
-            raise self._diverged(f"the loss became {worst} by step {done}")
+        if not problem and not math.isfinite(row.get("valid_loss", 0.0)):
+            problem = f"the validation loss became {row['valid_loss']}"
+        if problem:
+            raise self._diverged(f"{problem} by step {done}")
         return row
+
+    def _problem(self, loss: float) -> str:
+        """Return why training cannot go on after a step with this loss, or an empty string."""
+        if self.watch.in_a_row >= MAX_SKIPPED:
+            return f"{self.watch.in_a_row} updates in a row were skipped, since loss or gradient were not finite,"
+        if self.config.optim.nonfinite == "stop" and not math.isfinite(loss):
+            return f"the loss became {loss}"
+        return ""
 
     def _save(self, done: int, loss: float, valid_loss: float | None) -> None:
         """Save a checkpoint, unless the state is not finite, so that training could not be resumed from it."""
-        if not (math.isfinite(loss) and self.engine.is_finite()):
-            what = (
-                "the parameters or the optimizer state became infinite or NaN"
-                if math.isfinite(loss)
-                else f"the loss became {loss}"
-            )
-            raise self._diverged(f"{what} by step {done}")
-        self.checkpoints.save(done, valid_loss, self.engine.save)
+        problem = self._problem(loss)
+        if not problem and not self.engine.is_finite():
+            problem = "the parameters or the optimizer state became infinite or NaN"
+        if problem:
+            raise self._diverged(f"{problem} by step {done}")
+        self.watch.read()
+        self.checkpoints.save(done, valid_loss, self.engine.save, self.watch.skipped)
 
     def _diverged(self, what: str) -> Diverged:
         """Return the error that names the last good checkpoint and what may help."""

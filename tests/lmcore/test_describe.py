@@ -13,6 +13,8 @@ import pytest
 
 import lmcore
 from lmcore import describe, hardware
+from lmcore.config import Config, OptimConfig
+from lmcore.run.provenance import record
 
 ALONE = """
 import sys
@@ -113,8 +115,24 @@ def test_a_run_says_what_it_is(tmp_path: Path, capsys):
         (tmp_path / "checkpoints" / f"step_{step:08}").mkdir(parents=True)
     facts = described(capsys, str(tmp_path))
     assert facts["run"] == str(tmp_path)
-    assert facts["run.json"] == "framework jax, device cpu, parameters 42"
+    assert {name: facts[name] for name in ("framework", "device", "parameters")} == {
+        "framework": "jax",
+        "device": "cpu",
+        "parameters": "42",
+    }
     assert facts["checkpoint"] == "step_00000100"
+    record(tmp_path, 0, {"framework": "torch"}, Config(run_dir="r", optim=OptimConfig(lr=1.0)), {"train.bin": "ab12"})
+    record(tmp_path, 50, {"framework": "torch"}, Config(run_dir="r", optim=OptimConfig(lr=1.0)), {"train.bin": "ab12"})
+    facts = described(capsys, str(tmp_path))
+    assert facts["not the default"] == "run_dir r, optim.lr 1.0"
+    assert facts["SHA-256 of train.bin"] == "ab12"
+    assert ", step 0, " in facts["start 1"]
+    assert ", step 50, " in facts["start 2"]
+    assert facts["other than now"] == "nothing"
+    later = json.loads((tmp_path / "run.json").read_text())
+    later["starts"][-1]["jax"] = "0.4.1"
+    (tmp_path / "run.json").write_text(json.dumps(later))
+    assert described(capsys, str(tmp_path))["other than now"] == "jax 0.4.1"
     (tmp_path / "run.json").write_text("[]")
     assert described(capsys, str(tmp_path))["run.json"].startswith("cannot be read")
 

@@ -116,7 +116,7 @@ def test_weights_alone_evaluate_like_the_whole_state(tmp_path: Path):
     assert torch.equal(reader.eval_step(rows[:, :-1], rows[:, 1:])[0], engine.eval_step(rows[:, :-1], rows[:, 1:])[0])
 
 
-def test_float16_skips_counts_and_saves_what_its_scaler_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_float16_skips_what_its_scaler_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(device.PRECISIONS, "cpu", ("float32", "float16"))  # torch's scaler works there for one test
     config = Config(model=MODEL, train=replace(TRAIN, precision="float16", cpu_devices=1))
     engine, _ = engine_after(2, config)
@@ -124,8 +124,7 @@ def test_float16_skips_counts_and_saves_what_its_scaler_rejects(tmp_path: Path, 
     scale = engine.state.scaler.get_scale()
     engine.state.scaler.load_state_dict(engine.state.scaler.state_dict() | {"scale": 2.0**80})
     metrics = engine.train_step(batch(config, 2), 1e-2)
-    skipped = int(metrics["skipped_steps"])
-    assert skipped >= 1
+    assert bool(metrics["skipped"])
     assert np.isfinite(float(metrics["loss"]))
     assert all(torch.equal(p, before[name]) for name, p in engine.state.params.items())
     assert engine.state.scaler.get_scale() == 2.0**79
@@ -134,7 +133,7 @@ def test_float16_skips_counts_and_saves_what_its_scaler_rejects(tmp_path: Path, 
     resumed = Engine(config)
     resumed.restore(tmp_path / "state")
     assert train(engine, 3, 3) == train(resumed, 3, 3)
-    assert int(resumed.train_step(batch(config, 6), 1e-2)["skipped_steps"]) == skipped
+    assert not bool(resumed.train_step(batch(config, 6), 1e-2)["skipped"])
     assert resumed.state.scaler.state_dict()["_growth_tracker"] == 4
     assert furthest(engine, resumed) > 0  # one step ahead: the comparison sees a difference
 

@@ -1,9 +1,9 @@
 """Rung 11: options that change how a step is computed, but its numbers by no more than rounding.
 
 Each twin is compared with its own plain step, on a small model of the same kind: recomputed blocks, stacked layers, a
-batch split over cores, no accumulation, all at once, and each alone where that differs. Then what no train step shows:
-dropout left on in evaluation, evaluation windows that miss or repeat a token, and gradients of attention beyond the
-length up to which it is computed in one piece.
+batch split over cores, no accumulation, all at once, and each alone where that differs. Then what no such step shows:
+updates that are skipped, dropout left on in evaluation, evaluation windows that miss or repeat a token, and gradients
+of attention beyond the length up to which it is computed in one piece.
 """
 
 from collections.abc import Iterator
@@ -66,6 +66,7 @@ def execution(pair: Pair, options: Options) -> Iterator[Result]:
     batch = ids[: 4 * (LENGTH + 1)].reshape(4, LENGTH + 1)
     for twin in twins:
         yield from _ways(pair.dtype, twin, plain, start, batch)
+    yield _skipping(pair.dtype, twins, plain, start, batch)
     yield _without_dropout(pair.dtype, twins, plain, start, batch)
     yield _windows(pair.dtype, twins, plain, start, ids)
     if plain.model.max_seq_len < LONG:
@@ -110,6 +111,25 @@ def _ways(dtype: str, twin: Twin, plain: Config, start: Arrays, batch: np.ndarra
     yield combined
     if not combined.ok:
         yield from (compare(name, changes) for name, changes in HOW.items())
+
+
+def _skipping(dtype: str, twins: list[Twin], plain: Config, start: Arrays, batch: np.ndarray) -> Result:
+    """Compare a step, one with a NaN gradient that must change nothing, and another step, with two plain steps."""
+    differences: list[Difference] = []
+    for twin in twins:
+        twin.load(start)
+        expected = [twin.step(batch, 0.01) for _ in range(2)][-1]
+        skipping = _another(twin, _changed(plain, {"optim": {"nonfinite": "skip"}}))
+        skipping.load(start)
+        grads = skipping.step(batch, 0.01).grads
+        name = next(iter(grads))
+        skipping.step(batch, 0.01, grads | {name: np.full_like(grads[name], np.nan)})
+        last = skipping.step(batch, 0.01)
+        label = twin.backend.label
+        differences += [
+            identical(f"{label}'s {name}", value, last.params[name]) for name, value in expected.params.items()
+        ]
+    return judge(11, "a NaN gradient is skipped", dtype, differences, 0.0)
 
 
 def _without_dropout(dtype: str, twins: list[Twin], plain: Config, start: Arrays, batch: np.ndarray) -> Result:

@@ -223,6 +223,7 @@ def test_a_description_says_framework_step_and_loss(run_dir: Path):
         "framework": "jax",
         "step": 20,
         "valid_loss": 2.0,
+        "skipped": 0,
     }
     assert list(found["files"]) == ["state/weights"]
 

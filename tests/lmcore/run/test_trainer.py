@@ -65,3 +65,62 @@ def test_a_state_that_became_infinite_is_not_saved(config: Config, miniature: ty
     with pytest.raises(Diverged, match=r"infinite or NaN by step 5, which was not saved; .* is .*step_00000004; try a"):
         trainer.run(config, Breaking)
     assert [c.step for c in list_checkpoints(Path(config.run_dir or ""))] == [4]
+
+
+def failing_at(miniature: type, steps: set[int]) -> type:
+    """An engine whose loss is NaN at these steps, and which leaves their updates out."""
+
+    class Failing(miniature):
+        def init(self) -> None:
+            self.step = 0
+            super().init()
+
+        def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
+            self.step += 1
+            if self.step in steps:
+                return {"loss": np.nan, "grad_norm": np.nan, "skipped": True}
+            return super().train_step(batch, lr) | {"skipped": False}
+
+    return Failing
+
+
+def skipping(config: Config) -> Config:
+    return replace(config, optim=replace(config.optim, nonfinite="skip"))
+
+
+def test_updates_that_are_not_finite_are_skipped_counted_and_said_where_that_is_wanted(
+    config: Config, miniature: type, capsys
+):
+    assert trainer.run(skipping(config), failing_at(miniature, {2, 4})) == 0
+    folder = Path(config.run_dir or "")
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert {row["step"]: row["skipped_steps"] for row in rows} == {2: 1, 3: 1, 4: 2, 5: 2}
+    assert [row["loss"] for row in rows if np.isfinite(row["loss"])] == [4.0, 2.0]
+    assert [(c.step, c.valid_loss, c.skipped) for c in list_checkpoints(folder)] == [(4, 2.0, 2), (5, 1.0, 2)]
+    assert "skipped the update of step 4; 2 skipped so far" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_a_run_that_does_not_skip(config: Config, miniature: type):
+    with pytest.raises(Diverged, match=r"^the loss became nan by step 2, which was not saved; no checkpoint had been"):
+        trainer.run(config, failing_at(miniature, {2}))
+
+
+def test_a_run_that_only_skips_stops(config: Config, miniature: type):
+    longer = skipping(replace(config, train=replace(config.train, steps=50)))
+    with pytest.raises(Diverged, match=r"^20 updates in a row were skipped, since loss or gradient .* by step 24"):
+        trainer.run(longer, failing_at(miniature, set(range(5, 51))))
+    assert max(c.step for c in list_checkpoints(Path(config.run_dir or ""))) == 20
+
+
+def test_a_resumed_run_counts_on_from_its_checkpoint(config: Config, miniature: type):
+    class Stopped(failing_at(miniature, {1})):  # type: ignore[misc]
+        def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().train_step(batch, lr)
+
+    assert trainer.run(skipping(config), Stopped) == 128 + signal.SIGTERM
+    resumed = skipping(replace(config, train=replace(config.train, resume="auto")))
+    engine = failing_at(miniature, set())
+    engine.step = 0  # type: ignore[attr-defined]
+    assert trainer.run(resumed, engine) == 0
+    assert {row["skipped_steps"] for row in read_metrics(Path(config.run_dir or "") / "metrics.jsonl")} == {1}

@@ -148,3 +148,19 @@ def frozen_keys(attention_in_turns: Any) -> Any:
         return attention_in_turns(q, jax.lax.stop_gradient(k), v, start)
 
     return faulty
+
+
+def takes_all_for_finite(update_is_finite: Any) -> Any:
+    """No update is skipped."""
+
+    def faulty(loss: Any, grad_norm: Any) -> Any:
+        import jax.numpy as jnp
+
+        return update_is_finite(jnp.zeros_like(loss), jnp.zeros_like(grad_norm))
+
+    return faulty
+
+
+def looks_at_loss_only(update_is_finite: Any) -> Any:
+    """An update whose gradient alone is not finite is not skipped."""
+    return lambda loss, grad_norm: update_is_finite(loss, loss)
