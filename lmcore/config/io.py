@@ -116,7 +116,9 @@ def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
 
     def convert(name: str, value: Any) -> Any:
         group = group_in(hints[name])
-        return from_dict(group, value, f"{prefix}{name}.") if group and value is not None else value
+        if group and value is not None:
+            return from_dict(group, value, f"{prefix}{name}.")
+        return float(value) if hints[name] is float else value
 
     return cls(**{name: convert(name, value) for name, value in values.items()})
 

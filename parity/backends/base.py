@@ -42,7 +42,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 CANONICAL: Side = "jax"
 """Side in `parity.convert.names` whose names and layout all arrays of the check have."""
 
-MAX_BATCH, ACCUMULATED, MAX_LENGTH = 4, 2, 64
+MAX_BATCH, ACCUMULATED, MAX_LENGTH = 4, 2, 32
 """Sequences, micro-batches and tokens of a sequence in the check's training batches: the mathematics of a longer batch
 is the same, and a hundred steps stay affordable."""
 

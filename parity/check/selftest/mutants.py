@@ -215,7 +215,9 @@ MUTANTS = (
     Mutant("remat halves gradients", "torch", 11, patch("torchlm.model.checkpoint", run.half_branch_gradient)),
     Mutant("dropout in evaluation", "torch", 11, patch("torchlm.engine.eval_step", run.drops_in_evaluation)),
     Mutant("evaluation ends early", "both", 11, patch("lmcore.run.engine.eval_windows", run.misses_last_window)),
-    Mutant("NaN updates not skipped", "jax", 11, patch("jaxlm.engine.update_is_finite", run.takes_all_for_finite)),
+    Mutant(
+        "NaN updates not skipped (JAX)", "jax", 11, patch("jaxlm.engine.update_is_finite", run.takes_all_for_finite)
+    ),
     Mutant("NaN updates not skipped", "torch", 11, patch("torchlm.engine.update_is_finite", run.looks_at_loss_only)),
     Mutant(
         "no gradient to far keys",

@@ -135,3 +135,9 @@ def test_the_saved_file_is_plain_yaml_and_leaves_open_what_was_derived(tmp_path:
         group, _, field = name.rpartition(".")
         assert (found[group] if group else found)[field] == open_.get(name, value), name
     assert load(tmp_path / "config.yaml") == config
+
+
+def test_a_whole_number_for_a_real_one_is_a_real_one(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("optim:\n  lr: 0\n  clip: 1\n")
+    optim = load(tmp_path / "config.yaml").optim
+    assert (repr(optim.lr), repr(optim.clip), repr(optim.warmup_steps)) == ("0.0", "1.0", "35")

@@ -36,7 +36,7 @@ def test_an_ulp_of_bfloat16_changes_its_rounding():
 def test_a_config_is_checked_in_small_batches_with_nothing_that_only_speeds_up():
     config = Config(train=TrainConfig(batch_size=64, seq_len=256, remat=True, compile=True, cpu_devices=8))
     found = check_config(config, "bfloat16").train
-    assert (found.batch_size, found.grad_accum, found.seq_len) == (4, 2, 64)
+    assert (found.batch_size, found.grad_accum, found.seq_len) == (4, 2, 32)
     assert (found.remat, found.compile, found.cpu_devices) == (False, False, 1)
     assert (found.precision, found.dropout_masks) == ("bfloat16", "threefry")
     assert check_config(replace(config, train=replace(config.train, seq_len=9)), "float32").train.seq_len == 9

@@ -65,11 +65,12 @@ def without_nesterov(muon: Any) -> Any:
 
 def late_warmup(apply_updates: Any) -> Any:
     """Each update takes the learning rate of the one before it, and the first takes zero."""
-    last = [0.0]
+    rates: dict[int, float] = {}
 
     def faulty(optimizer: Any, lr: float, scaler: Any = None) -> None:
-        apply_updates(optimizer, last[0], scaler)
-        last[0] = lr
+        done = int(max(float(tensors["step"]) for tensors in optimizer.state.values()))
+        rates[done] = lr
+        apply_updates(optimizer, rates.get(done - 1, 0.0), scaler)
 
     return faulty
 
