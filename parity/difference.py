@@ -2,7 +2,7 @@
 
 A relative difference is the largest absolute difference divided by the largest absolute value of either array, tensor
 by tensor: small values of a tensor, which may be no more than its rounding errors, do not decide. The difference of
-values that are not finite, and of arrays of different shapes, is infinite.
+values that are not finite, but for −inf in both, and of arrays of different shapes, is infinite.
 """
 
 import math
@@ -76,10 +76,11 @@ def difference(name: str, left: Any, right: Any) -> Difference:
     if one.size == 0:
         return Difference(name=name, max_abs=0.0, max_rel=0.0, where=(), left=math.nan, right=math.nan)
     finite = np.isfinite(one) & np.isfinite(other)
-    deviation = np.abs(np.subtract(one, other, where=finite, out=np.full(one.shape, np.inf)))
+    masked = (one == -np.inf) & (other == -np.inf)  # the logit of a token that is not allowed
+    deviation = np.abs(np.subtract(one, other, where=finite, out=np.where(masked, 0.0, np.inf)))
     where = np.unravel_index(int(np.argmax(deviation)), deviation.shape)
     largest = float(deviation[where])
-    scale = max(float(np.abs(one).max()), float(np.abs(other).max()))
+    scale = max(float(np.abs(values).max(initial=0.0, where=np.isfinite(values))) for values in (one, other))
     return Difference(
         name=name,
         max_abs=largest,

@@ -3,12 +3,13 @@
 `tap` is for models other than this project's: it names an intermediate value of any function, in either framework.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any
 
-__all__ = ["OPERATIONS", "Taps", "collecting", "tap"]
+__all__ = ["OPERATIONS", "Taps", "collecting", "numbered", "tap"]
 
 BEFORE = {
     "self_attn.o_proj": "mixed values",
@@ -102,9 +103,17 @@ def collecting() -> Iterator[dict[str, Any]]:
 def tap(name: str, value: Any) -> Any:
     """Return `value`; while `parity.compare` runs, it is recorded under `name` and compared.
 
-    Not within `jax.lax.scan`, `jax.checkpoint` or `jax.vmap`, whose inner values cannot leave them.
+    A name that comes again is numbered: `name`, `name (2)`, … Not within `jax.lax.scan`, `jax.checkpoint` or
+    `jax.vmap`, whose inner values cannot leave them.
     """
     values = _collected.get()
     if values is not None:
-        values[name] = value
+        values[numbered(name, values)] = value
     return value
+
+
+def numbered(name: str, taken: Collection[str]) -> str:
+    """Return the name, with a number where it is taken."""
+    if name not in taken:
+        return name
+    return next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in taken)

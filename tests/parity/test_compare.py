@@ -4,6 +4,7 @@ import contextlib
 import re
 import runpy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 import torch
 from flax import linen, nnx
 from torch import nn
+from transformers.utils import ModelOutput
 
 from lmcore.errors import UserError
 from parity import compare, tap
@@ -70,7 +72,7 @@ def run(function=network, module=None, names=NAMES, **options):
 def test_a_true_port_passes(dtype: str):
     report = run(dtype=dtype)
     assert report, str(report)
-    assert [r.rung for r in report.results] == [3, 4, 5, 5]
+    assert [r.rung for r in report.results] == [3, 4, 5, 5, 5]
     assert max(r.max_rel for r in report.results) > 0 or dtype == "float64"
 
 
@@ -116,7 +118,7 @@ def test_complex_values_and_frozen_parameters_are_compared_like_others():
 
     report = compare(rotate, Rotation(), x, params=params, names={"scale": "scale"}, dtype="float32")
     assert report, str(report)
-    assert report.results[-1].what == "gradients of 1 parameters"
+    assert [r.what for r in report.results[1:]] == ["loss", "gradients of 1 parameters", "gradients of 1 inputs"]
     report = compare(rotate, Rotation(-1.0), x, params=params, names={"scale": "scale"}, dtype="float32")
     assert report.first_failure.rung == 4
 
@@ -144,14 +146,14 @@ def test_a_complex_parameter_has_the_same_gradient_in_both():
 def test_a_module_that_holds_nothing_to_train_is_compared_without_gradients():
     report = compare(lambda _, x: jnp.tanh(x), nn.Tanh(), X, params={}, names={})
     assert report, str(report)
-    assert [r.rung for r in report.results] == [4, 5]
+    assert [r.what for r in report.results] == ["outputs", "loss", "gradients of 1 inputs"]
     assert not compare(lambda _, x: jnp.tanh(x), nn.Hardtanh(), X, params={}, names={})
 
 
 def test_trees_of_outputs_are_compared_by_place():
     class Two(Network):
         def forward(self, x):
-            return {"y": super().forward(x), "h": (self.act(self.first(x)),)}
+            return {"y": super().forward(x), "h": (torch.tanh(self.first(x)),)}
 
     def two(params, x):
         return {"y": network(params, x), "h": (jnp.tanh(x @ params["in"]["w"] + params["in"]["b"]),)}
@@ -261,7 +263,7 @@ def test_separate_kernels_of_attention_are_torchs_fused_one():
 
     report = compare(jax_fn, SelfAttention(), x, params=params, names=names)
     assert report, str(report)
-    assert report.results[-1].note == "zero within rounding: key.bias", "it moves all scores of a query alike"
+    assert report.results[-2].note == "zero within rounding: key.bias", "it moves all scores of a query alike"
     swapped = tuple(f"{part}.kernel" for part in ("key", "query", "value"))
     names[swapped] = names.pop(tuple(f"{part}.kernel" for part in parts))
     assert compare(jax_fn, SelfAttention(), x, params=params, names=names).first_failure.rung == 4
@@ -336,3 +338,71 @@ def test_layers_stacked_for_scan_are_a_list_of_modules_and_a_tied_head_sums_its_
         lambda p, i: jax_fn(p | {"head": jax.lax.stop_gradient(p["head"])}, i), Tied(), ids, params=params, names=names
     )
     assert frozen.first_failure.first == "embed + head"
+
+
+def test_a_gradient_that_does_not_reach_the_input_is_found():
+    failure = run(lambda p, x: network(p, jax.lax.stop_gradient(x))).first_failure
+    assert (failure.what, failure.first) == ("gradients of 1 inputs", "input[0]")
+
+
+def test_containers_of_either_framework_are_inputs_and_outputs():
+    @dataclass
+    class Output(ModelOutput):
+        logits: torch.Tensor | None = None
+        hidden: tuple[torch.Tensor, ...] | None = None
+        cache: object = None
+
+    class Wrapped(Network):
+        def forward(self, batch: dict, mask: None = None, *, scale: float = 1.0):
+            hidden = self.first(batch["x"])
+            return Output(logits=super().forward(batch["x"]), hidden=(hidden, scale), cache=object())
+
+    def bare(params: dict, batch: dict, mask: None) -> jax.Array:
+        return network(params, batch["x"])
+
+    def named(params: dict, batch: dict, mask: None) -> dict:
+        hidden = batch["x"] @ params["in"]["w"] + params["in"]["b"]
+        return {"logits": bare(params, batch, mask), "hidden": (hidden, 2.0), "loss": None}
+
+    arguments = {"x": X, "ids": np.arange(3)}, None
+    given = {"params": PARAMS, "names": NAMES, "taps": TAPS}
+    assert compare(bare, Wrapped(), *arguments, **given), "the first output of several"
+    twice = compare(named, Wrapped(), *arguments, **given, call_module=lambda m, b, mask: m(b, mask, scale=2.0))
+    assert twice, str(twice)
+    assert {d.name for d in twice.results[1].differences} == {
+        "output['logits']",
+        "output['hidden'][0]",
+        "output['hidden'][1]",
+    }
+    once = compare(named, Wrapped(), *arguments, **given)
+    assert once.first_failure.first == "output['hidden'][1]"
+    assert compare(named, Wrapped(), *arguments, **given, outputs=["logits"])
+
+
+def test_a_layer_that_runs_twice_is_tapped_twice():
+    class Twice(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.act(0.5 * self.act(self.first(x)))) + self.shift
+
+    def twice(params: dict, x: jax.Array, inner: float = 0.5) -> jax.Array:
+        hidden = tap("hidden", jnp.tanh(x @ params["in"]["w"] + params["in"]["b"]))
+        return tap("hidden", jnp.tanh(inner * hidden)) @ params["out"] + params["shift"]
+
+    assert run(twice, Twice())
+    assert run(lambda p, x: twice(p, x, 0.4), Twice()).first_failure.first == "hidden (2)"
+    assert run(module=Twice()).first_failure.where == "hidden (2) is missing on the first"
+
+
+def test_a_tap_inside_of_a_scan_is_one_line():
+    def scanned(params: dict, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, _: (tap("inner", jnp.tanh(y)), None), x, None, length=2)[0]
+
+    with pytest.raises(UserError, match=r"^tap: a value inside of jax.lax.scan, .* tap its result instead$"):
+        compare(scanned, nn.Tanh(), X, params={}, names={})
+
+
+def test_buffers_that_nobody_names_are_said():
+    names = {name: value for name, value in NAMES.items() if name != "shift"}
+    report = run(names=names, only_jax=["shift"])
+    assert "torch buffers that no row names keep their values: shift" in report.results[1].note
+    assert report.first_failure.rung == 4

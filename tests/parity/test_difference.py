@@ -25,12 +25,21 @@ def test_equal_arrays_do_not_differ_and_zero_against_zero_is_no_division():
     assert difference("x", 1e-300, 0.0).max_rel == 1
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_infinitely_far_apart(bad: float):
     found = difference("x", np.array([1.0, bad]), np.array([1.0, bad]))
     assert found.max_rel == math.inf
     assert not found.within(1e300)
     assert found.where == (1,)
+
+
+def test_a_logit_that_is_not_allowed_in_either_is_no_difference():
+    logits = np.array([1.0, -math.inf, 2.0])
+    assert difference("x", logits, logits).max_rel == 0
+    found = difference("x", logits, np.array([1.0, -math.inf, 3.0]))
+    assert (found.max_rel, found.where) == (pytest.approx(1 / 3), (2,))
+    assert difference("x", logits, np.array([1.0, 0.0, 2.0])).max_rel == math.inf
+    assert difference("x", logits, -logits).max_rel == math.inf
 
 
 def test_other_shapes_and_missing_names_are_infinitely_far_apart():

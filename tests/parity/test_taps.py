@@ -64,11 +64,13 @@ def test_values_are_collected_within_a_context_alone():
             function(5.0)
         function(2.0)
     function(7.0)
-    assert (outer, inner) == ({"hidden": 3.0}, {"hidden": 6.0})
+    assert (outer, inner) == ({"hidden": 2.0, "hidden (2)": 3.0}, {"hidden": 6.0}), (
+        "a name that comes again is numbered"
+    )
     with pytest.raises(RuntimeError, match="stop"), collecting():
         raise RuntimeError("stop")
     assert tap("hidden", 8) == 8
-    assert outer == {"hidden": 3.0}
+    assert outer == {"hidden": 2.0, "hidden (2)": 3.0}
 
 
 def test_values_under_jit_are_returned_from_the_traced_function():

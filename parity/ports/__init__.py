@@ -1,0 +1,1 @@
+"""Anyone's port: run a JAX function and a torch module on the same weights and inputs, for `parity.compare`."""
