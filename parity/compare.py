@@ -19,7 +19,7 @@ from parity.backends import framework_settings
 from parity.backends.base import Arrays
 from parity.check.known import are_beyond
 from parity.check.result import Result, judge
-from parity.difference import Difference, compare_all, difference
+from parity.difference import TOLERANCES, Difference, compare_all, difference, tolerance
 from parity.mapping import Names, Row, resolve
 from parity.report.report import Report
 
@@ -32,6 +32,8 @@ ZERO = "zero within rounding"
 """Note of a gradient that is zero in exact arithmetic."""
 ROUNDINGS = 16
 """How many times larger such a gradient may be than its change when the weights move by one unit in the last place."""
+MAX_NAMED = 3
+"""Number of operations in a narrower type that are named."""
 
 
 def compare(
@@ -105,11 +107,17 @@ def compare(
         rounding: Arrays = {}
         if are_beyond("gradients", dtype, _gradients(one, other, rows)):
             rounding = in_jax.run_jax(jax_fn, in_jax.moved(params, dtype), call).grads
-    results = _judged(one, other, rows, dtype, rounding)
+        results = _judged(one, other, rows, dtype, rounding)
+        if dtype == "float64" and not all(result.ok for result in results):
+            from parity.ports.narrow import narrow_in_jax, narrow_in_torch
+
+            narrow = narrow_in_jax(jax_fn, params, args, dtype) | narrow_in_torch(module, call_module, args, dtype)
+            if narrow:
+                results = _judged(one, other, rows, dtype, rounding, narrow)
     kept = [name for name, _ in torch_module.named_buffers() if not any(name in row.torch for row in rows)]
     if kept:
         note = f"torch buffers that no row names keep their values: {', '.join(kept)}"
-        results = [replace(r, note="; ".join(filter(None, [r.note, note]))) if r.rung == 4 else r for r in results]
+        results = [_noted(r, note) if r.rung == 4 else r for r in results]
     subject = f"{getattr(jax_fn, '__name__', 'JAX function')} in JAX against {type(torch_module).__name__} in torch"
     return Report(subject=subject, results=tuple(results), facts=environment())
 
@@ -125,7 +133,9 @@ def _rows(flat: Arrays, module: Any, names: Names, only_jax: Sequence[str], only
     return resolve(names, shapes, *sides, only_jax=only_jax, only_torch=only_torch)
 
 
-def _judged(one: "Side", other: "Side", rows: list[Row], dtype: str, rounding: Arrays) -> list[Result]:
+def _judged(
+    one: "Side", other: "Side", rows: list[Row], dtype: str, rounding: Arrays, narrow: Mapping[str, str] | None = None
+) -> list[Result]:
     """Return a line for each kind of values.
 
     Args:
@@ -134,24 +144,40 @@ def _judged(one: "Side", other: "Side", rows: list[Row], dtype: str, rounding: A
         rows: the mapping of names.
         dtype: of all floats.
         rounding: JAX's gradients from weights moved by one unit in the last place; empty where none is needed.
+        narrow: operation that computes in a narrower type -> that type, which then gives the tolerances.
     """
+    kind = min(narrow.values(), key=_bits) if narrow else dtype
+    limits = {name: tolerance(name, kind) for name in TOLERANCES}
     results = []
     if one.activations or other.activations:
         activations = compare_all(one.activations, other.activations)
-        results.append(judge(3, f"{len(activations)} activations", dtype, activations, "logits"))
-    results.append(judge(4, "outputs", dtype, compare_all(one.outputs, other.outputs), "logits"))
-    results.append(judge(5, "loss", dtype, [difference("loss", one.loss, other.loss)], "logits"))
+        results.append(judge(3, f"{len(activations)} activations", dtype, activations, limits["logits"]))
+    results.append(judge(4, "outputs", dtype, compare_all(one.outputs, other.outputs), limits["logits"]))
+    results.append(judge(5, "loss", dtype, [difference("loss", one.loss, other.loss)], limits["logits"]))
     if gradients := _gradients(one, other, rows):
         note = ""
         if rounding:
             gradients = _without_zeros(gradients, one.grads, other.grads, _grouped(rounding, rows, other.grads), rows)
             zeros = [d.name for d in gradients if d.note == ZERO]
             note = f"{ZERO}: {', '.join(zeros)}" if zeros else ""
-        results.append(judge(5, f"gradients of {len(gradients)} parameters", dtype, gradients, "gradients", note))
+        results.append(
+            judge(5, f"gradients of {len(gradients)} parameters", dtype, gradients, limits["gradients"], note)
+        )
     if one.input_grads:
         inputs = compare_all(one.input_grads, other.input_grads)
-        results.append(judge(5, f"gradients of {len(inputs)} inputs", dtype, inputs, "gradients"))
+        results.append(judge(5, f"gradients of {len(inputs)} inputs", dtype, inputs, limits["gradients"]))
+    if narrow:
+        more = f" and {len(narrow) - MAX_NAMED} more" if len(narrow) > MAX_NAMED else ""
+        results[0] = _noted(results[0], f"compared as {kind}, since {'; '.join([*narrow][:MAX_NAMED])}{more}")
     return results
+
+
+def _bits(kind: str) -> int:
+    return {"float64": 64, "float32": 32}.get(kind, 16)
+
+
+def _noted(result: Result, note: str) -> Result:
+    return replace(result, note="; ".join(filter(None, [result.note, note])))
 
 
 def _gradients(one: "Side", other: "Side", rows: list[Row]) -> list[Difference]:

@@ -13,7 +13,7 @@ from parity.ports.side import Call, Side, projected
 from parity.ports.trees import Leaves, named_leaves, rebuilt
 from parity.taps import collecting
 
-__all__ = ["flat_params", "moved", "output_names", "run_jax", "typed"]
+__all__ = ["flat_params", "moved", "output_names", "run_jax", "typed", "typed_params"]
 
 
 def typed(array: Any, dtype: str) -> np.ndarray:
@@ -48,7 +48,7 @@ def output_names(function: Callable[..., Any], params: Any, args: tuple[Any, ...
     Raises:
         UserError: a tap is where no value can leave.
     """
-    return list(_guarded(lambda: named_leaves(jax.eval_shape(function, _params(params, dtype), *_args(args)))))
+    return list(_guarded(lambda: named_leaves(jax.eval_shape(function, typed_params(params, dtype), *_args(args)))))
 
 
 def run_jax(function: Callable[..., Any], params: Any, call: Call) -> Side:
@@ -72,7 +72,7 @@ def run_jax(function: Callable[..., Any], params: Any, call: Call) -> Side:
         return loss, (_chosen(leaves, call), list(values.values()))
 
     differentiate = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True, allow_int=True))
-    (loss, (outputs, values)), grads = _guarded(lambda: differentiate(_params(params, call.dtype), real))
+    (loss, (outputs, values)), grads = _guarded(lambda: differentiate(typed_params(params, call.dtype), real))
     by_name = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads[0])}
     return Side(
         activations={name: np.asarray(value) for name, value in zip(tapped, values, strict=True)},
@@ -89,7 +89,8 @@ def _chosen(leaves: Leaves, call: Call) -> Leaves:
     return {name: leaves[ours] for name, (ours, _) in call.outputs.items() if ours in leaves}
 
 
-def _params(params: Any, dtype: str) -> Any:
+def typed_params(params: Any, dtype: str) -> Any:
+    """Return the parameters as JAX arrays, real ones in `dtype`."""
     return jax.tree.map(lambda leaf: jnp.asarray(typed(leaf, dtype)), params)
 
 

@@ -16,7 +16,7 @@ from parity.ports.side import Call, Side, projected
 from parity.ports.trees import named_leaves, rebuilt
 from parity.taps import collecting, numbered
 
-__all__ = ["output_names", "prepared", "run_torch"]
+__all__ = ["output_names", "prepared", "run_torch", "tensors"]
 
 
 def prepared(module: torch.nn.Module, rows: list[Row], weights: Arrays, dtype: str) -> torch.nn.Module:
@@ -46,7 +46,7 @@ def prepared(module: torch.nn.Module, rows: list[Row], weights: Arrays, dtype: s
 def output_names(module: torch.nn.Module, call_module: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
     """Return the names of a module's outputs."""
     with torch.no_grad():
-        return list(named_leaves(call_module(copy.deepcopy(module), *_tensors(args, {}))))
+        return list(named_leaves(call_module(copy.deepcopy(module), *tensors(args, {}))))
 
 
 def run_torch(
@@ -62,7 +62,7 @@ def run_torch(
         taps: name of a tap -> submodule.
     """
     inputs: dict[str, torch.Tensor] = {}
-    args = _tensors(call.args, inputs)
+    args = tensors(call.args, inputs)
     with collecting() as tapped, _hooked(module, taps) as hooked:
         outputs = call_module(module, *args)
     leaves = named_leaves(outputs)
@@ -89,7 +89,7 @@ def run_torch(
     )
 
 
-def _tensors(args: tuple[Any, ...], real: dict[str, torch.Tensor]) -> tuple[Any, ...]:
+def tensors(args: tuple[Any, ...], real: dict[str, torch.Tensor]) -> tuple[Any, ...]:
     """Return the arguments as tensors; add those of real values, which get a gradient, to `real`."""
 
     def convert(name: str, array: np.ndarray) -> torch.Tensor:
