@@ -356,7 +356,7 @@ def test_a_failure_leaves_what_was_there(
     module = {
         "write_state": "parity.convert.states.",
         "write_folder": "parity.convert.huggingface.",
-        "flush_folder": "lmcore.files.",
+        "flush_folder": "parity.convert.replacing.",
     }
     if where == "rename":
         whole = Path.rename
