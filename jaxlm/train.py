@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxlm.engine import Engine
     from lmcore.run import trainer
 
-    return trainer.run(config, Engine)
+    return trainer.run(config, Engine, is_command=argv is None)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -88,6 +89,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
             print(f"error: {package} is not installed, which this needs; run: {hint}", file=sys.stderr)
             return UserError.exit_code
         except KeyboardInterrupt:
+            if argv is None:  # this process is the command and ends now: Ctrl-C again needs no traceback
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             print("interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader of the output, such as `head`, has ended: not a mistake

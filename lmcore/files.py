@@ -1,27 +1,20 @@
 """Write files that survive a kill or a power cut, and verify them by checksums.
 
-All files that the packages keep are written by this module: a file is replaced atomically, a folder is flushed to disk
-before it gets its final name, and a lock excludes other processes. SHA-256 takes about 0.07 s for 100 MB.
+All files that the packages keep are written by this module: a file is replaced atomically, and a folder is flushed to
+disk before it gets its final name. SHA-256 takes about 0.07 s for 100 MB.
 """
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-from lmcore.errors import UserError, note
+from lmcore.errors import UserError
 
 __all__ = [
     "Damaged",
-    "Lock",
     "check_files",
     "check_folder",
     "check_seal",
@@ -29,15 +22,12 @@ __all__ = [
     "checksums",
     "file_digest",
     "flush_folder",
-    "lock",
     "replace_file",
     "seal",
     "stamp",
     "sync",
 ]
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""Errors by which a file system says that it has no locks, as some network file systems do."""
 STAMP = "# sha256 of the lines below: "
 
 
@@ -183,48 +173,3 @@ def replace_file(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-class Lock:
-    """A lock file that this process holds until `release`, or until it ends."""
-
-    def __init__(self, handle: int, alone: bool):
-        self._handle = handle
-        self.alone = alone
-        """Whether other processes are excluded; False if the file system has no locks."""
-
-    def release(self) -> None:
-        """Release the lock."""
-        os.close(self._handle)
-
-
-def lock(path: Path, busy: Callable[[], None]) -> Lock:
-    """Acquire a lock file, which is created if it does not exist.
-
-    Args:
-        path: the file.
-        busy: called if another process holds the lock, before waiting for it; it may raise instead.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        return Lock(handle, _take(handle, path, busy))
-    except BaseException:
-        os.close(handle)
-        raise
-
-
-def _take(handle: int, path: Path, busy: Callable[[], None]) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        note(f"{path.parent}: this file system has no locks ({error.strerror}); let no other process write there")
-        return False
-    return True

@@ -217,12 +217,15 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0 saves at the end only."""
     keep: int = 2
     """Number of latest checkpoints to keep, in addition to the best by validation loss."""
+    grace: float = 0.0
+    """Seconds after SIGTERM in which the run finishes its step and saves; if it has not saved by then, it ends at once
+    with exit code 143, earlier checkpoints intact. 0 sets no limit. Set it a little below what the scheduler allows."""
     verify: bool = True
     """Compare checkpoints, config and token files with their checksums before use; `--no_verify` sets this to false.
     The config.yaml saved in the run folder always says true."""
 
     def __post_init__(self) -> None:
-        at_least("checkpoint", self, 0, "every")
+        at_least("checkpoint", self, 0, "every", "grace")
         at_least("checkpoint", self, 1, "keep")
 
 

@@ -27,7 +27,8 @@ from lmcore.data.encoding import encode
 from lmcore.data.sources import open_corpora
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, command, note
-from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, lock, seal, sync
+from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, seal, sync
+from lmcore.locks import lock
 
 __all__ = ["Prepared", "check_prepared", "main", "prepare"]
 
@@ -150,10 +151,10 @@ def check_prepared(folder: Path) -> bool:
 def _exclusive(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock for preparing text in `folder`, and remove what a killed process left there.
 
-    On a file system without locks, two processes may do the same work, and temporary folders are not removed, since
-    another process may be writing them.
+    On Windows, which has no such locks, two processes may do the same work, and temporary folders are not removed,
+    since another process may be writing them.
     """
-    held = lock(folder / ".lock", lambda: report(f"waiting for another process that prepares text in {folder}"))
+    held = lock(folder / ".lock", lambda owner: report(f"waiting for {owner}, which prepares text in {folder}"))
     try:
         for stale in folder.glob(".making-*") if held.alone else ():
             if MAKING.fullmatch(stale.name):

@@ -345,9 +345,13 @@ class Checkpoints:
         files.flush_folder(unfinished)
         unfinished.rename(unfinished.with_suffix(""))
         files.sync(self.folder)
-        self._retain()
+        self.retain()
 
-    def _retain(self) -> None:
+    def retain(self) -> list[Checkpoint]:
+        """Delete all checkpoints but the latest few and the best; return those that are kept.
+
+        Each save does so; after a kill between the two, the end of the run does.
+        """
         saved = list_checkpoints(self.folder.parent)
         keep = {best_checkpoint(saved).folder, *(c.folder for c in saved[-self.keep :])}
         for checkpoint in saved:
@@ -355,6 +359,7 @@ class Checkpoints:
                 doomed = checkpoint.folder.with_suffix(".tmp")
                 checkpoint.folder.rename(doomed)  # so that a kill during deletion leaves no incomplete checkpoint
                 shutil.rmtree(doomed)
+        return [checkpoint for checkpoint in saved if checkpoint.folder in keep]
 
     def _not_written(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:200]

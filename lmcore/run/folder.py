@@ -11,12 +11,13 @@ in every checkpoint; each checkpoint also has the checksum of the metrics up to 
 from pathlib import Path
 
 from lmcore import config as configs
-from lmcore import files
+from lmcore import files, locks
 from lmcore.config import Config
 from lmcore.data.batches import HEADER, read_header
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
-from lmcore.files import Damaged, Lock
+from lmcore.files import Damaged
+from lmcore.locks import Lock
 from lmcore.run.checkpoints import Checkpoint, newest_checkpoint
 
 __all__ = ["check_config", "check_tokenizer", "load_run", "lock_run", "open_run", "unlock_run"]
@@ -129,10 +130,10 @@ def lock_run(run_dir: Path) -> Lock:
         UserError: another process is training there.
     """
 
-    def busy() -> None:
-        raise UserError(f"run_dir: {run_dir} is in use by another process; wait for it, or name another folder")
+    def busy(owner: str) -> None:
+        raise UserError(f"run_dir: {run_dir} is in use by {owner}; wait for it, or name another folder")
 
-    return files.lock(run_dir / ".lock", busy)
+    return locks.lock(run_dir / ".lock", busy)
 
 
 def unlock_run(lock: Lock) -> None:

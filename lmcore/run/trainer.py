@@ -31,7 +31,7 @@ from lmcore.run import folder as run_folder
 from lmcore.run.checkpoints import Checkpoint, Checkpoints
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
-from lmcore.run.signals import StopRequest
+from lmcore.run.signals import SaveRequest, StopRequest
 from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
 from lmcore.run.watch import MAX_SKIPPED, Watch
 
@@ -58,10 +58,15 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     return replace(config, model=replace(config.model, vocab_size=model_size))
 
 
-def run(config: Config, engine_class: EngineClass) -> int:
+def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> int:
     """Train as `config` says, from the start or from the latest checkpoint that is not damaged.
 
     All checks come first, before any text is tokenized or a folder is created.
+
+    Args:
+        config: the run.
+        engine_class: the framework's engine.
+        is_command: whether the process is for this run only, and may be ended from within (see `lmcore.run.signals`).
 
     Returns:
         Exit code: 0, or 128 + the signal that interrupted the run.
@@ -78,6 +83,7 @@ def run(config: Config, engine_class: EngineClass) -> int:
     engine_class.check_machine(config.train)
     check_libraries(config)
     with ExitStack() as stack:
+        save, stop = stack.enter_context(SaveRequest(is_command)), StopRequest(config.checkpoint.grace, is_command)
         existed = folder.is_dir()
         if existed:
             _lock(folder, stack)
@@ -94,7 +100,7 @@ def run(config: Config, engine_class: EngineClass) -> int:
             latest = run_folder.open_run(
                 config, engine_class.framework
             )  # another process may have started a run meanwhile
-        return Run(config, prepared, engine, batches, latest, stack).train()
+        return Run(config, prepared, engine, batches, latest, stack).train(save, stop)
 
 
 def _batches(prepared: Prepared, config: Config) -> Batches:
@@ -164,7 +170,6 @@ class Run:
             stack.callback(tracker.close)
         self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), latest.skipped if latest else 0)
         self.progress = Progress(config.train.steps, self.start)
-        self.stop = stack.enter_context(StopRequest())
         self.clock = time.monotonic()
         self.timed_from = self.start
 
@@ -200,33 +205,46 @@ class Run:
             self.engine.restore(latest.state)
         return latest
 
-    def train(self) -> int:
+    def train(self, save: SaveRequest, stop: StopRequest) -> int:
         """Train for all remaining steps; return the exit code."""
-        config, steps = self.config, self.config.train.steps
-        with self.progress:
-            for step in range(self.start, steps):
-                metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
-                done = step + 1
-                self.watch.observe(done, metrics)
-                if step == self.start:  # wait here, so that compilation does not count into the rate of training
-                    self.progress.update({"step": done, "loss": float(metrics["loss"])})
-                    self._restart_clock(done)
-                saves = _due(done, config.checkpoint.every, steps)
-                evaluates = saves or _due(done, config.eval.every, steps)
-                row = None
-                if evaluates or _due(done, config.log.every, steps):
-                    row = self._report(done, metrics, evaluates)
-                if saves and row:
-                    self._save(done, row["loss"], row["valid_loss"])
-                if _due(done, config.sample.every, steps):
-                    self._sample(done)
-                if self.stop.received and done < steps:
-                    return self._interrupted(done, float(metrics["loss"]), row)
-                if row:
-                    self._restart_clock(done)
-            self.checkpoints.wait()
-        self._finish()
+        with stop:
+            with self.progress:
+                stopped_at = self._steps(save, stop)
+                self.checkpoints.wait()
+                stop.all_saved()
+                if stopped_at is not None:
+                    return self._interrupted(stopped_at, 128 + (stop.received or 0))
+            self._finish()
         return 0
+
+    def _steps(self, save: SaveRequest, stop: StopRequest) -> int | None:
+        """Train until the end, or until a signal stops the run: return the step that was saved then."""
+        config, steps = self.config, self.config.train.steps
+        for step in range(self.start, steps):
+            metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
+            done = step + 1
+            self.watch.observe(done, metrics)
+            if step == self.start:  # wait here, so that compilation does not count into the rate of training
+                self.progress.update({"step": done, "loss": float(metrics["loss"])})
+                self._restart_clock(done)
+            due = _due(done, config.checkpoint.every, steps)
+            evaluates = due or _due(done, config.eval.every, steps)
+            row = None
+            if evaluates or _due(done, config.log.every, steps):
+                row = self._report(done, metrics, evaluates)
+            requested = save.take()
+            if requested:
+                self.progress.say(f"SIGUSR1 received, saving step {done}")
+            if due or requested:
+                self._save(done, metrics, row)
+            if _due(done, config.sample.every, steps):
+                self._sample(done)
+            if stop.received and done < steps:
+                self._save(done, metrics, row)
+                return done
+            if row:
+                self._restart_clock(done)
+        return None
 
     def _restart_clock(self, done: int) -> None:
         self.clock, self.timed_from = time.monotonic(), done
@@ -261,15 +279,15 @@ class Run:
             return f"the loss became {loss}"
         return ""
 
-    def _save(self, done: int, loss: float, valid_loss: float | None) -> None:
+    def _save(self, done: int, metrics: dict[str, Any], row: Row | None) -> None:
         """Save a checkpoint, unless the state is not finite, so that training could not be resumed from it."""
-        problem = self._problem(loss)
+        problem = self._problem(float(metrics["loss"]))
         if not problem and not self.engine.is_finite():
             problem = "the parameters or the optimizer state became infinite or NaN"
         if problem:
             raise self._diverged(f"{problem} by step {done}")
         self.watch.read()
-        self.checkpoints.save(done, valid_loss, self.engine.save, self.watch.skipped)
+        self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save, self.watch.skipped)
 
     def _diverged(self, what: str) -> Diverged:
         """Return the error that names the last good checkpoint and what may help."""
@@ -296,16 +314,14 @@ class Run:
             tracker.text(done, "sample", text.prompt + text.text)
         self.clock += time.monotonic() - begin  # generation does not count into the rate of training
 
-    def _interrupted(self, done: int, loss: float, row: Row | None) -> int:
-        assert self.stop.received is not None
-        self._save(done, loss, row.get("valid_loss") if row else None)
-        self.checkpoints.wait()
+    def _interrupted(self, done: int, code: int) -> int:
+        """Say how to resume, and return the exit code."""
         self._plot()
         self.progress.say(
             f"stopped at step {done}, saved; resume with: "
             f"python -m {self.engine.package}.train --run_dir {shlex.quote(str(self.folder))} --train.resume auto"
         )
-        return 128 + self.stop.received
+        return code
 
     def _plot(self) -> list[Row]:
         rows = read_metrics(self.folder / "metrics.jsonl")
@@ -317,7 +333,7 @@ class Run:
 
     def _finish(self) -> None:
         rows = self._plot()
-        saved = checkpoints.list_checkpoints(self.folder)
+        saved = self.checkpoints.retain()
         best, last = checkpoints.best_checkpoint(saved), saved[-1]
         rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
         latest = {name: value for row in rows for name, value in row.items()}  # the last value of each metric

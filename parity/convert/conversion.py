@@ -8,12 +8,10 @@ Of a run folder, the latest checkpoint is converted to resume training, and the 
 `--checkpoint` chooses. From a twin to itself, the framework's own files are copied unchanged.
 """
 
-import contextlib
 import os
 import shlex
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -155,6 +153,9 @@ def convert(
 def _convert(
     src: Path, to: "Side", out: Path, force: bool, which: Literal["best", "latest"] | None, verify: bool
 ) -> Source:
+    from parity.convert.replacing import recover, replacing
+
+    recover(out)
     _check_out(out, src, force)
     if which and not (src.is_dir() and _is_run(src)):
         raise UserError(f"--checkpoint: found {which!r}, but {src} is no run folder with several; leave it out")
@@ -164,7 +165,7 @@ def _convert(
             f"{src}: found train.precision float16, for which jaxlm has no gradient scaler; "
             "its weights alone can go to hf, and from there to jax"
         )
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         if to == "hf":
             _write_model(temporary, source)
         else:
@@ -249,35 +250,6 @@ def _check_out(out: Path, src: Path, force: bool) -> None:
         raise UserError(f"--out: {out} exists; name another folder, or replace it with --force")
     if out.is_symlink() or not out.is_dir() or not (_is_run(out) or _is_model(out) or not any(out.iterdir())):
         raise UserError(f"--out: {out} is neither a run nor a Hugging Face model, so --force does not replace it")
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; rename it to `out` at the end, or delete it if anything fails."""
-    from lmcore.files import flush_folder
-    from lmcore.run.folder import lock_run, unlock_run
-
-    out = out.resolve()  # `.` has no name of its own
-    temporary, replaced = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("tmp", "old"))
-    with contextlib.ExitStack() as stack:
-        if (out / "config.yaml").exists():
-            stack.callback(unlock_run, lock_run(out))
-        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            flush_folder(temporary)
-            if out.exists():
-                out.rename(replaced)
-            try:
-                temporary.rename(out)
-            except BaseException:
-                if replaced.exists():
-                    replaced.rename(out)
-                raise
-        except OSError as error:
-            raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 @command

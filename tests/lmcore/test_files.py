@@ -1,6 +1,5 @@
-"""A file is replaced as a whole, a checksum sees one flipped bit, and a lock that isn't to be had stops nobody."""
+"""A file is replaced as a whole, and a checksum sees one flipped bit."""
 
-import errno
 import hashlib
 import json
 import os
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lmcore import files
 from lmcore.errors import UserError
 from lmcore.files import (
     Damaged,
@@ -18,7 +16,6 @@ from lmcore.files import (
     checksums,
     file_digest,
     flush_folder,
-    lock,
     replace_file,
     seal,
     stamp,
@@ -111,32 +108,3 @@ def test_replacing_leaves_the_old_file_where_it_fails(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="full"):
         replace_file(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatch, capsys, number: int):
-    def refuse(handle: int, operation: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
-    held = lock(tmp_path / ".lock", lambda: pytest.fail("nobody has it"))
-    assert not held.alone
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"note: {tmp_path}: this file system has no locks ({os.strerror(number)})")
-    held.release()
-
-
-def test_only_a_held_lock_is_busy(tmp_path: Path, monkeypatch):
-    held = lock(tmp_path / ".lock", lambda: pytest.fail("nobody has it"))
-    assert held.alone
-
-    def busy() -> None:
-        raise UserError("in use")
-
-    with pytest.raises(UserError, match="in use"):
-        lock(tmp_path / ".lock", busy)
-    held.release()
-    lock(tmp_path / ".lock", busy).release()
-    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
-    with pytest.raises(OSError, match="broken"):
-        lock(tmp_path / ".lock", busy)

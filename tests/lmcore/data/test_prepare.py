@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmcore import config as configs
-from lmcore import files
+from lmcore import locks
 from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.data import encoding, readers
 from lmcore.data import prepare as preparing
@@ -202,7 +202,7 @@ def test_two_processes_at_once_both_succeed(much):
 
 
 def test_without_a_lock_the_second_process_yields_to_the_first(text, monkeypatch):
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     rename, renamed = preparing._rename, []
 
     def late(making, folder):

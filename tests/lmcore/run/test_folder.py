@@ -130,7 +130,7 @@ def test_a_run_folder_is_for_one_process_at_a_time(tmp_path: Path):
     handle = lock_run(tmp_path)
     refused = lock_elsewhere(tmp_path)
     assert refused.returncode == 1
-    assert refused.stderr.startswith(f"refused: run_dir: {tmp_path} is in use by another process")
+    assert refused.stderr.startswith(f"refused: run_dir: {tmp_path} is in use by process {os.getpid()} on ")
     unlock_run(handle)
     assert lock_elsewhere(tmp_path).returncode == 0
     unlock_run(lock_run(tmp_path))  # the other process has ended, and its lock with it

@@ -57,6 +57,44 @@ def test_a_signal_stops_after_the_step_and_saves_it(config: Config, miniature: t
     assert told in capsys.readouterr().out.replace("\n", "")
 
 
+def test_sigusr1_saves_after_the_step_and_changes_nothing_else(config: Config, miniature: type, tmp_path: Path, capsys):
+    class Asked(miniature):
+        steps = 0
+
+        def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
+            self.steps += 1
+            if self.steps in (1, 4):  # not due, and due anyway
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().train_step(batch, lr)
+
+    config = replace(config, checkpoint=replace(config.checkpoint, keep=9))
+    assert trainer.run(config, Asked) == 0
+    said = capsys.readouterr().out
+    asked = Path(config.run_dir or "")
+    assert trainer.run(replace(config, run_dir=str(tmp_path / "plain")), miniature) == 0
+    assert [line for line in said.splitlines() if "SIGUSR1" in line] == [
+        "SIGUSR1 received, saving step 1",
+        "SIGUSR1 received, saving step 4",
+    ]
+    assert [(c.step, c.valid_loss) for c in list_checkpoints(asked)] == [(1, None), (4, 0.5), (5, 0.25)]
+    rows = [
+        [{**row, "tokens_per_second": 0} for row in read_metrics(run / "metrics.jsonl")]
+        for run in (asked, tmp_path / "plain")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted_at_the_end(config: Config, miniature: type):
+    everything = replace(config, checkpoint=replace(config.checkpoint, every=1, keep=9))
+    assert trainer.run(everything, miniature) == 0
+    folder = Path(config.run_dir or "")
+    assert len(list_checkpoints(folder)) == 5
+    resumed = replace(config, train=replace(config.train, resume="auto"), checkpoint=replace(config.checkpoint, keep=1))
+    assert trainer.run(resumed, miniature) == 0
+    assert [c.step for c in list_checkpoints(folder)] == [5]
+
+
 def test_a_state_that_became_infinite_is_not_saved(config: Config, miniature: type):
     class Breaking(miniature):
         def is_finite(self) -> bool:

@@ -331,7 +331,7 @@ def test_a_run_in_use_is_not_replaced(tmp_path: Path):
     out = convert(run, "torch", tmp_path / "out")
     handle = lock_run(out)
     try:
-        with pytest.raises(UserError, match="in use by another process"):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
             convert(run, "torch", out, force=True)
     finally:
         unlock_run(handle)
@@ -356,7 +356,7 @@ def test_a_failure_leaves_what_was_there(
     module = {
         "write_state": "parity.convert.states.",
         "write_folder": "parity.convert.huggingface.",
-        "flush_folder": "lmcore.files.",
+        "flush_folder": "parity.convert.replacing.",
     }
     if where == "rename":
         whole = Path.rename
