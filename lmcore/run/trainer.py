@@ -11,6 +11,7 @@ import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints
 from lmcore.run import folder as run_folder
-from lmcore.run.checkpoints import Checkpoint, Checkpoints
+from lmcore.run.checkpoints import Checkpoint
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
+from lmcore.run.saving import Checkpoints
 from lmcore.run.signals import StopRequest
+from lmcore.run.storage import Writes, note_space
 from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
 
 __all__ = ["Diverged", "run", "with_vocabulary"]
@@ -157,11 +160,14 @@ class Run:
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         replace_file(self.folder / "run.json", json.dumps(facts) + "\n")
-        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
+        on_error = config.checkpoint.on_error
+        self.writes = Writes(on_error)
+        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep, on_error)
         stack.callback(self.checkpoints.close)
+        note_space(config, self.folder, self.start, len(checkpoints.checkpoint_folders(self.folder)))
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
-            stack.callback(tracker.close)
+            stack.callback(self.writes.close, tracker.name, tracker.close)
         self.progress = Progress(config.train.steps, self.start)
         self.stop = stack.enter_context(StopRequest())
         self.clock = time.monotonic()
@@ -222,7 +228,7 @@ class Run:
                     return self._interrupted(done, float(metrics["loss"]), row)
                 if row:
                     self._restart_clock(done)
-            self.checkpoints.wait()
+            self.checkpoints.finish()
         self._finish()
         return 0
 
@@ -230,6 +236,7 @@ class Run:
         self.clock, self.timed_from = time.monotonic(), done
 
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
+        self.checkpoints.poll()
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
         row |= {"lr": learning_rate(config, done - 1)} | {name: float(value) for name, value in metrics.items()}
@@ -270,23 +277,24 @@ class Run:
 
     def _log(self, row: Row, mfu: float | None) -> None:
         for tracker in self.trackers:
-            tracker.log(row)
-        self.progress.update(row, mfu)
+            self.writes.attempt(tracker.name, partial(tracker.log, row))
+        self.writes.attempt("standard output", lambda: self.progress.update(row, mfu))
 
     def _sample(self, done: int) -> None:
         begin = time.monotonic()
         options, context = self.config.sample, self.config.model.max_seq_len
         generator = self.engine.generator(options)
         [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
-        self.progress.say(f"\n{text.prompt}{text.text}\n")
+        sample = text.prompt + text.text
+        self.writes.attempt("standard output", lambda: self.progress.say(f"\n{sample}\n"))
         for tracker in self.trackers:
-            tracker.text(done, "sample", text.prompt + text.text)
+            self.writes.attempt(f"{tracker.name}, sample", partial(tracker.text, done, "sample", sample))
         self.clock += time.monotonic() - begin  # generation does not count into the rate of training
 
     def _interrupted(self, done: int, loss: float, row: Row | None) -> int:
         assert self.stop.received is not None
         self._save(done, loss, row.get("valid_loss") if row else None)
-        self.checkpoints.wait()
+        self.checkpoints.finish()
         self._plot()
         self.progress.say(
             f"stopped at step {done}, saved; resume with: "
@@ -298,8 +306,9 @@ class Run:
         rows = read_metrics(self.folder / "metrics.jsonl")
         path = self.folder / "loss.png"
         if attempt(lambda: plot_loss(rows, path, title=self.folder.name), path):
+            step = int(rows[-1]["step"]) if rows else 0
             for tracker in self.trackers:
-                tracker.image(int(rows[-1]["step"]) if rows else 0, path)
+                self.writes.close(f"{tracker.name}, {path.name}", partial(tracker.image, step, path))
         return rows
 
     def _finish(self) -> None:
@@ -322,7 +331,7 @@ class Run:
             ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
             ("loss curve", str(self.folder / "loss.png")),
         ]
-        self.progress.summary(table)
+        self.writes.close("standard output", lambda: self.progress.summary(table))
 
 
 def _due(done: int, every: int, steps: int) -> bool:
