@@ -4,6 +4,7 @@ All files that the packages keep are written by this module: a file is replaced 
 disk before it gets its final name. SHA-256 takes about 0.07 s for 100 MB.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from lmcore.errors import UserError
 
 __all__ = [
+    "Appender",
     "Damaged",
     "check_files",
     "check_folder",
@@ -28,6 +30,7 @@ __all__ = [
     "sync",
 ]
 
+CHUNK = 1 << 20
 STAMP = "# sha256 of the lines below: "
 
 
@@ -35,15 +38,21 @@ class Damaged(UserError):
     """A file is missing or has changed since it was written."""
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, which is read in chunks.
+def file_digest(path: Path, length: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first `length` bytes; it is read in chunks.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if length is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while length > 0 and (chunk := file.read(min(length, CHUNK))):
+                digest.update(chunk)
+                length -= len(chunk)
+            return digest.hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
@@ -166,10 +175,51 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically: a kill leaves the old or the new content, never a part of it."""
+    """Replace a file atomically: a kill or a full disk leaves the old or the new content, never a part of it.
+
+    Raises:
+        OSError: it cannot be written; its message names the file, and the space of the part is free again.
+    """
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # on a read-only disk there is no part
+            part.unlink(missing_ok=True)
+        if error.errno and not error.filename:  # a failed write names none
+            error.filename = str(path)
+        raise
+
+
+class Appender:
+    """A file to which whole records are appended; those that a full disk refuses follow with the next one that fits."""
+
+    def __init__(self, path: Path):
+        """Open the file, which is created if it does not exist."""
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def append(self, record: bytes) -> None:
+        """Append a record after those not written before, or none of them: no record may follow a part of one.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._unwritten += record
+        size, rest = os.fstat(self._file.fileno()).st_size, self._unwritten
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+        self._unwritten = b""
+
+    def close(self) -> None:
+        """Write what is not written, and close the file."""
+        with self._file:
+            self.append(b"")

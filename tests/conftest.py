@@ -44,7 +44,7 @@ import jax  # noqa: E402
 from lmcore import config as configs  # noqa: E402
 from lmcore.config import Config, ModelConfig, TokenizerConfig  # noqa: E402
 from lmcore.data.tokenizer import train as train_tokenizer  # noqa: E402
-from lmcore.run.checkpoints import Checkpoints  # noqa: E402
+from lmcore.run.saving import Checkpoints  # noqa: E402
 
 jax.devices()  # both exist from here on; else the first test that asks for one device would decide for all
 

@@ -223,6 +223,9 @@ class CheckpointConfig:
     verify: bool = True
     """Compare checkpoints, config and token files with their checksums before use; `--no_verify` sets this to false.
     The config.yaml saved in the run folder always says true."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a run does where a file cannot be written, on a full disk say: stop with an error, or print a note and train
+    on; the next checkpoint is then tried again, and a run whose last one fails ends with exit code 1."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint", self, 0, "every", "grace")

@@ -5,7 +5,7 @@ from lmcore.errors import UserError
 from lmcore.hardware import memory_bytes
 from lmcore.optim.table import OPTIMIZERS
 
-__all__ = ["check_batch", "check_memory", "parameter_parts"]
+__all__ = ["check_batch", "check_memory", "parameter_parts", "state_bytes"]
 
 
 def parameter_parts(model: ModelConfig) -> dict[str, int]:
@@ -19,6 +19,20 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
     }
 
 
+def state_bytes(config: Config) -> int:
+    """Return a lower bound of the bytes that a checkpoint takes: weights and optimizer state."""
+    return sum(parameter_parts(config.model).values()) * _copies(config) * _item_bytes(config)
+
+
+def _item_bytes(config: Config) -> int:
+    return 8 if config.train.precision == "float64" else 4
+
+
+def _copies(config: Config) -> int:
+    """Return how many arrays of a matrix's size a checkpoint has of it: the weights, and what the optimizer keeps."""
+    return 1 + sum(kind not in ("rows", "columns") for kind in OPTIMIZERS[config.optim.name].matrix)
+
+
 def check_memory(config: Config, *, training: bool) -> None:
     """Check that a model on the CPU fits into the machine's memory.
 
@@ -29,9 +43,7 @@ def check_memory(config: Config, *, training: bool) -> None:
         UserError: the lower bound exceeds the memory of the machine.
     """
     model = config.model
-    size = 8 if config.train.precision == "float64" else 4
-    full_size = [kind for kind in OPTIMIZERS[config.optim.name].matrix if kind not in ("rows", "columns")]
-    copies = 1 + (len(full_size) if training else 0)
+    size, copies = _item_bytes(config), _copies(config) if training else 1
     parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8

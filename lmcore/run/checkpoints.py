@@ -1,21 +1,15 @@
-"""Write checkpoints atomically, and verify them against their checksums when they are read.
+"""The checkpoints of a run: find the best or latest one, and verify it against its checksums when it is read.
 
     RUN/checkpoints/step_00000300/checkpoint.json   description: framework, step, validation loss, checksums
     RUN/checkpoints/step_00000300/state/            files of the framework
 
-A checkpoint is written under a name that ends in `.tmp`, opened as a test, and renamed when all of it is on disk. A
-killed process thus leaves earlier checkpoints untouched, and no incomplete one that could be taken for complete. Before
-a checkpoint is read, it is compared with its checksums. Only folders with names of this form are ever listed, renamed
-or deleted.
+Before a checkpoint is read, it is compared with its checksums. Only folders with names of this form are ever listed,
+renamed or deleted. `lmcore.run.saving` writes them.
 """
 
-import hashlib
-import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +20,9 @@ from lmcore.files import Damaged
 from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 
 __all__ = [
+    "DESCRIPTION",
+    "NAME",
     "Checkpoint",
-    "Checkpoints",
     "best_checkpoint",
     "checkpoint_folders",
     "find_checkpoint",
@@ -100,7 +95,7 @@ class Checkpoint:
         path, length = self.run_dir / "metrics.jsonl", self.run_sums.get("metrics_bytes")
         if length is None or not path.exists():
             return False
-        if _digest(path, length) != self.run_sums["metrics"]:
+        if files.file_digest(path, length) != self.run_sums["metrics"]:
             raise Damaged(
                 f"{path}: was damaged or edited before step {self.step}; only its table and curve are affected"
             )
@@ -263,118 +258,3 @@ def _damage(folder: Path) -> str:
     except Damaged as error:
         return str(error)
     return f"{folder}: was damaged"
-
-
-def _digest(path: Path, length: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(length)).hexdigest()
-
-
-class Checkpoints:
-    """Saves checkpoints in the background, keeps the latest few and the best, and deletes the others."""
-
-    def __init__(self, run_dir: Path, framework: str, keep: int):
-        """Create the folder of checkpoints, and delete incomplete ones that a killed process left there.
-
-        Args:
-            run_dir: run folder.
-            framework: name of the framework that writes the state.
-            keep: number of latest checkpoints to keep, in addition to the best.
-        """
-        self.folder = run_dir / "checkpoints"
-        self.framework = framework
-        self.keep = keep
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("step_*.tmp"):
-            if NAME.fullmatch(unfinished.stem):
-                shutil.rmtree(unfinished)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future[None] | None = None
-
-    def save(
-        self, step: int, valid_loss: float | None, write: Callable[[Path], Callable[[], None]], skipped: int = 0
-    ) -> None:
-        """Save a checkpoint: copy the state now, write it in the background.
-
-        Args:
-            step: number of updates done.
-            valid_loss: validation loss in nats per token; None if not evaluated.
-            write: called with the folder of the state. It copies the state, and returns a function that finishes
-                writing and opens the files as a test; that function runs in the background.
-            skipped: number of updates among the steps that were skipped.
-
-        Raises:
-            UserError: this or the previous checkpoint could not be written.
-        """
-        self.wait()
-        final = self.folder / f"step_{step:08d}"
-        if final.exists():  # the run resumed here and was interrupted before its next step
-            return
-        unfinished = final.with_suffix(".tmp")
-        run_sums = _run_sums(self.folder.parent)
-        try:
-            unfinished.mkdir()
-            finish = write(unfinished / "state")
-        except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
-            raise self._not_written(error) from error
-        facts = {"framework": self.framework, "step": step, "valid_loss": valid_loss, "skipped": skipped}
-        facts["run"] = run_sums
-        self._pending = self._thread.submit(self._commit, unfinished, finish, facts)
-
-    def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
-
-        Raises:
-            UserError: it could not be written.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                pending.result()
-            except (OSError, ValueError) as error:
-                raise self._not_written(error) from error
-
-    def close(self) -> None:
-        """Wait for the pending write, ignoring its errors, and stop the background thread."""
-        self._thread.shutdown()
-
-    def _commit(self, unfinished: Path, finish: Callable[[], None], facts: dict[str, Any]) -> None:
-        finish()
-        description = files.seal(facts | {"files": files.checksums(unfinished)})
-        (unfinished / DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
-        files.flush_folder(unfinished)
-        unfinished.rename(unfinished.with_suffix(""))
-        files.sync(self.folder)
-        self.retain()
-
-    def retain(self) -> list[Checkpoint]:
-        """Delete all checkpoints but the latest few and the best; return those that are kept.
-
-        Each save does so; after a kill between the two, the end of the run does.
-        """
-        saved = list_checkpoints(self.folder.parent)
-        keep = {best_checkpoint(saved).folder, *(c.folder for c in saved[-self.keep :])}
-        for checkpoint in saved:
-            if checkpoint.folder not in keep:
-                doomed = checkpoint.folder.with_suffix(".tmp")
-                checkpoint.folder.rename(doomed)  # so that a kill during deletion leaves no incomplete checkpoint
-                shutil.rmtree(doomed)
-        return [checkpoint for checkpoint in saved if checkpoint.folder in keep]
-
-    def _not_written(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
-        earlier = checkpoint_folders(self.folder.parent)
-        last = f"the last one saved is {earlier[-1]}" if earlier else "none was saved before"
-        return UserError(f"checkpoint: could not be written ({reason}); {last}; free some space and resume")
-
-
-def _run_sums(run_dir: Path) -> dict[str, Any]:
-    """Return checksums of the run's files that don't change during the run, or to which it only appends."""
-    sums: dict[str, Any] = {}
-    tokenizer, metrics = run_dir / "tokenizer.json", run_dir / "metrics.jsonl"
-    if tokenizer.exists():
-        sums["tokenizer"] = files.file_digest(tokenizer)
-    if metrics.exists():
-        sums["metrics_bytes"] = metrics.stat().st_size
-        sums["metrics"] = _digest(metrics, sums["metrics_bytes"])
-    return sums

@@ -11,13 +11,16 @@ import importlib
 import json
 import math
 import re
+import socket
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.files import replace_file
+from lmcore.files import Appender, replace_file
 from lmcore.parsing import parse_json
 
 __all__ = [
@@ -38,7 +41,10 @@ SAMPLE = re.compile(r"sample-(\d{6,})\.txt")
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A destination of metrics, text and images."""
+    """A destination of metrics, text and images. Its methods raise OSError where the disk is full."""
+
+    name: str
+    """Name for messages."""
 
     def log(self, row: Row) -> None:
         """Log the metrics of `row["step"]`."""
@@ -65,6 +71,8 @@ class JsonlTracker:
     JSON has no NaN and no infinity: both are written as null, which `read_metrics` returns as NaN.
     """
 
+    name = "metrics.jsonl"
+
     def __init__(self, path: Path, resume_step: int | None):
         """Open `path` for appending; keep its rows up to `resume_step`, or none of them if that is None."""
         self.samples = path.parent / "samples"
@@ -75,11 +83,10 @@ class JsonlTracker:
             # Other names are the user's files.
             if (match := SAMPLE.fullmatch(sample.name)) and int(match.group(1)) > last:
                 sample.unlink()
-        self.file = path.open("a", encoding="utf-8")
+        self.file = Appender(path)
 
     def log(self, row: Row) -> None:
-        self.file.write(_line(row))
-        self.file.flush()
+        self.file.append(_line(row).encode())
 
     def text(self, step: int, name: str, text: str) -> None:
         self.samples.mkdir(exist_ok=True)
@@ -93,7 +100,13 @@ class JsonlTracker:
 
 
 class TensorBoardTracker:
-    """Writes TensorBoard event files with tensorboardX, which needs neither TensorFlow nor torch."""
+    """Writes TensorBoard event files with tensorboardX, which needs neither TensorFlow nor torch.
+
+    The library makes the events and `Appender` writes them: the library's own background thread ends at a full disk,
+    and the run would then wait for it forever.
+    """
+
+    name = "TensorBoard"
 
     def __init__(self, folder: Path, resume_step: int | None):
         """Open a new event file in `folder`.
@@ -101,31 +114,53 @@ class TensorBoardTracker:
         Raises:
             UserError: tensorboardX is not installed.
         """
-        library = _library("tensorboardX", "log.tensorboard")
+        _library("tensorboardX", "log.tensorboard")
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-        # tensorboardX names a file after the second in which it is opened; the suffix keeps a quick resume from
-        # overwriting it. TensorBoard itself hides the events of earlier files from purge_step on.
-        purge_step = None if resume_step is None else resume_step + 1
-        self.writer = library.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{purge_step or 0}")
+        # TensorBoard itself hides the events of earlier files from this step on. The suffix keeps a quick resume, in
+        # the same second, from appending to the file of the run before.
+        purge_step = 0 if resume_step is None else resume_step + 1
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{purge_step}"
+        self.file = Appender(folder / name)
+        self._write(purge_step, file_version="brain.Event:2")
+        if resume_step is not None:
+            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int, **content: Any) -> None:
+        """Append an event, as TFRecord frames it: length, data, and a checksum of each."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(step=step, wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        self.file.append(length + next(sums) + data + next(sums))
 
     def log(self, row: Row) -> None:
-        for name, value in _grouped(row).items():
-            self.writer.add_scalar(name, value, row["step"])
-        self.writer.flush()  # else a kill loses rows from before a checkpoint, which a resumed run does not log again
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar
+
+        values = [scalar(name, value).value[0] for name, value in _grouped(row).items()]
+        self._write(int(row["step"]), summary=Summary(value=values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Log the text literally: as an indented block, in which Markdown is not interpreted."""
-        self.writer.add_text(name, "".join(f"    {line}\n" for line in text.split("\n")), step)
+        from tensorboardX import summary
+
+        self._write(step, summary=summary.text(name, "".join(f"    {line}\n" for line in text.split("\n"))))
 
     def image(self, step: int, path: Path) -> None:
         import matplotlib.image
+        from tensorboardX import summary
 
-        self.writer.add_image(path.stem, matplotlib.image.imread(path), step, dataformats="HWC")
+        self._write(step, summary=summary.image(path.stem, matplotlib.image.imread(path), dataformats="HWC"))
 
     def close(self) -> None:
-        self.writer.close()
+        self.file.close()
 
 
 class WandbTracker:
@@ -134,6 +169,8 @@ class WandbTracker:
     W&B accepts steps in increasing order only: for steps between the last checkpoint and a kill, it keeps the values
     from before the kill. With `WANDB_MODE=offline` nothing leaves the machine until `wandb sync`.
     """
+
+    name = "Weights & Biases"
 
     def __init__(self, config: Config, run_dir: Path, resume_step: int | None):
         """Start or continue the W&B run.

@@ -10,6 +10,7 @@ import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints, provenance
 from lmcore.run import folder as run_folder
-from lmcore.run.checkpoints import Checkpoint, Checkpoints
+from lmcore.run.checkpoints import Checkpoint
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
+from lmcore.run.saving import Checkpoints
 from lmcore.run.signals import SaveRequest, StopRequest
+from lmcore.run.storage import Writes, note_space
 from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
 from lmcore.run.watch import MAX_SKIPPED, Watch
 
@@ -155,7 +158,8 @@ class Run:
         assert config.run_dir is not None
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder = Path(config.run_dir)
-        self.start = self._begin(latest)
+        restored = self._begin(latest)
+        self.start = restored.step if restored else 0
         saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
         configs.save(saved, self.folder / "config.yaml")
         # In this order: after a kill in between, the old tokenizer still matches the checksum in a checkpoint.
@@ -163,18 +167,21 @@ class Run:
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
-        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep)
+        on_error = config.checkpoint.on_error
+        self.writes = Writes(on_error)
+        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep, on_error)
         stack.callback(self.checkpoints.close)
+        note_space(config, self.folder, self.start, len(checkpoints.checkpoint_folders(self.folder)))
         self.trackers = open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
-            stack.callback(tracker.close)
-        self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), latest.skipped if latest else 0)
+            stack.callback(self.writes.close, tracker.name, tracker.close)
+        self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), restored.skipped if restored else 0)
         self.progress = Progress(config.train.steps, self.start)
         self.clock = time.monotonic()
         self.timed_from = self.start
 
-    def _begin(self, latest: Checkpoint | None) -> int:
-        """Initialize or restore the engine; return the number of steps already done."""
+    def _begin(self, latest: Checkpoint | None) -> Checkpoint | None:
+        """Initialize or restore the engine; return the checkpoint that was restored."""
         train, model = self.config.train, self.config.model
         size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
@@ -182,14 +189,14 @@ class Run:
         if latest is None:
             self.engine.init()
             print(f"run folder {self.folder}", flush=True)
-            return 0
+            return None
         latest = self._restore(latest)
         print(f"run folder {self.folder}, resuming from step {latest.step}", flush=True)
         try:
             latest.verify_metrics()
         except Damaged as error:
             note(str(error))
-        return latest.step
+        return latest
 
     def _restore(self, latest: Checkpoint) -> Checkpoint:
         """Restore the latest checkpoint with a finite state, and rename those after it."""
@@ -210,7 +217,7 @@ class Run:
         with stop:
             with self.progress:
                 stopped_at = self._steps(save, stop)
-                self.checkpoints.wait()
+                self.checkpoints.finish()
                 stop.all_saved()
                 if stopped_at is not None:
                     return self._interrupted(stopped_at, 128 + (stop.received or 0))
@@ -250,11 +257,12 @@ class Run:
         self.clock, self.timed_from = time.monotonic(), done
 
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
+        self.checkpoints.poll()
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
         row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
         for message in self.watch.report(row, counts="skipped" in metrics):
-            self.progress.say(message)
+            self.writes.attempt("standard output", partial(self.progress.say, message))
         mfu = None
         if done > self.timed_from:
             row["tokens_per_second"] = (done - self.timed_from) * per_step / (time.monotonic() - self.clock)
@@ -301,17 +309,18 @@ class Run:
 
     def _log(self, row: Row, mfu: float | None) -> None:
         for tracker in self.trackers:
-            tracker.log(row)
-        self.progress.update(row, mfu)
+            self.writes.attempt(tracker.name, partial(tracker.log, row))
+        self.writes.attempt("standard output", lambda: self.progress.update(row, mfu))
 
     def _sample(self, done: int) -> None:
         begin = time.monotonic()
         options, context = self.config.sample, self.config.model.max_seq_len
         generator = self.engine.generator(options)
         [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
-        self.progress.say(f"\n{text.prompt}{text.text}\n")
+        sample = text.prompt + text.text
+        self.writes.attempt("standard output", lambda: self.progress.say(f"\n{sample}\n"))
         for tracker in self.trackers:
-            tracker.text(done, "sample", text.prompt + text.text)
+            self.writes.attempt(f"{tracker.name}, sample", partial(tracker.text, done, "sample", sample))
         self.clock += time.monotonic() - begin  # generation does not count into the rate of training
 
     def _interrupted(self, done: int, code: int) -> int:
@@ -327,8 +336,9 @@ class Run:
         rows = read_metrics(self.folder / "metrics.jsonl")
         path = self.folder / "loss.png"
         if attempt(lambda: plot_loss(rows, path, title=self.folder.name), path):
+            step = int(rows[-1]["step"]) if rows else 0
             for tracker in self.trackers:
-                tracker.image(int(rows[-1]["step"]) if rows else 0, path)
+                self.writes.close(f"{tracker.name}, {path.name}", partial(tracker.image, step, path))
         return rows
 
     def _finish(self) -> None:
@@ -351,7 +361,7 @@ class Run:
             ("best checkpoint", f"{best.folder}" + (f" (loss {best.valid_loss:.4f})" if best.valid_loss else "")),
             ("loss curve", str(self.folder / "loss.png")),
         ]
-        self.progress.summary(table)
+        self.writes.close("standard output", lambda: self.progress.summary(table))
 
 
 def _due(done: int, every: int, steps: int) -> bool:

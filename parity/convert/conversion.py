@@ -184,7 +184,8 @@ def _write_model(folder: Path, source: Source) -> None:
 def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
     """Write a run into `folder`, which will be renamed to `out`."""
     from lmcore import config as configs
-    from lmcore.run.checkpoints import Checkpoints
+    from lmcore.run.saving import Checkpoints
+    from lmcore.run.storage import NotWritten
     from lmcore.run.trackers import JsonlTracker
 
     checkpoint, config = source.checkpoint, replace(source.config, run_dir=str(out))
@@ -209,6 +210,8 @@ def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
     try:
         saver.save(step, valid_loss, _state_writer(source, to))
         saver.wait()
+    except NotWritten as error:
+        raise OSError(error.reason) from error  # `_replacing` says what became of the folder
     finally:
         saver.close()
 

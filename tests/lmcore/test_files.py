@@ -20,6 +20,7 @@ from lmcore.files import (
     seal,
     stamp,
 )
+from tests.lmcore.run.folders import limited
 
 
 def flipped(content: bytes, bit: int) -> bytes:
@@ -108,3 +109,17 @@ def test_replacing_leaves_the_old_file_where_it_fails(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="full"):
         replace_file(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "its space is free again"
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path: Path):
+    with limited(10), pytest.raises(OSError, match=r"File too large: '.*/file'"):
+        replace_file(tmp_path / "file", "x" * 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_of_a_beginning_is_that_of_these_bytes(tmp_path: Path):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 5000)
+    for length in (0, 10, 1 << 20, (1 << 20) + 7, 1 << 70):
+        expected = hashlib.sha256((bytes(range(256)) * 5000)[:length] if length < 1 << 40 else bytes(range(256)) * 5000)
+        assert file_digest(tmp_path / "file", length) == expected.hexdigest()

@@ -8,7 +8,7 @@ import pytest
 from lmcore import verify
 from lmcore.config import Config, DataConfig, TokenizerConfig, save
 from lmcore.data.prepare import prepare
-from lmcore.run.checkpoints import Checkpoints
+from lmcore.run.saving import Checkpoints
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A model that cannot fit is refused before it is made, with what it needs, what there is, and what to lower."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ import lmcore.model.memory
 from jaxlm.engine import Engine as JaxEngine
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
 from lmcore.errors import UserError
-from lmcore.model.memory import check_batch, check_memory, parameter_parts
+from lmcore.model.memory import check_batch, check_memory, parameter_parts, state_bytes
 from torchlm.engine import Engine as TorchEngine
 
 MODEL = ModelConfig(vocab_size=61, dim=16, n_heads=4, n_kv_heads=2, n_layers=2, max_seq_len=32)
@@ -76,3 +77,15 @@ def test_a_batch_beyond_the_memory_is_refused_too():
     config = Config(model=MODEL, train=TrainConfig(batch_size=HUGE, seq_len=32))
     with pytest.raises(UserError, match=r"lower train\.batch_size or train\.seq_len$"):
         check_batch(config)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_checkpoint_takes_at_least_what_is_said_and_little_more(tmp_path: Path, name: str, precision: str):
+    train = TrainConfig(precision=precision, device="cpu")
+    config = Config(model=replace(MODEL, dim=64), optim=OptimConfig(name=name), train=train)
+    engine = TorchEngine(config)
+    engine.init()
+    engine.save(tmp_path / "state")()
+    size = sum(path.stat().st_size for path in (tmp_path / "state").rglob("*.safetensors"))
+    assert 0.75 * size < state_bytes(config) <= size

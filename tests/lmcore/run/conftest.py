@@ -21,7 +21,7 @@ from lmcore.config import (
     TrainConfig,
 )
 from lmcore.data import tokenizer as tokenizers
-from lmcore.run.checkpoints import Checkpoints
+from lmcore.run.saving import Checkpoints
 from tests.lmcore.run.folders import CONFIG, write
 
 

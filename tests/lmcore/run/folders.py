@@ -1,6 +1,8 @@
 """What a framework writes into a run folder, in miniature."""
 
-from collections.abc import Callable
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmcore.config import Config, ModelConfig, TrainConfig
@@ -20,3 +22,14 @@ def write(folder: Path) -> Callable[[], None]:
 
 def names(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """A disk that is full: no file may grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -12,8 +12,8 @@ from lmcore.config import Config, DataConfig, ModelConfig, TokenizerConfig, Trai
 from lmcore.data.batches import HEADER
 from lmcore.data.prepare import prepare
 from lmcore.errors import NotFinite, UserError
-from lmcore.run.checkpoints import Checkpoints
 from lmcore.run.evaluate import main
+from lmcore.run.saving import Checkpoints
 
 
 @pytest.fixture

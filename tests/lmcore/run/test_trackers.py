@@ -16,6 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from lmcore.config import Config, LogConfig
 from lmcore.errors import UserError
 from lmcore.run.trackers import JsonlTracker, TensorBoardTracker, WandbTracker, open_trackers, read_metrics
+from tests.lmcore.run.folders import limited
 from torchlm import train
 
 
@@ -297,3 +298,38 @@ def test_a_run_that_diverges_leaves_its_curve(tmp_path: Path):
     assert math.isnan(last["valid_loss"])  # found by the evaluation, before the next training loss shows it
     assert [e.step for e in events(run / "tensorboard").Images("loss")] == [last["step"]]
     assert (run / "loss.png").exists()
+
+
+def test_rows_that_do_not_fit_are_written_whole_when_they_do(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, None)
+    tracker.log(row(10))
+    with limited(path.stat().st_size + 20):
+        for step in (20, 30):
+            with pytest.raises(OSError, match="File too large"):
+                tracker.log(row(step))
+        assert read_metrics(path) == [row(10)], "no part of a row"
+    tracker.log(row(40))
+    tracker.close()
+    assert path.read_bytes().endswith(b"\n")
+    assert read_metrics(path) == [row(10), row(20), row(30), row(40)]
+
+
+def test_rows_that_fit_at_the_end_only_are_written_then(tmp_path: Path):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", None)
+    with limited(5), pytest.raises(OSError, match="File too large"):
+        tracker.log(row(10))
+    tracker.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [row(10)]
+
+
+def test_tensorboard_says_that_the_disk_is_full_and_shows_all_when_it_is_not(tmp_path: Path):
+    tracker = TensorBoardTracker(tmp_path, None)
+    tracker.log(row(10))
+    with limited(100):
+        for step in range(20, 60):  # more events than any queue holds
+            with pytest.raises(OSError, match="File too large"):
+                tracker.log(row(step))
+    tracker.log(row(60))
+    tracker.close()
+    assert [event.step for event in events(tmp_path).Scalars("train/loss")] == [10, *range(20, 61)]

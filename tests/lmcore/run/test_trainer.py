@@ -1,6 +1,7 @@
 """The loop reports, evaluates and saves when the config says, goes on where it stopped, and keeps nothing infinite."""
 
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from lmcore.run import trainer
 from lmcore.run.checkpoints import list_checkpoints
 from lmcore.run.trackers import read_metrics
 from lmcore.run.trainer import Diverged, with_vocabulary
+from tests.lmcore.run.folders import limited
 
 
 def test_the_embedding_takes_the_tokenizers_size_may_have_more_rows_and_never_fewer():
@@ -162,3 +164,49 @@ def test_a_resumed_run_counts_on_from_its_checkpoint(config: Config, miniature: 
     engine.step = 0  # type: ignore[attr-defined]
     assert trainer.run(resumed, engine) == 0
     assert {row["skipped_steps"] for row in read_metrics(Path(config.run_dir or "") / "metrics.jsonl")} == {1}
+
+
+@pytest.fixture(params=["stop", "continue"])
+def filling(request: pytest.FixtureRequest, config: Config, miniature: type) -> tuple[Config, type]:
+    """A config, and an engine that fills the disk before its third step and, with seed 0, frees it before its fifth."""
+
+    class Filling(miniature):
+        def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
+            full, freed = self.nats == 2.0, self.nats == 0.5 and self.config.sample.seed == 0
+            if full or freed:
+                hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else hard, hard))
+            return super().train_step(batch, lr)
+
+    return replace(config, checkpoint=replace(config.checkpoint, every=1, on_error=request.param)), Filling
+
+
+def test_a_full_disk_stops_the_run_or_is_said_as_the_config_says(filling: tuple[Config, type], capsys):
+    config, engine = filling
+    folder = Path(config.run_dir or "")
+    with limited(resource.RLIM_INFINITY):
+        if config.checkpoint.on_error == "stop":
+            with pytest.raises(UserError, match=r"could not be written \(.*File too large.*; free some space"):
+                trainer.run(config, engine)
+        else:
+            assert trainer.run(config, engine) == 0
+    if config.checkpoint.on_error == "stop":
+        assert [c.step for c in list_checkpoints(folder)] in ([1], [1, 2]), "2 is written in the background"
+        return
+    assert [c.step for c in list_checkpoints(folder)] in ([1, 5], [2, 5])
+    assert [row["loss"] for row in read_metrics(folder / "metrics.jsonl")] == [8.0, 4.0, 2.0, 1.0, 0.5]
+    notes = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("note: ") for line in notes)
+    assert sum("checkpoint: that of step" in line for line in notes) in (2, 3)
+    assert sum("metrics.jsonl: is written again" in line for line in notes) == 1
+
+
+def test_a_run_that_ends_without_its_last_checkpoint_says_so(filling: tuple[Config, type], capsys):
+    config, engine = filling
+    never_freed = replace(config, sample=replace(config.sample, seed=1))
+    with limited(resource.RLIM_INFINITY), pytest.raises(UserError, match="could not be written") as error:
+        trainer.run(never_freed, engine)
+    ends = config.checkpoint.on_error == "continue"
+    assert error.value.exit_code == (1 if ends else 2)
+    assert ("the run ends without it" in str(error.value)) == ends
+    assert all(line.startswith("note: ") for line in capsys.readouterr().err.splitlines())

@@ -10,7 +10,7 @@ import pytest
 from lmcore import config as configs
 from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.errors import UserError
-from lmcore.run.checkpoints import Checkpoints
+from lmcore.run.saving import Checkpoints
 from parity.check.subject import TOKENS, open_subject
 from parity.convert.moments import zero_moments
 from parity.convert.names import table

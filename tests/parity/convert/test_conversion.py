@@ -21,8 +21,9 @@ from jaxlm.engine import Engine as JaxEngine
 from lmcore import config as configs
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.run.checkpoints import Checkpoints, best_checkpoint, find_checkpoint, list_checkpoints
+from lmcore.run.checkpoints import best_checkpoint, find_checkpoint, list_checkpoints
 from lmcore.run.folder import lock_run, unlock_run
+from lmcore.run.saving import Checkpoints
 from lmcore.run.trackers import read_metrics
 from parity.convert.conversion import convert, main
 from parity.convert.moments import Moments
