@@ -92,17 +92,6 @@ def test_checkpoints_kept_are_the_latest_and_the_best(run: Path) -> None:
     assert find_checkpoint(run).valid_loss == min(losses.values())
 
 
-def test_a_killed_run_goes_on_to_the_bit(run: Path, tmp_path: Path) -> None:
-    killed = tmp_path / "run"
-    with in_background(*options(killed)) as process:
-        wait_for_step(killed, 13, process)
-        process.kill()
-    assert list_checkpoints(killed)[-1].step in (8, 16)
-    assert train.main(options(killed, "--train.resume=auto")) == 0
-    assert rows_without_rate(killed) == rows_without_rate(run)
-    assert (killed / "samples" / "sample-000024.txt").read_text() == (run / "samples" / "sample-000024.txt").read_text()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_saves_says_how_to_go_on_and_does(run: Path, tmp_path: Path, number: int) -> None:
     stopped = tmp_path / "run"
