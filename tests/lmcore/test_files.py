@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from lmcore import files
 from lmcore.errors import UserError
 from lmcore.files import (
+    SUMS,
     Damaged,
     check_files,
     check_seal,
     check_stamp,
+    check_sums,
     checksums,
     file_digest,
     flush_folder,
@@ -22,6 +25,7 @@ from lmcore.files import (
     replace_file,
     seal,
     stamp,
+    write_sums,
 )
 from tests.lmcore.run.folders import limited
 
@@ -155,3 +159,54 @@ def test_only_a_held_lock_is_busy(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     with pytest.raises(OSError, match="broken"):
         lock(tmp_path / ".lock", busy)
+
+
+def summed(folder: Path) -> Path:
+    """A folder with two files and their SHA256SUMS."""
+    (folder / "a b").write_text("one")
+    (folder / "c").write_text("two")
+    write_sums(folder)
+    return folder / SUMS
+
+
+def test_the_sums_of_a_folder_are_those_of_other_tools(tmp_path: Path):
+    path = summed(tmp_path)
+    assert check_sums(tmp_path)
+    found = subprocess.run(
+        ["sha256sum", "--check", "--strict", path.name], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout) == (0, "a b: OK\nc: OK\n"), found.stderr
+    path.unlink()
+    assert not check_sums(tmp_path)
+
+
+def test_every_flipped_bit_and_every_cut_of_the_sums_is_seen_or_harmless(tmp_path: Path):
+    path = summed(tmp_path)
+    content = path.read_bytes()
+    damages = [content[:length] for length in range(len(content))]
+    damages += [flipped(content, bit) for bit in range(0, 8 * len(content), 3)]
+    seen = 0
+    for damage in damages:
+        path.write_bytes(damage)
+        try:
+            check_sums(tmp_path)
+        except Damaged:
+            seen += 1
+    assert seen > 0.9 * len(damages), "harmless are those of the words in the first line"
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("three"), lambda path: path.unlink()])
+def test_a_file_that_has_changed_since_its_sum_is_named(tmp_path: Path, change):
+    path = summed(tmp_path)
+    change(tmp_path / "c")
+    with pytest.raises(Damaged, match=rf"/c: is .*; restore it, or delete .*{path.name} if the change was yours$"):
+        check_sums(tmp_path)
+
+
+def test_sums_that_others_wrote_count_for_files_that_are_there(tmp_path: Path):
+    path = summed(tmp_path)
+    path.write_text("# of a hub\n" + path.read_text().partition("\n")[2] + f"{'0' * 64} *absent\n{'0' * 64}  ../up\n")
+    assert check_sums(tmp_path)
+    (tmp_path / "c").write_text("three")
+    with pytest.raises(Damaged):
+        check_sums(tmp_path)
