@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from lmcore.errors import UserError
 
 __all__ = [
+    "SUMS",
     "Appender",
     "Damaged",
     "check_files",
     "check_folder",
     "check_seal",
     "check_stamp",
+    "check_sums",
     "checksums",
     "file_digest",
     "flush_folder",
@@ -28,9 +31,13 @@ __all__ = [
     "seal",
     "stamp",
     "sync",
+    "write_sums",
 ]
 
 CHUNK = 1 << 20
+SUMS = "SHA256SUMS"
+SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
+"""Matches a line of it: checksum, whether it was read as a binary file, and name of a file in the same folder."""
 STAMP = "# sha256 of the lines below: "
 
 
@@ -150,6 +157,43 @@ def check_stamp(path: Path, text: str) -> bool:
             f"{path}: has changed since it was written (the checksum in its first line differs); "
             "if you edited it, delete that line; else it is damaged: restore it"
         )
+    return True
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of a folder's files to its SHA256SUMS, which `sha256sum --check` reads too."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    text = stamp("".join(f"{file_digest(path)}  {path.name}\n" for path in paths))
+    (folder / SUMS).write_text(text, encoding="utf-8")
+
+
+def check_sums(folder: Path) -> bool:
+    """Compare a folder's files with its SHA256SUMS.
+
+    Of a list that other tools wrote, which has no checksum of its own, only the files that are there are compared.
+
+    Returns:
+        False if there is no list.
+
+    Raises:
+        Damaged: the list or a file in it has changed, or a file is missing.
+    """
+    path = folder / SUMS
+    hint = f"restore it, or delete {path} if the change was yours"
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = check_stamp(path, text)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path}: cannot be read ({error}); {hint}") from error
+    expected = {row[2]: row[1] for row in map(SUM.fullmatch, text.splitlines()) if row}
+    if whole and len(expected) != text.count("\n") - 1:
+        raise Damaged(f"{path}: found another form than a checksum and a name in each line; {hint}")
+    try:
+        check_files(folder, {name: sum for name, sum in expected.items() if whole or (folder / name).is_file()})
+    except Damaged as error:
+        raise Damaged(f"{error}; {hint}") from error
     return True
 
 

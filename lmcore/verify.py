@@ -1,4 +1,4 @@
-"""`python -m lmcore.verify PATH ...`: verify runs, checkpoints and prepared text against their recorded checksums.
+"""`python -m lmcore.verify PATH ...`: verify runs, checkpoints, exports and prepared text against their checksums.
 
 It prints one line for each set of files. The exit code is 0 if nothing is damaged, 1 if something is, and 2 if a path
 is none of these.
@@ -15,7 +15,7 @@ from lmcore.config import cli
 from lmcore.data.batches import HEADER, read_header
 from lmcore.data.prepare import check_prepared
 from lmcore.errors import UserError, command
-from lmcore.files import Damaged, check_stamp
+from lmcore.files import SUMS, Damaged, check_stamp, check_sums
 from lmcore.run import checkpoints
 from lmcore.run.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
 from lmcore.run.folder import check_tokenizer
@@ -38,7 +38,7 @@ class Result:
 
 
 def verify(path: Path) -> Iterator[Result]:
-    """Verify all files of a run, a checkpoint, a prepared folder or a folder of prepared folders.
+    """Verify all files of a run, a checkpoint, an export, a prepared folder or a folder of prepared folders.
 
     Raises:
         UserError: the path is none of these.
@@ -49,11 +49,13 @@ def verify(path: Path) -> Iterator[Result]:
         yield from _run(path)
     elif (path / HEADER).exists():
         yield _judge(path, lambda: check_prepared(path))
+    elif (path / SUMS).exists():
+        yield _judge(path, lambda: check_sums(path))
     elif folders := sorted(header.parent for header in path.glob(f"*/{HEADER}")):
         for folder in folders:
             yield from verify(folder)
     else:
-        expected = "a run, a checkpoint, a folder of prepared text, or a folder of those"
+        expected = "a run, a checkpoint, an export, a folder of prepared text, or a folder of those"
         raise UserError(f"{path}: {'found none of these' if path.exists() else 'no such folder'}, expected {expected}")
 
 
@@ -78,8 +80,9 @@ def _run(folder: Path) -> Iterator[Result]:
         yield _judge(folder / TOKENIZER, lambda: check_tokenizer(folder, latest))
     if (folder / METRICS).exists():
         yield _judge(folder / METRICS, lambda: _metrics(folder / METRICS, latest))
-    for path in checkpoint_folders(folder):
-        yield from verify(path)
+    for path in (folder / "huggingface", *checkpoint_folders(folder)):
+        if path.exists():
+            yield from verify(path)
 
 
 def _config(path: Path) -> bool:
@@ -97,11 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Verify the paths on the command line."""
     parser = cli.command_parser(
         "python -m lmcore.verify",
-        "Verify runs, checkpoints and prepared text (or all prepared text in data.dir) against their checksums. Exit "
+        "Verify runs, checkpoints, exports and prepared text (or all of it in data.dir) against their checksums. Exit "
         "code 0: nothing is damaged; 1: something is damaged; 2: a path is none of these.",
         "PATH ...",
     )
-    parser.add_argument("paths", nargs="+", help="Run, checkpoint, folder of prepared text, or data.dir.")
+    parser.add_argument("paths", nargs="+", help="Run, checkpoint, export, folder of prepared text, or data.dir.")
     args = cli.parse_arguments(parser, argv)
     damaged = False
     for result in (result for path in args.paths for result in verify(Path(path))):

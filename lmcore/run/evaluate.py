@@ -12,6 +12,7 @@ import numpy as np
 from lmcore.config import Config, DataConfig, Device, Precision, cli, from_dict
 from lmcore.data.batches import HEADER
 from lmcore.errors import NotFinite, UserError
+from lmcore.files import check_sums
 
 if TYPE_CHECKING:
     from lmcore.data.batches import Tokens
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
     if args.baseline is not None:
         if not _named(data):
             _held_out(checkpoint, config, tokenizer)
+        if verify:
+            check_sums(Path(args.baseline))
         _compare(checkpoint, config, tokenizer, _corpus(config, data), (baseline_module, args.baseline), make_engine)
         return
     tokens, source = _tokens(checkpoint, config, data, tokenizer)

@@ -5,7 +5,9 @@ run will keep is estimated at its start.
 """
 
 import contextlib
+import errno
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from lmcore.model.memory import state_bytes
 __all__ = ["LastNotSaved", "NotWritten", "OnError", "Writes", "note_space", "reason_of"]
 
 OnError = Literal["stop", "continue"]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class NotWritten(UserError):
@@ -36,11 +39,16 @@ class LastNotSaved(NotWritten):
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error, shortened, on one line; of several files that could not be copied, the first."""
+    """Return the message of an error, shortened, on one line; of several files that could not be copied, the first.
+
+    What the system said comes first: Orbax puts long names before it.
+    """
     if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
         source, _, reason = error.args[0][0]
         return f"{source}: {reason}"
-    return " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())
+    system = next((os.strerror(code) for code in FULL if os.strerror(code) in text[100:]), "")
+    return (f"{system}: {text}" if system else text)[:200]
 
 
 class Writes:

@@ -15,6 +15,7 @@ import tokenizers
 from lmcore.config import TokenizerConfig
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
+from lmcore.files import check_sums, write_sums
 from lmcore.parsing import read_json
 
 __all__ = ["Companions", "read_companions", "read_fields", "read_tokenizer", "token_ids"]
@@ -35,9 +36,19 @@ class Companions:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of_run(cls, run_dir: Path) -> "Companions":
-        """Read those that are stored in a run; none where it was not imported."""
+    def of_run(cls, run_dir: Path, verify: bool = True) -> "Companions":
+        """Read those that are stored in a run; none where it was not imported.
+
+        Args:
+            run_dir: run folder.
+            verify: whether to compare them with their checksums.
+
+        Raises:
+            Damaged: one is missing or has changed.
+        """
         folder = run_dir / FOLDER
+        if verify:
+            check_sums(folder)
         return cls({name: (folder / name).read_bytes() for name in NAMES if (folder / name).exists()})
 
     def keep(self, run_dir: Path) -> None:
@@ -46,6 +57,7 @@ class Companions:
             (run_dir / FOLDER).mkdir()
             for name, content in self.files.items():
                 (run_dir / FOLDER / name).write_bytes(content)
+            write_sums(run_dir / FOLDER)
 
     def special_ids(self) -> dict[str, Any]:
         """Return the fields of `config.json` that name the bos, eos and pad tokens."""

@@ -72,7 +72,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
     Args:
         path: a run folder, one checkpoint, or a Hugging Face Llama folder.
         which: checkpoint of a run folder.
-        verify: whether to compare a run's files with their checksums.
+        verify: whether to compare the files with their checksums.
 
     Raises:
         UserError: it is none of them, cannot be read, or is damaged.
@@ -89,7 +89,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
         found = "a file" if path.exists() else "nothing"
         raise UserError(f"{path}: found {found}, expected a run folder, a checkpoint, or a Hugging Face Llama folder")
     if _is_model(path):
-        model = read_folder(path)
+        model = read_folder(path, verify)
         return Source(path, "hf", model.config, model.tokenizer, None, model.weights, model.companions)
     if not (_is_run(path) or _is_checkpoint(path)):
         raise UserError(
@@ -107,7 +107,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
     file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
     tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
     side = BACKENDS[checkpoint.framework].side
-    return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir))
+    return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir, verify))
 
 
 def _is_run(path: Path) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 
 from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
 from lmcore.data.tokenizer import Tokenizer
-from lmcore.errors import UserError
+from lmcore.errors import UserError, shown
+from lmcore.files import check_sums, write_sums
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
 from parity.convert.names import convert_names, require_llama
@@ -90,12 +91,18 @@ class Folder:
     """The tokenizer's files and generation settings."""
 
 
-def read_folder(folder: Path) -> Folder:
+def read_folder(folder: Path, verify: bool = True) -> Folder:
     """Read a Llama folder.
+
+    Args:
+        folder: a folder of transformers, or an export of ours, which has SHA256SUMS.
+        verify: whether to compare its files with them.
 
     Raises:
         UserError: it is not one, is damaged, or needs what our model lacks; the message names each reason.
     """
+    if verify:
+        check_sums(folder)
     problems: list[str] = []
     fields = read_fields(folder / "config.json", problems)
     model = _model_config(fields, problems) if fields else None
@@ -127,14 +134,14 @@ def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig
         problems.append(f"model_type: found {fields.get('model_type')!r}, expected 'llama'")
     for name, accepted in ONLY.items():
         if name in fields and fields[name] not in accepted:
-            problems.append(f"{name}: found {_shown(fields[name])}, expected {accepted[0]!r}")
+            problems.append(f"{name}: found {shown(fields[name])}, expected {accepted[0]!r}")
     layers = fields.get("layer_types") or ["full_attention"]
     if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
-        problems.append(f"layer_types: found {_shown(fields['layer_types'])}, expected 'full_attention' in each layer")
+        problems.append(f"layer_types: found {shown(fields['layer_types'])}, expected 'full_attention' in each layer")
     known = {*SIZES, *DEFAULTED, *ONLY, *HARMLESS, "layer_types"}
     for name, value in fields.items():
         if name not in known and value not in (None, False, [], {}, ""):
-            problems.append(f"{name}: found {_shown(value)}, whose meaning is unknown here; delete it if it has none")
+            problems.append(f"{name}: found {shown(value)}, whose meaning is unknown here; delete it if it has none")
     problems += [f"{name} is missing" for name in SIZES if fields.get(name) is None]
     values = {ours: fields[name] for name, ours in SIZES.items() if fields.get(name) is not None}
     for name, (ours, default) in DEFAULTED.items():
@@ -142,7 +149,7 @@ def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig
     values["rope_theta"], scaling = _rope(fields, problems)
     values["bias"] = fields.get("attention_bias") or False
     if (fields.get("mlp_bias") or False) != values["bias"]:
-        found = f"found {_shown(fields.get('mlp_bias'))} beside attention_bias {_shown(fields.get('attention_bias'))}"
+        found = f"found {shown(fields.get('mlp_bias'))} beside attention_bias {shown(fields.get('attention_bias'))}"
         problems.append(f"mlp_bias: {found}, expected the same: our layers have biases or not")
     if len(problems) > before:
         return None
@@ -172,7 +179,7 @@ def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str
         if settings is None:
             continue
         if not isinstance(settings, dict):
-            problems.append(f"{place}: found {_shown(settings)}, expected fields")
+            problems.append(f"{place}: found {shown(settings)}, expected fields")
             continue
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind not in ("default", "llama3"):
@@ -182,7 +189,7 @@ def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str
         problems += [f"{place}.{name} is missing" for name in own if name not in settings]
         for name in sorted(set(settings) - {*own, "rope_type", "type", "rope_theta"}):
             if not (name == "partial_rotary_factor" and settings[name] == 1):
-                problems.append(f"{place}.{name}: found {_shown(settings[name])}, unknown with rope_type {kind!r}")
+                problems.append(f"{place}.{name}: found {shown(settings[name])}, unknown with rope_type {kind!r}")
         theta = settings.get("rope_theta", fields.get("rope_theta"))
         found.append((theta, {ours: settings[name] for name, ours in own.items() if name in settings}))
     theta = fields.get("rope_theta")
@@ -193,11 +200,6 @@ def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str
     scaling = found[0][1] if found else {}
     theta = found[0][0] if found else theta
     return (10000.0 if theta is None else theta), scaling
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _read_weights(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
@@ -280,7 +282,7 @@ def write_folder(
     tokenizer: Tokenizer | None,
     companions: Companions = NONE,
 ) -> None:
-    """Write a Llama folder that transformers loads.
+    """Write a Llama folder that transformers loads, with the checksums of its files.
 
     Args:
         folder: an existing folder to write into.
@@ -305,11 +307,12 @@ def write_folder(
     _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
     if companions.files:
         companions.write(folder)
-        return
-    _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
-    if tokenizer is not None:
-        tokenizer.save(folder / "tokenizer.json")
-        _write_json(folder / "tokenizer_config.json", _tokenizer_fields(tokenizer, model.max_seq_len))
+    else:
+        _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer.json")
+            _write_json(folder / "tokenizer_config.json", _tokenizer_fields(tokenizer, model.max_seq_len))
+    write_sums(folder)
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:

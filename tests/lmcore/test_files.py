@@ -3,22 +3,26 @@
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lmcore.errors import UserError
 from lmcore.files import (
+    SUMS,
     Damaged,
     check_files,
     check_seal,
     check_stamp,
+    check_sums,
     checksums,
     file_digest,
     flush_folder,
     replace_file,
     seal,
     stamp,
+    write_sums,
 )
 from tests.lmcore.run.folders import limited
 
@@ -123,3 +127,54 @@ def test_the_digest_of_a_beginning_is_that_of_these_bytes(tmp_path: Path):
     for length in (0, 10, 1 << 20, (1 << 20) + 7, 1 << 70):
         expected = hashlib.sha256((bytes(range(256)) * 5000)[:length] if length < 1 << 40 else bytes(range(256)) * 5000)
         assert file_digest(tmp_path / "file", length) == expected.hexdigest()
+
+
+def summed(folder: Path) -> Path:
+    """A folder with two files and their SHA256SUMS."""
+    (folder / "a b").write_text("one")
+    (folder / "c").write_text("two")
+    write_sums(folder)
+    return folder / SUMS
+
+
+def test_the_sums_of_a_folder_are_those_of_other_tools(tmp_path: Path):
+    path = summed(tmp_path)
+    assert check_sums(tmp_path)
+    found = subprocess.run(
+        ["sha256sum", "--check", "--strict", path.name], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout) == (0, "a b: OK\nc: OK\n"), found.stderr
+    path.unlink()
+    assert not check_sums(tmp_path)
+
+
+def test_every_flipped_bit_and_every_cut_of_the_sums_is_seen_or_harmless(tmp_path: Path):
+    path = summed(tmp_path)
+    content = path.read_bytes()
+    damages = [content[:length] for length in range(len(content))]
+    damages += [flipped(content, bit) for bit in range(0, 8 * len(content), 3)]
+    seen = 0
+    for damage in damages:
+        path.write_bytes(damage)
+        try:
+            check_sums(tmp_path)
+        except Damaged:
+            seen += 1
+    assert seen > 0.9 * len(damages), "harmless are those of the words in the first line"
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("three"), lambda path: path.unlink()])
+def test_a_file_that_has_changed_since_its_sum_is_named(tmp_path: Path, change):
+    path = summed(tmp_path)
+    change(tmp_path / "c")
+    with pytest.raises(Damaged, match=rf"/c: is .*; restore it, or delete .*{path.name} if the change was yours$"):
+        check_sums(tmp_path)
+
+
+def test_sums_that_others_wrote_count_for_files_that_are_there(tmp_path: Path):
+    path = summed(tmp_path)
+    path.write_text("# of a hub\n" + path.read_text().partition("\n")[2] + f"{'0' * 64} *absent\n{'0' * 64}  ../up\n")
+    assert check_sums(tmp_path)
+    (tmp_path / "c").write_text("three")
+    with pytest.raises(Damaged):
+        check_sums(tmp_path)

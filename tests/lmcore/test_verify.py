@@ -8,6 +8,7 @@ import pytest
 from lmcore import verify
 from lmcore.config import Config, DataConfig, TokenizerConfig, save
 from lmcore.data.prepare import prepare
+from lmcore.files import write_sums
 from lmcore.run.saving import Checkpoints
 
 
@@ -28,6 +29,9 @@ def run(tmp_path: Path) -> Path:
         saving.save(step, 1.0, lambda state: lambda: (state.mkdir(), (state / "weights").write_text("whole"))[0])
     saving.wait()
     saving.close()
+    (folder / "huggingface").mkdir()
+    (folder / "huggingface" / "config.json").write_text("{}\n\n\n")
+    write_sums(folder / "huggingface")
     return folder
 
 
@@ -39,7 +43,7 @@ def test_a_run_that_is_what_was_written(run: Path, capsys):
     assert verify.main([str(run), str(run.parent / "data")]) == 0
     [data] = [path for path in (run.parent / "data").iterdir() if path.is_dir()]
     names = ["config.yaml", "meta.json", "tokenizer.json", "metrics.jsonl"]
-    names += ["checkpoints/step_00000001", "checkpoints/step_00000002"]
+    names += ["huggingface", "checkpoints/step_00000001", "checkpoints/step_00000002"]
     assert lines(capsys) == [*(f"good {run / name}" for name in names), f"good {data}"]
     assert verify.main([str(run / "checkpoints" / "step_00000001")]) == 0
     assert verify.main([str(data)]) == 0
@@ -50,6 +54,7 @@ def test_a_run_that_is_what_was_written(run: Path, capsys):
     [
         *("run/config.yaml", "run/meta.json", "run/tokenizer.json", "run/metrics.jsonl"),
         *("run/checkpoints/step_00000001/checkpoint.json", "run/checkpoints/step_00000002/state/weights"),
+        *("run/huggingface/config.json", "run/huggingface/SHA256SUMS"),
         *("data/*/train.bin", "data/*/valid.bin", "data/*/tokenizer.json", "data/*/meta.json"),
     ],
 )
@@ -75,5 +80,5 @@ def test_what_cannot_be_verified_is_one_line(tmp_path: Path, capsys):
     assert verify.main([str(tmp_path / "none")]) == 2
     assert verify.main([str(tmp_path)]) == 2
     none, empty = capsys.readouterr().err.splitlines()
-    assert none.startswith(f"error: {tmp_path / 'none'}: no such folder, expected a run, a checkpoint, a folder of")
+    assert none.startswith(f"error: {tmp_path / 'none'}: no such folder, expected a run, a checkpoint, an export, a")
     assert empty.startswith(f"error: {tmp_path}: found none of these, expected a run")

@@ -85,3 +85,4 @@ def test_of_a_folder_that_cannot_be_copied_the_first_reason_is_given():
 
     assert reason_of(shutil.Error([("a", "b", "No space"), ("c", "d", "e")])) == "a: No space"
     assert reason_of(OSError("a\nb")) == "a b"
+    assert reason_of(ValueError("x" * 300 + " [No space left on device]"))[:27] == "No space left on device: xx"

@@ -60,6 +60,14 @@ def theirs(folder: Path, tokens: int) -> tuple[list[int], str]:
     return ids["input_ids"][0].tolist(), tokenizer.decode(written, skip_special_tokens=True)
 
 
+def test_stored_files_that_have_changed_are_not_exported(folder: Path, tmp_path: Path):
+    run = convert(folder, "torch", tmp_path / "run")
+    edit(run / "huggingface" / "tokenizer_config.json", padding_side="right")
+    with pytest.raises(UserError, match=r"huggingface/tokenizer_config.json: is damaged .*; restore it, or delete "):
+        convert(run, "hf", tmp_path / "out")
+    convert(run, "hf", tmp_path / "out", verify=False)
+
+
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_ids_text_and_files_are_those_of_transformers(framework: Any, folder: Path, tmp_path: Path, capsys: Any):
     ids, text = theirs(folder, 40)
@@ -74,7 +82,7 @@ def test_ids_text_and_files_are_those_of_transformers(framework: Any, folder: Pa
     for name in companions.NAMES:
         if (folder / name).exists() and name != "config.json":
             assert (back / name).read_bytes() == (folder / name).read_bytes(), name
-    assert {path.name for path in back.iterdir()} == {path.name for path in folder.iterdir()}
+    assert {path.name for path in back.iterdir()} == {path.name for path in folder.iterdir()} | {"SHA256SUMS"}
     before, after = (json.loads((place / "config.json").read_text()) for place in (folder, back))
     assert [after.get(name) for name in companions.SPECIAL_IDS] == [before.get(name) for name in companions.SPECIAL_IDS]
     assert theirs(back, 40) == (ids, text)

@@ -325,7 +325,7 @@ def test_the_token_that_ends_a_text_is_found(settings: Any, fields: dict[str, An
     if settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     edit(folder, fields)
-    found = read_folder(folder)
+    found = read_folder(folder, verify=False)
     assert found.tokenizer is not None
     assert found.config.tokenizer.eot_token == found.tokenizer.inner.id_to_token(found.tokenizer.eot_id) == expected
 
@@ -386,7 +386,21 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    return written(tmp_path / "model", MODEL, weights_of(MODEL))
+    folder = written(tmp_path / "model", MODEL, weights_of(MODEL))
+    (folder / "SHA256SUMS").unlink()  # so that an edited file is read, as one of other tools would be
+    return folder
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "generation_config.json", "SHA256SUMS"])
+def test_an_export_that_has_changed_is_refused_and_read_unverified(file: str, tmp_path: Path):
+    folder = written(tmp_path / "model", MODEL, weights_of(MODEL))
+    assert read_folder(folder).config.model == MODEL
+    with (folder / file).open("ab") as opened:
+        opened.write(b" ")
+    with pytest.raises(UserError, match=rf"{file}: (is damaged|has changed).*restore"):
+        convert(folder, "torch", tmp_path / "out")
+    if file == "config.json":
+        convert(folder, "torch", tmp_path / "out", verify=False)
 
 
 @pytest.mark.parametrize("message", REFUSED)
