@@ -6,6 +6,7 @@ than the same batch on one device; it is also the cheapest test of the path that
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -39,6 +40,8 @@ def set_up_jax(train: TrainConfig) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "twinlm" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A full disk, say: the next run compiles again, and what a run must write says so itself.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook
         jax.config.update("jax_num_cpu_devices", train.cpu_devices or usable_cores())
 

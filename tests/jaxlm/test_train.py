@@ -5,10 +5,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,20 +53,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_background(*argv: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jaxlm.train", *argv]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    metrics = run / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= step):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_run_leaves_what_it_promises(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.yaml", "tokenizer.json", "metrics.jsonl", "loss.png", "samples", "checkpoints"}
@@ -90,23 +74,6 @@ def test_checkpoints_kept_are_the_latest_and_the_best(run: Path) -> None:
     assert {c.step for c in kept} == {16, 24, min(losses, key=losses.__getitem__)}
     assert {c.step: c.valid_loss for c in kept}.items() <= losses.items()
     assert find_checkpoint(run).valid_loss == min(losses.values())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_saves_says_how_to_go_on_and_does(run: Path, tmp_path: Path, number: int) -> None:
-    stopped = tmp_path / "run"
-    with in_background(*options(stopped)) as process:
-        wait_for_step(stopped, 2, process)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
-    latest = list_checkpoints(stopped)[-1].step
-    assert 2 <= latest < 24
-    advice = f"python -m jaxlm.train --run_dir {stopped} --train.resume auto"
-    assert f"stopped at step {latest}, saved; resume with: {advice}" in out
-    assert "Traceback" not in err
-    assert train.main(advice.split()[3:]) == 0
-    assert rows_without_rate(stopped) == rows_without_rate(run)
 
 
 def test_a_finished_run_that_is_resumed_only_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

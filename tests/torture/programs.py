@@ -20,10 +20,10 @@ import numpy as np
 from lmcore.run.trackers import read_metrics
 from parity.convert.conversion import open_source
 
-__all__ = ["TWINS", "Moment", "Program", "Programs", "Result", "difference", "result_of", "train_words"]
+__all__ = ["OPTIONS", "TWINS", "Moment", "Program", "Programs", "Result", "difference", "result_of", "train_words"]
 
 TWINS = ("torchlm", "jaxlm")
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "model.dim": 8,
     "model.n_layers": 1,
     "model.n_heads": 2,
