@@ -9,23 +9,28 @@ import codecs
 import contextlib
 import gzip
 import io
-import json
 import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from lmcore.errors import UserError
+from lmcore.parsing import MAX_JSON_BYTES, parse_json
 
 __all__ = ["FORMATS", "Piece", "check_format", "document", "read_documents"]
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 PACKINGS = (".gz", ".zst")
 
+PARQUET = b"PAR1"
+"""Beginning of a Parquet file."""
+
 READ_BYTES = 1 << 20
+ROWS = 64
+"""Maximum number of Parquet rows to read at once; few, since rows that share a text in the file do not in memory."""
 PIECE = 1 << 16
 """Minimum number of characters of a piece, except the last; small enough to share a long document among cores."""
 SEARCH = 1 << 14
@@ -194,9 +199,20 @@ def _decoded(file: io.BufferedIOBase, path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise _invalid_utf8(path, offset - held_back + error.start) from error
         if offset == 0:
+            _check_not_utf16(path, block)
             text = text.removeprefix("\ufeff")
         offset += len(block)
         yield newlines.decode(text, final=not block)
+
+
+def _check_not_utf16(path: Path, block: bytes) -> None:
+    """Raise UserError for ASCII in UTF-16 or UTF-32: it is valid UTF-8, with zeros between the characters."""
+    begin = block[:SEARCH]
+    for width in (2, 4):
+        phases = [begin[phase::width] for phase in range(width)]
+        written = [phase for phase in phases if any(phase)]
+        if len(begin) >= 4 * width and len(written) == 1 and 0 not in written[0]:
+            raise UserError(f"{path}: found UTF-{8 * width}, expected UTF-8 text; convert the file")
 
 
 def _invalid_utf8(path: Path, offset: int) -> UserError:
@@ -205,8 +221,10 @@ def _invalid_utf8(path: Path, offset: int) -> UserError:
 
 def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterator[Piece]:
     offset = 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_JSON_BYTES + 1), b""), 1):
         where = f"{path}, line {number}"
+        if len(line) > MAX_JSON_BYTES:  # else a small .gz could fill the memory
+            raise UserError(f"{where}: found more than {MAX_JSON_BYTES:,} bytes, expected a shorter line; split it")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
@@ -216,8 +234,8 @@ def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterato
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(text)
+        except ValueError as error:
             raise UserError(f"{where}: found invalid JSON ({error}), expected one object per line") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: found {type(record).__name__}, expected a JSON object with field {text_field!r}")
@@ -234,20 +252,38 @@ def _read_parquet(file: io.BufferedIOBase, path: Path, packing: str, text_field:
         raise UserError(f'{path}: .parquet files need pyarrow; pip install "twinlm[hub]"') from error
     with contextlib.ExitStack() as stack:
         if packing:  # Parquet is read from its end, so it needs a file that can seek
-            unpacked = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, unpacked, READ_BYTES)
-            file = cast(io.BufferedIOBase, unpacked)
+            file = _unpacked(file, path, stack.enter_context(tempfile.TemporaryFile()))
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if text_field not in table.schema_arrow.names:
                 raise UserError(_no_field(str(path), table.schema_arrow.names, text_field))
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
-                    yield from _value(value, f"{path}, row {row}", text_field)
+            for batch in table.iter_batches(batch_size=_rows_at_once(table, text_field), columns=[text_field]):
+                for value in batch.column(0):
+                    yield from _value(value.as_py(), f"{path}, row {row}", text_field)
                     row += 1
         except pyarrow.ArrowException as error:
             raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def _unpacked(file: io.BufferedIOBase, path: Path, unpacked: Any) -> io.BufferedIOBase:
+    """Fill a temporary file with the content of a packed one, if that begins like a Parquet file."""
+    begin = file.read(len(PARQUET))
+    if begin != PARQUET:  # before a small file fills the disk
+        raise UserError(f"{path}: cannot be read as Parquet (found {begin!r}, expected {PARQUET!r} at its beginning)")
+    unpacked.write(begin)
+    shutil.copyfileobj(file, unpacked, READ_BYTES)
+    return cast(io.BufferedIOBase, unpacked)
+
+
+def _rows_at_once(table: Any, text_field: str) -> int:
+    """Return the number of rows of a Parquet file that have a few megabytes of text on average."""
+    metadata = table.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    size = max((c.total_uncompressed_size for c in columns if c.path_in_schema == text_field), default=0)
+    rows = max((group.num_rows for group in groups), default=0)
+    return max(1, min(ROWS, 8 * READ_BYTES * rows // max(1, size)))
 
 
 def _no_field(where: str, names: list[str], text_field: str) -> str:

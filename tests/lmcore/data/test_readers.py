@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,8 @@ def test_invalid_utf8_names_file_and_byte(tmp_path, monkeypatch, name, bad):
         ("[1]", r"a.jsonl, line 3: found list, expected a JSON object"),
         ('{"body": "a", "id": 1}', r"a.jsonl, line 3: found fields body, id, expected 'text'; set data.text_field"),
         ('{"text": 7}', r"a.jsonl, line 3: found int in 'text', expected text"),
+        ('{"text": "a", "text": "b"}', r"a.jsonl, line 3: found invalid JSON \(duplicate key 'text' in one object\)"),
+        ('{"text": "a", "more": ' + "[" * 99 + "]" * 99 + "}", r"a.jsonl, line 3: .* nested more than 64 deep"),
         (r'{"text": "a\ud800"}', r"a.jsonl, line 3: found half a surrogate pair \(U\+D800 at character 1\)"),
     ],
 )
@@ -132,6 +135,47 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n\n' + line)
     with pytest.raises(UserError, match=message):
         read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf16_without_a_mark_is_not_read_as_text_with_zeros(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("Once upon a time.".encode(encoding))
+    with pytest.raises(UserError, match=r"a.txt: found UTF-(16|32), expected UTF-8 text"):
+        read(tmp_path / "a.txt")
+    for text in ("\0", "\0" * 99, "a\0b\0\0c\0d\0e\0", "\0a\0\0" + "\0" * 99, "a\0", "a" * 99):
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        assert read(tmp_path / "a.txt") == [text], "zeros are characters, too"
+
+
+def test_a_line_of_json_that_unpacks_to_too_much_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_JSON_BYTES", 1000)
+    longest = b'{"text": "%s"}' % (b"a" * 988)
+    assert read(packed(tmp_path / "a.jsonl.gz", longest)) == ["a" * 988]
+    for line in (b'{"text": "%s"}' % (b"a" * 990), b"\0" * 10**6):
+        with pytest.raises(UserError, match=r"a.jsonl.gz, line 1: found more than 1,000 bytes"):
+            read(packed(tmp_path / "a.jsonl.gz", line))
+
+
+def test_a_packed_file_that_is_no_parquet_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers.shutil, "copyfileobj", lambda *_: pytest.fail("was unpacked"))
+    with pytest.raises(UserError, match=r"a.parquet.gz: cannot be read as Parquet \(found b'zero', expected b'PAR1'"):
+        read(packed(tmp_path / "a.parquet.gz", b"zeros" * 1000))
+
+
+def test_rows_that_share_a_long_text_are_read_a_few_at_a_time(tmp_path):
+    path = parquet(tmp_path / "a.parquet", [{"text": "word " * 20_000}] * 3000)
+    assert path.stat().st_size < 100_000
+    arrow = pytest.importorskip("pyarrow")
+    before, most, count = arrow.total_allocated_bytes(), 0, 0
+    tracemalloc.start()
+    for piece in read_documents(path, separator="", text_field="text"):
+        count += piece.ends
+        most = max(most, arrow.total_allocated_bytes() - before)
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 3000
+    assert most < 30e6, "bytes; 1024 rows are 100 MB"
+    assert python < 10e6
 
 
 def test_damaged_and_wrong_files_are_named(tmp_path):
