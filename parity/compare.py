@@ -24,7 +24,8 @@ from parity.mapping import Names, Row, resolve
 from parity.report.report import Report
 
 if TYPE_CHECKING:
-    from parity.ports.side import Side
+    from parity.ports.side import Call, Side
+    from parity.ports.training import Optimizers
 
 __all__ = ["compare"]
 
@@ -32,6 +33,8 @@ ZERO = "zero within rounding"
 """Note of a gradient that is zero in exact arithmetic."""
 ROUNDINGS = 16
 """How many times larger such a gradient may be than its change when the weights move by one unit in the last place."""
+DRAWS = 3
+"""Number of runs of each side that measure its own drift."""
 MAX_NAMED = 3
 """Number of operations in a narrower type that are named."""
 
@@ -49,6 +52,8 @@ def compare(
     only_torch: Sequence[str] = (),
     outputs: Sequence[str] | None = None,
     call_module: Callable[..., Any] | None = None,
+    optimizers: "Optimizers | None" = None,
+    batches: Sequence[tuple[Any, ...]] = (),
 ) -> Report:
     """Run both on the same weights and inputs; compare activations, outputs, loss and every gradient.
 
@@ -70,6 +75,9 @@ def compare(
         outputs: keys of the outputs to compare, such as `logits`; None compares all. A bare output is compared with the
             first of several.
         call_module: `call_module(torch_module, *inputs)` runs the module; None for `torch_module(*inputs)`.
+        optimizers: an optax transformation, and a function from torch's parameters to a torch optimizer: the updates of
+            both are compared on the same gradients, parameters and moments.
+        batches: inputs of each step of training by these optimizers, whose curves are compared; none trains nothing.
 
     Returns:
         A report: true if all is within the tolerances of `dtype`; else `report.first_failure.where` is the place.
@@ -114,6 +122,8 @@ def compare(
             narrow = narrow_in_jax(jax_fn, params, args, dtype) | narrow_in_torch(module, call_module, args, dtype)
             if narrow:
                 results = _judged(one, other, rows, dtype, rounding, narrow)
+        if optimizers is not None:
+            results += _trained(jax_fn, torch_module, call_module, params, rows, call, one.grads, optimizers, batches)
     kept = [name for name, _ in torch_module.named_buffers() if not any(name in row.torch for row in rows)]
     if kept:
         note = f"torch buffers that no row names keep their values: {', '.join(kept)}"
@@ -178,6 +188,47 @@ def _bits(kind: str) -> int:
 
 def _noted(result: Result, note: str) -> Result:
     return replace(result, note="; ".join(filter(None, [result.note, note])))
+
+
+def _trained(
+    jax_fn: Callable[..., Any],
+    torch_module: Any,
+    call_module: Callable[..., Any],
+    params: Any,
+    rows: list[Row],
+    call: "Call",
+    grads: Arrays,
+    optimizers: "Optimizers",
+    batches: Sequence[tuple[Any, ...]],
+) -> list[Result]:
+    """Return the lines of updates and of training, with arguments as in `compare`."""
+    from parity.check.rungs.freerun import judge_curves
+    from parity.ports import jax as in_jax
+    from parity.ports import torch as in_torch
+    from parity.ports.training import KNOWN, UPDATES, curves, updates
+    from parity.ports.trees import rebuilt
+
+    dtype = call.dtype
+    flat = {name: in_jax.typed(value, dtype) for name, value in in_jax.flat_params(params).items()}
+
+    def prepare(weights: Arrays) -> Any:
+        return in_torch.prepared(torch_module, rows, weights, dtype)
+
+    one, other = updates(params, grads, prepare(flat), rows, optimizers, dtype)
+    results = []
+    for what, ours, theirs in (("parameters", one.params, other.params), ("moments", one.moments, other.moments)):
+        common = [name for name in ours if name in theirs]
+        if common:
+            differences = [difference(name, ours[name], theirs[name]) for name in common]
+            line = judge(6, f"{what}, {UPDATES} updates", dtype, differences, "update")
+            kind = type(optimizers[1](list(prepare(flat).parameters()))).__name__
+            results.append(line if line.ok or kind not in KNOWN else _noted(line, f"a usual cause: {KNOWN[kind]}"))
+    if batches:
+        args = [tuple(rebuilt(x, lambda name, array: in_jax.typed(array, dtype)) for x in batch) for batch in batches]
+        calls = [replace(call, args=each) for each in args]
+        losses, own = curves((jax_fn, call_module), params, prepare, optimizers, calls, DRAWS)
+        results.append(judge_curves("training", losses, own, dtype))
+    return results
 
 
 def _gradients(one: "Side", other: "Side", rows: list[Row]) -> list[Difference]:

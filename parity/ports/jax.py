@@ -13,7 +13,7 @@ from parity.ports.side import Call, Side, projected
 from parity.ports.trees import Leaves, named_leaves, rebuilt
 from parity.taps import collecting
 
-__all__ = ["flat_params", "moved", "output_names", "run_jax", "typed", "typed_params"]
+__all__ = ["arrays", "flat_params", "loss_of", "moved", "output_names", "path_name", "run_jax", "typed", "typed_params"]
 
 
 def typed(array: Any, dtype: str) -> np.ndarray:
@@ -27,19 +27,20 @@ def typed(array: Any, dtype: str) -> np.ndarray:
 def flat_params(params: Any) -> dict[str, np.ndarray]:
     """Return the parameters by dotted paths, as in `blocks.0.w`; of an NNX state without the last `.value`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {_path(path): np.asarray(leaf) for path, leaf in leaves}
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _path(path: Any) -> str:
+def path_name(path: Any) -> str:
+    """Return a leaf's path in a tree, dotted, without the last `.value` of an NNX state."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def moved(params: Any, dtype: str) -> Any:
     """Return the tree of parameters with every real weight moved to the next representable number of `dtype`."""
     leaves, tree = jax.tree.flatten(params)
-    arrays = {str(i): typed(leaf, dtype) for i, leaf in enumerate(leaves)}
-    real = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-    return jax.tree.unflatten(tree, [*(arrays | moved_by_one_ulp(real, 0)).values()])
+    values = {str(i): typed(leaf, dtype) for i, leaf in enumerate(leaves)}
+    real = {name: value for name, value in values.items() if value.dtype.kind == "f"}
+    return jax.tree.unflatten(tree, [*(values | moved_by_one_ulp(real, 0)).values()])
 
 
 def output_names(function: Callable[..., Any], params: Any, args: tuple[Any, ...], dtype: str) -> list[str]:
@@ -48,7 +49,7 @@ def output_names(function: Callable[..., Any], params: Any, args: tuple[Any, ...
     Raises:
         UserError: a tap is where no value can leave.
     """
-    return list(_guarded(lambda: named_leaves(jax.eval_shape(function, typed_params(params, dtype), *_args(args)))))
+    return list(_guarded(lambda: named_leaves(jax.eval_shape(function, typed_params(params, dtype), *arrays(args)))))
 
 
 def run_jax(function: Callable[..., Any], params: Any, call: Call) -> Side:
@@ -67,13 +68,12 @@ def run_jax(function: Callable[..., Any], params: Any, call: Call) -> Side:
         with collecting() as values:
             outputs = function(params, *rebuilt(args, lambda name, array: real.get(name, jnp.asarray(array))))
         tapped[:] = values
-        leaves = named_leaves(outputs)
-        loss = call.losses[0](outputs) if call.losses else projected(_chosen(leaves, call), jnp.asarray)
-        return loss, (_chosen(leaves, call), list(values.values()))
+        chosen, loss = loss_of(outputs, call)
+        return loss, (chosen, list(values.values()))
 
     differentiate = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True, allow_int=True))
     (loss, (outputs, values)), grads = _guarded(lambda: differentiate(typed_params(params, call.dtype), real))
-    by_name = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads[0])}
+    by_name = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads[0])}
     return Side(
         activations={name: np.asarray(value) for name, value in zip(tapped, values, strict=True)},
         outputs={name: np.asarray(value) for name, value in outputs.items()},
@@ -84,9 +84,11 @@ def run_jax(function: Callable[..., Any], params: Any, call: Call) -> Side:
     )
 
 
-def _chosen(leaves: Leaves, call: Call) -> Leaves:
-    """Return the outputs that are compared, by their common names."""
-    return {name: leaves[ours] for name, (ours, _) in call.outputs.items() if ours in leaves}
+def loss_of(outputs: Any, call: Call) -> tuple[Leaves, Any]:
+    """Return the outputs that are compared, by their common names, and the loss."""
+    leaves = named_leaves(outputs)
+    chosen = {name: leaves[ours] for name, (ours, _) in call.outputs.items() if ours in leaves}
+    return chosen, call.losses[0](outputs) if call.losses else projected(chosen, jnp.asarray)
 
 
 def typed_params(params: Any, dtype: str) -> Any:
@@ -94,7 +96,8 @@ def typed_params(params: Any, dtype: str) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(typed(leaf, dtype)), params)
 
 
-def _args(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments with JAX arrays in place of NumPy's."""
     return rebuilt(args, lambda name, array: jnp.asarray(array))
 
 

@@ -14,9 +14,9 @@ from jax.extend import source_info_util
 from jax.extend.core import jaxprs_in_params
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parity.ports.jax import typed_params
+from parity.ports.jax import arrays, typed_params
 from parity.ports.torch import tensors
-from parity.ports.trees import named_leaves, rebuilt
+from parity.ports.trees import named_leaves
 
 __all__ = ["narrow_in_jax", "narrow_in_torch"]
 
@@ -30,8 +30,7 @@ def narrow_in_jax(function: Callable[..., Any], params: Any, args: tuple[Any, ..
         args: trees of NumPy arrays.
         dtype: the type asked for.
     """
-    arrays = rebuilt(args, lambda name, array: jnp.asarray(array))
-    jaxpr = jax.make_jaxpr(function)(typed_params(params, dtype), *arrays)
+    jaxpr = jax.make_jaxpr(function)(typed_params(params, dtype), *arrays(args))
     found: dict[str, str] = {}
     for equation in _equations(jaxpr.jaxpr):
         for result in equation.outvars:

@@ -16,7 +16,7 @@ from parity.ports.side import Call, Side, projected
 from parity.ports.trees import named_leaves, rebuilt
 from parity.taps import collecting, numbered
 
-__all__ = ["output_names", "prepared", "run_torch", "tensors"]
+__all__ = ["loss_of", "output_names", "prepared", "run_torch", "tensors"]
 
 
 def prepared(module: torch.nn.Module, rows: list[Row], weights: Arrays, dtype: str) -> torch.nn.Module:
@@ -65,10 +65,7 @@ def run_torch(
     args = tensors(call.args, inputs)
     with collecting() as tapped, _hooked(module, taps) as hooked:
         outputs = call_module(module, *args)
-    leaves = named_leaves(outputs)
-    chosen = {name: torch.as_tensor(leaves[theirs]) for name, (_, theirs) in call.outputs.items() if theirs in leaves}
-    real = getattr(torch, call.dtype)
-    loss = call.losses[1](outputs) if call.losses else projected(chosen, lambda a: numpy_to_torch(a).to(real))
+    chosen, loss = loss_of(outputs, call)
     if isinstance(loss, torch.Tensor) and loss.requires_grad:  # false for a module that has no gradient at all
         loss.backward()
     parameters = dict(module.named_parameters())
@@ -87,6 +84,13 @@ def run_torch(
             name: torch_to_numpy(torch.zeros_like(x) if x.grad is None else x.grad) for name, x in inputs.items()
         },
     )
+
+
+def loss_of(outputs: Any, call: Call) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return the outputs that are compared, by their common names, and the loss."""
+    leaves, real = named_leaves(outputs), getattr(torch, call.dtype)
+    chosen = {name: torch.as_tensor(leaves[theirs]) for name, (_, theirs) in call.outputs.items() if theirs in leaves}
+    return chosen, call.losses[1](outputs) if call.losses else projected(chosen, lambda a: numpy_to_torch(a).to(real))
 
 
 def tensors(args: tuple[Any, ...], real: dict[str, torch.Tensor]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ what varies evenly from draw to draw. The pair's number must lie below the one-s
 draws' numbers, which a further draw from the same normal distribution exceeds with probability FALSE_ALARMS.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from parity.backends.base import Pair, Twin, moved_by_one_ulp, train
 from parity.check.result import MAX_DIVERGENCE, Result
 from parity.difference import difference, tolerance
 
-__all__ = ["FALSE_ALARMS", "drift", "free_running", "prediction_bound", "whole_schedule"]
+__all__ = ["FALSE_ALARMS", "drift", "free_running", "judge_curves", "prediction_bound", "whole_schedule"]
 
 FALSE_ALARMS = 1e-3
 """Probability that the bound is exceeded by one more draw."""
@@ -80,25 +80,39 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
         for draw in range(draws):
             moved = pair.ask(twin, (*key, draw), partial(_moved_run, pair, config, batches, draw))
             own.append((moved, unmoved))
-    reference, port = losses
-    sizes = [drift(one, other, pair.dtype) for one, other in own]
-    size, bound = drift(reference, port, pair.dtype), prediction_bound(sizes)
+    curves = {twin.backend.framework: values for twin, values in zip(pair, losses, strict=True)}
+    yield judge_curves("free-running", curves, own, pair.dtype)
+
+
+def judge_curves(
+    what: str, losses: Mapping[str, np.ndarray], own: Sequence[tuple[np.ndarray, np.ndarray]], dtype: str
+) -> Result:
+    """Return the line of two curves, held against what each side's own curve changes by.
+
+    Args:
+        what: name of the comparison.
+        losses: framework, the reference first -> losses of its run, one per step.
+        own: curves of a run from moved weights, each with that of the unmoved run.
+        dtype: precision of all runs.
+    """
+    reference, port = losses.values()
+    sizes = [drift(one, other, dtype) for one, other in own]
+    size, bound = drift(reference, port, dtype), prediction_bound(sizes)
     largest = difference("loss at step", reference, port)
     ok = size <= bound  # NaN is not
     bands = np.abs([one - other for one, other in own])
-    curves = {twin.backend.framework: values for twin, values in zip(pair, losses, strict=True)}
-    curves |= {"floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
-    yield Result(
+    curves = {**losses, "floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
+    return Result(
         rung=7,
-        what=f"free-running, {len(batches)} steps, loss {reference[0]:.3f} → {reference[-1]:.3f}",
-        dtype=pair.dtype,
+        what=f"{what}, {len(reference)} steps, loss {reference[0]:.3f} → {reference[-1]:.3f}",
+        dtype=dtype,
         verdict="pass" if ok else "FAIL",
         max_abs=largest.max_abs,
         max_rel=largest.max_rel,
         where=largest.place,
         first="" if ok else largest.name,
         limit=f"{10**bound:.1e} mean drift",
-        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp in either twin: {10 ** np.mean(sizes):.1e}, "
+        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp in either: {10 ** np.mean(sizes):.1e}, "
         f"up to {10 ** np.max(sizes):.1e}; false alarms: 1 in {1 / FALSE_ALARMS:,.0f}",
         differences=(largest,),
         curves={name: [float(x) for x in values] for name, values in curves.items()},

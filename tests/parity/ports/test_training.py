@@ -1,0 +1,84 @@
+"""Updates of optax and torch agree, or the first that does not is named; so do curves, within what rounding makes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from torch import nn
+
+from parity import compare
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((6, 5))
+BATCHES = [(RNG.standard_normal((6, 5)),) for _ in range(16)]
+PARAMS = {"w": RNG.standard_normal((5, 7)), "b": RNG.standard_normal(7), "out": RNG.standard_normal((7, 3))}
+NAMES: dict = {"w": ("0.weight", (1, 0)), "b": "0.bias", "out": ("2.weight", (1, 0))}
+LOSSES = (lambda y: (y**2).mean(), lambda y: (y**2).mean())
+
+
+def network(params: dict, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ params["w"] + params["b"][None]) @ params["out"]
+
+
+def module() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3, bias=False))
+
+
+def trained(transformation, make, **options):
+    return compare(
+        network, module(), X, params=PARAMS, names=NAMES, losses=LOSSES, optimizers=(transformation, make), **options
+    )
+
+
+SAME = [
+    (optax.adamw(1e-2, weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1), {"mu", "nu"}),
+    (optax.adam(1e-2, b2=0.99), lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.9, 0.99)), {"mu", "nu"}),
+    (optax.sgd(1e-2, momentum=0.9), lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9), {"trace"}),
+    (optax.sgd(1e-2), lambda p: torch.optim.SGD(p, lr=1e-2), set()),
+]
+
+
+@pytest.mark.parametrize(("transformation", "make", "moments"), SAME, ids=["adamw", "adam", "momentum", "sgd"])
+def test_equal_optimizers_update_alike_to_every_moment(transformation, make, moments: set[str]):
+    report = trained(transformation, make)
+    assert report, str(report)
+    updates = [result for result in report.results if result.rung == 6]
+    assert updates[0].what == "parameters, 3 updates"
+    found = {difference.name.split()[0] for result in updates[1:] for difference in result.differences}
+    assert found == moments
+
+
+def test_the_defaults_of_the_libraries_differ_and_the_cause_is_named():
+    failure = trained(optax.adamw(1e-2), lambda p: torch.optim.AdamW(p, lr=1e-2)).first_failure
+    assert (failure.rung, failure.first) == (6, "b (update 1)")
+    assert "a usual cause: weight_decay is 1e-4 by default in optax.adamw, 1e-2 in torch" in failure.note
+
+
+@pytest.mark.parametrize(
+    ("make", "first"),
+    [
+        (lambda p: torch.optim.Adam(p, lr=1e-2, eps=1e-7), {"parameters": "b (update 1)"}),
+        (
+            lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.9, 0.9991)),
+            {"parameters": "b (update 2)", "moments": "nu of b (update 1)"},  # the first update is g / |g|
+        ),
+    ],
+    ids=["eps", "beta2"],
+)
+def test_a_constant_that_is_off_shows_in_the_first_update_that_depends_on_it(make, first: dict[str, str]):
+    failed = [result for result in trained(optax.adam(1e-2), make).results if not result.ok]
+    assert {result.what.partition(",")[0]: result.first for result in failed} == first
+
+
+def test_curves_of_equal_ports_stay_together_and_a_later_schedule_is_found():
+    options = {"batches": BATCHES}
+    report = trained(optax.adam(1e-2), lambda p: torch.optim.Adam(p, lr=1e-2), **options)
+    assert report, str(report)
+    curve = report.results[-1]
+    assert (curve.rung, curve.what.split(", loss")[0]) == (7, "training, 16 steps")
+    assert set(curve.curves) == {"jax", "torch", "floor", "highest"}
+    schedule = optax.piecewise_constant_schedule(1e-2, {8: 0.999})
+    late = trained(optax.adam(schedule), lambda p: torch.optim.Adam(p, lr=1e-2), **options)
+    assert late.first_failure.rung == 7, "the first updates are the same"
