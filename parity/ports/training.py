@@ -1,8 +1,9 @@
 """Updates and training curves of a port: an optax transformation beside a torch optimizer.
 
-Updates start from the same weights and take the same gradients, so that an optimizer is compared by itself. A curve is
-free-running: each side computes its own gradients, and their difference is held against what each side's own curve
-changes by when its weights move by one unit in the last place, as on rung 7 of the ladder.
+Updates start from the same weights and take the same gradients, scaled from one update to the next, so that an optimizer
+is compared by itself. A curve is free-running: each side computes its own gradients, and their difference is held
+against what each side's own curve changes by when its weights move by one unit in the last place, as on rung 7 of the
+ladder.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,9 @@ __all__ = ["KNOWN", "UPDATES", "Optimizers", "curves", "updates"]
 
 Optimizers = tuple[Any, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]]
 """An optax transformation, and a function that makes a torch optimizer of parameters."""
-UPDATES = 3
-"""Number of updates that are compared: bias correction and momentum show after the first."""
+FACTORS = (1.0, -0.5, 2.0)
+"""Factor of the gradients in each update that is compared: with equal ones, Adam's corrected moments never change."""
+UPDATES = len(FACTORS)
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer", "sum_of_squares": "sum"}
 """Field of an optax state -> key of a torch optimizer's state."""
 KNOWN = {
@@ -72,8 +74,8 @@ def _in_jax(params: Any, grads: Arrays, transformation: Any, dtype: str) -> Upda
     state = transformation.init(now)
     found: Arrays = {}
     moments: Arrays = {}
-    for number in range(1, UPDATES + 1):
-        change, state = transformation.update(tree, state, now)
+    for number, factor in enumerate(FACTORS, 1):
+        change, state = transformation.update(jax.tree.map(lambda g, f=factor: f * g, tree), state, now)
         now = optax.apply_updates(now, change)
         found |= {f"{name} (update {number})": value for name, value in _by_path(now).items()}
         for field, values in _optax_moments(state):
@@ -101,13 +103,13 @@ def _in_torch(
     parameters = dict(module.named_parameters())
     trained = [row for row in rows if set(row.torch) <= parameters.keys() and not row.shares]
     wanted = {name: parameters[name] for row in trained for name in row.torch}
-    for row in trained:
-        for name, value in row.to_torch(grads).items():
-            wanted[name].grad = numpy_to_torch(np.ascontiguousarray(value))
+    gradients = {name: value for row in trained for name, value in row.to_torch(grads).items()}
     optimizer = make(list(wanted.values()))
     found: Arrays = {}
     moments: Arrays = {}
-    for number in range(1, UPDATES + 1):
+    for number, factor in enumerate(FACTORS, 1):
+        for name, value in gradients.items():
+            wanted[name].grad = numpy_to_torch(np.ascontiguousarray(factor * value))
         optimizer.step()
         found |= {f"{name} (update {number})": value for name, value in _in_jax_layout(wanted, trained).items()}
         for field, key in MOMENTS.items():
