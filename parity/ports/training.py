@@ -1,9 +1,8 @@
 """Updates and training curves of a port: an optax transformation beside a torch optimizer.
 
-Updates start from the same weights and take the same gradients, scaled from one update to the next, so that an optimizer
-is compared by itself. A curve is free-running: each side computes its own gradients, and their difference is held
-against what each side's own curve changes by when its weights move by one unit in the last place, as on rung 7 of the
-ladder.
+Updates start from the same weights and take the same gradients, scaled from one to the next, so that an optimizer is
+compared by itself. A curve is free-running: each side computes its own gradients, and their difference is held against
+what each side's own curve changes by when its weights move by one unit in the last place, as on rung 7 of the ladder.
 """
 
 from collections.abc import Callable, Mapping, Sequence
