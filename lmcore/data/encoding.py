@@ -4,9 +4,10 @@ A long document arrives in pieces (`lmcore.data.readers`). Most cuts are at plac
 never to merge, and there each piece is encoded independently. At other cuts, and with any other tokenizer, a piece is
 encoded together with the end of the piece before it, so that two windows overlap. Where both encodings agree on the
 tokens of a stretch of the overlap, the output switches from the first to the second. It switches at a word boundary,
-after which the pre-tokenizer continues in the same way; or, for BPE on text that is not split into words, at any token
-boundary of the stretch, since BPE decides a merge from the two neighbours alone. Where the encodings never agree, the
-text since the last agreement is encoded again as a whole, which takes about a hundred bytes of memory per character.
+after which the pre-tokenizer continues in the same way; or, for BPE on text that is not split into words, or within a
+long word of byte-level BPE, at any token boundary of the stretch, since BPE decides a merge from the two neighbours
+alone. Where the encodings never agree, the text since the last agreement is encoded again as a whole, which takes about
+a hundred bytes of memory per character; text that never agrees is refused.
 """
 
 import array
@@ -32,6 +33,8 @@ OVERLAP = 1 << 11
 """Characters of the preceding text that a piece is encoded with, where its tokens may depend on them."""
 AGREED = 8
 """Tokens on each side of a boundary that both encodings must have in common."""
+HELD = 1 << 22
+"""Maximum number of characters to encode as a whole where encodings never agree: 400 MB of memory."""
 
 SAFE_CUT = re.compile(r"\S\n\0\S|\S\0 \S")
 """Matches the text around a cut, marked by NUL, at which GPT-2's byte-level pre-tokenizer always splits."""
@@ -90,13 +93,13 @@ class Cuts:
             model.get(name) for name in ("fuse_unk", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
         )
         self._anywhere = plain and alone and not joins
-        self._between_words = plain and words
+        self.between_words = plain and words
 
     def is_safe(self, left: str, right: str) -> bool:
         """Return whether the two parts of a text are known to have, encoded independently, the tokens of the whole."""
         if self._anywhere:
             return True
-        return self._between_words and SAFE_CUT.fullmatch(_around(left, right)) is not None
+        return self.between_words and SAFE_CUT.fullmatch(_around(left, right)) is not None
 
 
 def _around(left: str, right: str) -> str:
@@ -196,7 +199,9 @@ class Joiner:
         state = json.loads(tokenizer.inner.to_str())
         splitter = state["pre_tokenizer"]
         unsplit = splitter is None or (splitter["type"] == "Metaspace" and not splitter.get("split", True))
-        self._within_words = unsplit and state["model"]["type"] == "BPE"
+        self._unsplit = unsplit and state["model"]["type"] == "BPE"
+        # GPT-2's pattern ends a long word where its kind of character ends, wherever the word began.
+        self._within_words = Cuts(tokenizer).between_words and not state["model"].get("ignore_merges")
         self._hold("", Encoded([], [], []), 0)
 
     def _hold(self, text: str, encoded: Encoded, first: int) -> None:
@@ -218,6 +223,11 @@ class Joiner:
             self._hold(window.text, encoded, meeting[1])
         else:
             self._text += window.text[window.overlap :]
+            if len(self._text) > HELD:
+                raise UserError(
+                    f"data: found {len(self._text):,} characters (from {self._text[:20]!r} on) without a place where "
+                    "this tokenizer's tokens end in any case; split them, or set tokenizer.kind to bytes"
+                )
             if (
                 len(self._text) >= 2 * self._length or not window.more
             ):  # only once it has doubled, so that total work stays linear
@@ -263,6 +273,6 @@ class Joiner:
             inside = self._first + AGREED <= i <= len(left.ids) - AGREED and AGREED <= j <= len(right.ids) - AGREED
             if not inside or left.around(i, begin) != (near := right.around(j, 0)):
                 continue
-            if self._within_words or near[2][AGREED - 1]:
+            if self._unsplit or near[2][AGREED - 1] or (self._within_words and not any(near[2])):
                 return i, j
         return None

@@ -25,6 +25,12 @@ WELL_KNOWN_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 """Matches a token that stands for one byte, as in tokenizers with byte fallback."""
 
+WORD = 100
+"""Maximum number of characters of a word that BPE learns from, and so of its tokens."""
+LONG_WORDS = 1 << 22
+"""Number of characters, approximate, that BPE learns from parts of longer words."""
+LONG_WORD = re.compile(rf"\S{{{WORD}}}(?=\S)|\s{{{WORD}}}(?=\s)")
+
 
 class TextStream:
     """Incremental decoder of one sequence: the texts it returns concatenate to `decode` of all ids.
@@ -266,8 +272,24 @@ def _train_bpe(config: TokenizerConfig, special: list[str], texts: Iterable[str]
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(_first_bytes(texts, config.train_bytes), trainer)
+    inner.train_from_iterator(_with_short_words(_first_bytes(texts, config.train_bytes)), trainer)
     return inner
+
+
+def _with_short_words(texts: Iterable[str]) -> Iterator[str]:
+    """Cut texts after every WORD characters without whitespace, or of nothing else, and skip most of too many.
+
+    The library goes through a whole word for each merge in it, so a word of a megabyte would take hours; it takes 80
+    bytes for each character of different words; and a token may not be so long that it hides where to cut a text.
+    """
+    remaining = LONG_WORDS
+    for text in texts:
+        begin = 0
+        for part in LONG_WORD.finditer(text):
+            yield text[begin : part.end() if remaining > 0 else part.start()]
+            begin = part.end()
+            remaining -= WORD
+        yield text[begin:]
 
 
 def _train_chars(config: TokenizerConfig, special: list[str], texts: Iterable[str]) -> tokenizers.Tokenizer:

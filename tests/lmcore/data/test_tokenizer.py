@@ -1,6 +1,7 @@
 """Text survives the tokenizer, control tokens never come from text, and one file says all."""
 
 import json
+import time
 
 import pytest
 import tokenizers
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from lmcore.config import TokenizerConfig
-from lmcore.data.tokenizer import Tokenizer, train
+from lmcore.data.tokenizer import WORD, Tokenizer, _with_short_words, train
 from lmcore.errors import UserError
 
 EOT = "<|endoftext|>"
@@ -249,6 +250,16 @@ def test_bpe_learns_from_the_first_bytes_only():
 
     train(TokenizerConfig(kind="bpe", vocab_size=300, train_bytes=700), texts())
     assert read == ["first", "secon"]
+
+
+def test_bpe_learns_words_of_any_length_in_parts():
+    begin = time.process_time()
+    tokenizer = train(TokenizerConfig(kind="bpe", vocab_size=500), ["a" * 300_000, "\n", " " * 100_000, "short"])
+    assert time.process_time() - begin < 5, "s; the library takes minutes for a word of this length"
+    longest = max(map(len, tokenizer.inner.get_vocab()))
+    assert longest == WORD
+    repeated = ["the cat sat on the mat\n\n    " * 50]
+    assert [*_with_short_words(repeated)] == repeated, "text with words is learned from as it is"
 
 
 def test_real_text_round_trips(lm_data):
