@@ -86,7 +86,7 @@ def test_a_state_that_is_not_finite_is_never_saved(package: str, capsys, monkeyp
     assert train(package, "run", train__steps=4, log__every=4, eval__every=0) == 1
     [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     what = {  # an evaluation sees parameters first
-        "params": "the loss became (inf|nan)",
+        "params": "the validation loss became (inf|nan)",
         "optimizer": "the parameters or the optimizer state became infinite or NaN",
         "loss": "the loss became nan",
     }[damage]

@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(f"ulimit -f 20; exec {words}", shell=True, text=True, capture_output=True, timeout=120)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: checkpoint: could not be written (")
+    assert line.startswith("error: checkpoint: that of step 2 could not be written (")
 
 
 def test_help_is_quick_because_it_loads_no_framework() -> None:
