@@ -21,11 +21,11 @@ PARTS = {
     "disk": 20,
     "damage": 500,
     "numbers": 24,
-    "locks": 12,
+    "locks": 20,
     "inputs": 300,
     "hostile": 40,
     "soak": 2,
-    "signals": 12,
+    "signals": 49,
 }
 """Module -> number of faults; each has `faults(count, folder)`, which yields an `Outcome` for each."""
 

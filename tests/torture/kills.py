@@ -78,7 +78,7 @@ def prepare_victim(programs: Programs, name: str) -> Victim:
     words = ["--tokenizer.vocab_size=600", f"--data.files={text}"]
     if not text.exists():
         rng = random.Random(0)
-        made = ("".join(rng.choices("abcdefghij", k=rng.randrange(2, 6))) for _ in range(500_000))
+        made = ("".join(rng.choices("abcdefghij", k=rng.randrange(2, 6))) for _ in range(200_000))
         text.write_text(" ".join(word + "\n" * (rng.random() < 0.1) for word in made))
         _finish(programs, "lmcore.prepare", *words, f"--data.dir={programs.folder / 'unbroken'}")
     expected = _contents(programs.folder / "unbroken")

@@ -98,6 +98,14 @@ class Program:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def pause(self) -> None:
+        """Let it do nothing until `resume`."""
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.send(signal.SIGCONT)
+
     def wait(self, seconds: float = 300) -> int:
         """Wait for the end and return the exit code; a program that does not end is killed, which is an error."""
         deadline = time.monotonic() + seconds
@@ -145,7 +153,7 @@ class Programs:
         )
         if not cold:
             arguments = (module, list(words), self.folder, streams, str(self.cache))
-            process = self.context.Process(target=_main, args=arguments)
+            process = self.context.Process(target=_main, args=arguments, daemon=True)
             process.start()
             return Program(process, self.folder, streams)
         root = str(Path(__file__).parents[2])
