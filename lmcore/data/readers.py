@@ -26,6 +26,8 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 PACKINGS = (".gz", ".zst")
 
 READ_BYTES = 1 << 20
+MAX_LINE = 64 << 20
+"""Maximum number of bytes in a line of .jsonl, which is read as a whole; a small .gz can unpack to any length."""
 PIECE = 1 << 16
 """Minimum number of characters of a piece, except the last; small enough to share a long document among cores."""
 SEARCH = 1 << 14
@@ -205,8 +207,10 @@ def _invalid_utf8(path: Path, offset: int) -> UserError:
 
 def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterator[Piece]:
     offset = 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
         where = f"{path}, line {number}"
+        if len(line) > MAX_LINE:
+            raise UserError(f"{where}: found more than {MAX_LINE >> 20} MiB in one line, expected one object per line")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:

@@ -153,3 +153,15 @@ def test_real_stories_are_all_there(lm_data):
     expected = [text.strip("\n") for text in path.read_text(encoding="utf-8").split(EOT)]
     assert found == [text for text in expected if text.strip()]
     assert len(found) > 1000
+
+
+def test_a_line_has_a_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_LINE", 1 << 20)
+    line = json.dumps({"text": "a" * ((1 << 20) - 12)})
+    for more, size in ((0, 1 << 20), (1, (1 << 20) + 1)):
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line.encode() + b"\n" * more))
+        assert len(line) + more == size
+    with pytest.raises(UserError, match=r"a.jsonl.gz, line 1: found more than 1 MiB in one line, expected one object"):
+        list(read_documents(tmp_path / "a.jsonl.gz", separator=EOT, text_field="text"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    assert list(read_documents(tmp_path / "a.jsonl.gz", separator=EOT, text_field="text"))
