@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import lmcore
-from lmcore.errors import UserError, command
+from lmcore.errors import UserError, command, printable
 from lmcore.hardware import cpu_features, cpu_name, memory_bytes, usable_cores
 
 __all__ = ["environment", "machine", "main", "project", "variables", "versions"]
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts |= _run(args.run)
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+        print(f"{name:{width}}  {printable(value)}")
     return 0
 
 

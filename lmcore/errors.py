@@ -6,9 +6,10 @@ import io
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["NotFinite", "UserError", "command", "is_unicode", "note", "shown"]
+__all__ = ["NotFinite", "UserError", "command", "is_unicode", "note", "printable", "shown"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -26,7 +27,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class NotFinite(UserError):
@@ -44,6 +45,12 @@ def shown(value: object, limit: int = 200) -> str:
     """
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]}"
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which a file's name may contain and by which it could command a terminal."""
+    control = {c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"}
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in control}) if control else text
 
 
 def is_unicode(text: str) -> bool:
@@ -68,7 +75,7 @@ def _printable() -> Iterator[None]:
 
 def note(message: str) -> None:
     """Print a note for the user in one line on standard error: no mistake, but worth knowing."""
-    print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"note: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
@@ -97,7 +104,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except OSError as error:  # a full disk, say: not a fault of the code, and a traceback would not help
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 1
 
     return wrapped

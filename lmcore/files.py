@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "Damaged",
     "check_files",
     "check_folder",
+    "check_links",
     "check_seal",
     "check_stamp",
     "check_sums",
@@ -97,10 +98,33 @@ def check_files(folder: Path, expected: Mapping[str, str]) -> None:
     """
     for name, digest in expected.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise Damaged(f"{folder}: found checksums of {name!r}, expected names of files in it")
         if not path.is_file():
             raise Damaged(f"{path}: is missing")
         if file_digest(path) != digest:
             raise Damaged(f"{path}: is damaged (its checksum is not the recorded one)")
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that no symbolic link among a folder's entries, or below them, leads outside of it.
+
+    Whoever made a folder could else have files elsewhere read, copied, overwritten or deleted.
+
+    Args:
+        folder: the folder, which may itself be a link.
+        names: of the entries that are ours; others are not looked at.
+
+    Raises:
+        Damaged: a link leads outside.
+    """
+    root = folder.resolve()
+    for entry in (folder / name for name in names):
+        below = entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else ()
+        for path in (entry, *below):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                what = f"is a link to {path.resolve()}, outside of {folder}"
+                raise Damaged(f"{path}: {what}; replace it by what it names")
 
 
 def seal(fields: dict[str, Any]) -> dict[str, Any]:

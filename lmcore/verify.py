@@ -14,7 +14,7 @@ from lmcore import config as configs
 from lmcore.config import cli
 from lmcore.data.batches import HEADER, read_header
 from lmcore.data.prepare import check_prepared
-from lmcore.errors import UserError, command
+from lmcore.errors import UserError, command, printable
 from lmcore.files import SUMS, Damaged, check_stamp, check_sums
 from lmcore.run import checkpoints
 from lmcore.run.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     damaged = False
     for result in (result for path in args.paths for result in verify(Path(path))):
         damaged |= result.state == "damaged"
-        print(f"{result.state:12}  {result.what or result.path}")
+        print(f"{result.state:12}  {printable(result.what or str(result.path))}")
     return int(damaged)
 
 

@@ -60,8 +60,11 @@ def restore_state(folder: Path, **items: dict[str, Tensor]) -> None:
                 dcp.load(item, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
             raise UserError(f"{path}: cannot be read ({_reason(error)}); take another checkpoint") from error
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+        except UserError:
+            raise
+        except Exception as error:  # DCP raises what its index, which a stranger may have written, makes it raise
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"{path}: cannot be read ({reason}); take another checkpoint") from error
 
 
 def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Tensor], types: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
-from lmcore.errors import UserError
+from lmcore.errors import UserError, shown
 from lmcore.files import Damaged, check_seal
 from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 
@@ -109,10 +109,14 @@ class Tokens:
         path = folder / f"{split}.bin"
         try:
             counts = header["splits"][split]
-            dtype, tokens = np.dtype(header["dtype"]), counts["tokens"]
+            name, tokens = header["dtype"], counts["tokens"]
             fields = {name: counts[name] for name in ("documents", "bytes", "unknown")}
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / HEADER}: found no {error}; delete {folder}") from error
+        if name not in ("<u2", "<u4") or not all(type(n) is int and n >= 0 for n in (tokens, *fields.values())):
+            found = f"found {shown(name)} and {shown(counts)}, expected <u2 or <u4 and counts"
+            raise UserError(f"{folder / HEADER}: {found}; delete {folder}")
+        dtype = np.dtype(name)
         size = path.stat().st_size if path.exists() else 0
         expected = tokens * dtype.itemsize
         if size != expected or expected == 0:

@@ -26,7 +26,7 @@ from lmcore.data.corpus import Corpus
 from lmcore.data.encoding import encode
 from lmcore.data.sources import open_corpora
 from lmcore.data.tokenizer import Tokenizer
-from lmcore.errors import UserError, command, note
+from lmcore.errors import UserError, command, note, printable
 from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, seal, sync
 from lmcore.locks import lock
 
@@ -175,12 +175,12 @@ def _make(
     making = folder.parent / f".making-{uuid.uuid4().hex}"
     making.mkdir()
     try:
-        report(f"preparing {train.describe()}")
+        report(printable(f"preparing {train.describe()}"))
         tokenizer = tokenizers.train(config, (piece.text for piece in train))
         if tokenizer.ignored:
             settings = ", ".join(tokenizer.ignored)
             reason = "text is encoded in full and deterministically"
-            report(f"note: {config.file} sets {settings}, which has no effect: {reason}")
+            report(printable(f"note: {config.file} sets {settings}, which has no effect: {reason}"))
         tokenizer.save(making / TOKENIZER)
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {}
@@ -253,4 +253,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepared = prepare(config)
     for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if not prepared.fresh else ():
         print(_summary(split, tokens))
-    print(prepared.folder)
+    print(printable(str(prepared.folder)))

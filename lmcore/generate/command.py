@@ -4,7 +4,6 @@ import os
 import stat
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmcore.config import Device, Precision, SampleConfig, cli, from_dict
-from lmcore.errors import NotFinite, UserError
+from lmcore.errors import NotFinite, UserError, printable
 
 if TYPE_CHECKING:
     from lmcore.data.tokenizer import Tokenizer
@@ -210,5 +209,4 @@ def _printable(text: str) -> str:
     """Escape control characters for a terminal, where they could move the cursor or worse."""
     if not sys.stdout.isatty():
         return text
-    control = (c for c in set(text) if unicodedata.category(c) == "Cc" and c not in "\n\t")
-    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in control})
+    return printable(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmcore.errors import note
+from lmcore.errors import note, printable
 from lmcore.files import replace_file
 from lmcore.run.trackers import Row
 
@@ -80,7 +80,9 @@ def style(axes: "matplotlib.axes.Axes", title: str, size: float) -> None:
         title: plain text.
         size: of the title, in points.
     """
-    axes.set_title(title, loc="left", color=_INK, fontsize=size, fontweight="bold", pad=size - 1, parse_math=False)
+    axes.set_title(
+        printable(title), loc="left", color=_INK, fontsize=size, fontweight="bold", pad=size - 1, parse_math=False
+    )
     axes.tick_params(colors=_MUTED, length=0, labelsize=9)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -100,6 +102,7 @@ def draw_run(
         colours: of training and validation.
         label: beginning of their names in the legend.
     """
+    label = printable(label)  # else matplotlib warns of control characters, and prints them
     steps, losses = _series(rows, x, "loss")
     smoothed = smooth(losses)
     if len(losses) > 1:

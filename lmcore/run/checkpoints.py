@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmcore import files
-from lmcore.errors import UserError, note
+from lmcore.errors import UserError, note, shown
 from lmcore.files import Damaged
 from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
 
 __all__ = [
     "DESCRIPTION",
     "NAME",
+    "OWN",
     "Checkpoint",
     "best_checkpoint",
     "checkpoint_folders",
@@ -35,6 +36,11 @@ __all__ = [
 NAME = re.compile(r"step_(\d{8,})")
 """Matches the name of a checkpoint's folder, which ends in `.tmp` while it is written or deleted."""
 DESCRIPTION = "checkpoint.json"
+OWN = (
+    *("checkpoints", "config.yaml", "tokenizer.json", "meta.json", "metrics.jsonl", "run.json", "loss.png", ".lock"),
+    *("samples", "huggingface", "tensorboard", "wandb_id.txt"),
+)
+"""Names in a run folder that are read or written here; none of them may be a link that leads outside."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         files.check_seal(path, description, mark="files")
         facts = str(description["framework"]), int(description["step"]), description["valid_loss"]
         skipped = int(description.get("skipped", 0))  # missing in older versions
-        return Checkpoint(folder, *facts, skipped, description.get("files"), description.get("run", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sums, run_sums = description.get("files"), description.get("run", {})
+        if not (_is_sums(sums or {}) and _is_sums(run_sums) and isinstance(facts[2], int | float | None)):
+            raise TypeError(f"found {shown(facts[2])}, {shown(sums)} and {shown(run_sums)}")
+        return Checkpoint(folder, *facts, skipped, sums, run_sums)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _is_sums(value: Any) -> bool:
+    """Return whether a value maps names to checksums, and `metrics_bytes`, where it is, to a number."""
+    if not isinstance(value, dict):
+        return False
+    length = value.get("metrics_bytes", 0)
+    rest = [each for name, each in value.items() if name != "metrics_bytes"]
+    return type(length) is int and length >= 0 and all(isinstance(each, str) for each in rest)
 
 
 def _read(folder: Path) -> Checkpoint | Damaged:
@@ -171,6 +189,7 @@ def find_checkpoint(path: Path, which: Literal["best", "latest"] = "best", verif
         raise UserError(f"{path}: no such folder, expected a run or one of its checkpoints")
     if (path / DESCRIPTION).exists():
         checkpoint = read_checkpoint(path.resolve())
+        files.check_links(checkpoint.run_dir, OWN)
         try:
             if verify:
                 _verify(checkpoint)
@@ -178,6 +197,7 @@ def find_checkpoint(path: Path, which: Literal["best", "latest"] = "best", verif
             raise Damaged(f"{error}; use another checkpoint, or read it unverified with --no_verify") from error
         return checkpoint
     run_dir = path.resolve()
+    files.check_links(run_dir, OWN)
     if not checkpoint_folders(run_dir):
         raise UserError(f"{path}: found no checkpoint, expected a run folder with checkpoints/step_*; train one first")
     results = [_read(folder) for folder in checkpoint_folders(run_dir)]

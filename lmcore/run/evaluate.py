@@ -11,7 +11,7 @@ import numpy as np
 
 from lmcore.config import Config, DataConfig, Device, Precision, cli, from_dict
 from lmcore.data.batches import HEADER
-from lmcore.errors import NotFinite, UserError
+from lmcore.errors import NotFinite, UserError, printable
 from lmcore.files import check_sums
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
         "time": f"{time.monotonic() - begin:.1f} s on {engine.device_name}",
     }
     for name, value in table.items():
-        print(f"{name:13}  {value}")
+        print(f"{name:13}  {printable(value)}")
     _note_unknown(tokens.unknown, "the text")
 
 
@@ -201,11 +201,11 @@ def _compare(
         unknown=stream.unknown,
         nats=loss * targets,
     )
-    print(f"checkpoint  {checkpoint.folder} (step {checkpoint.step:,})")
-    print(f"text        {corpus.describe()}: {ends:,} documents, {size:,} bytes")
+    print(f"checkpoint  {printable(str(checkpoint.folder))} (step {checkpoint.step:,})")
+    print(f"text        {printable(corpus.describe())}: {ends:,} documents, {size:,} bytes")
     print(f"windows     {other.context} tokens for both, without overlap; documents ended by end-of-text")
     columns = [("", "parameters", "tokens", "bytes per token", "nats per token", "bits per byte")]
-    for name, result in ((checkpoint.run_dir.name, own), (Path(baseline[1]).name, other)):
+    for name, result in ((printable(checkpoint.run_dir.name), own), (printable(Path(baseline[1]).name), other)):
         rates = (
             f"{size / result.targets:.3f}",
             f"{result.nats / result.targets:.4f}",

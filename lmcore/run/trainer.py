@@ -20,8 +20,8 @@ from lmcore import config as configs
 from lmcore.config import Config
 from lmcore.data.batches import Batches, eval_windows, read_header
 from lmcore.data.prepare import Prepared, prepare
-from lmcore.errors import UserError, note
-from lmcore.files import Damaged, check_folder, replace_file
+from lmcore.errors import UserError, note, printable
+from lmcore.files import Damaged, check_folder, check_links, replace_file
 from lmcore.generate import prompting
 from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
@@ -29,7 +29,7 @@ from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints, provenance
 from lmcore.run import folder as run_folder
-from lmcore.run.checkpoints import Checkpoint
+from lmcore.run.checkpoints import OWN, Checkpoint
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.progress import Progress
 from lmcore.run.saving import Checkpoints
@@ -89,6 +89,7 @@ def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> 
         save, stop = stack.enter_context(SaveRequest(is_command)), StopRequest(config.checkpoint.grace, is_command)
         existed = folder.is_dir()
         if existed:
+            check_links(folder, OWN)
             _lock(folder, stack)
         latest = run_folder.open_run(config, engine_class.framework)
         if not existed:
@@ -188,10 +189,10 @@ class Run:
         print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
         if latest is None:
             self.engine.init()
-            print(f"run folder {self.folder}", flush=True)
+            print(printable(f"run folder {self.folder}"), flush=True)
             return None
         latest = self._restore(latest)
-        print(f"run folder {self.folder}, resuming from step {latest.step}", flush=True)
+        print(printable(f"run folder {self.folder}, resuming from step {latest.step}"), flush=True)
         try:
             latest.verify_metrics()
         except Damaged as error:

@@ -72,7 +72,17 @@ class Companions:
 
 
 def read_companions(folder: Path) -> Companions:
-    """Read those that a Hugging Face folder has."""
+    """Read those that a Hugging Face folder has.
+
+    Raises:
+        UserError: one is a link that leads outside of the folder, and not to the blobs of the hub's cache: it would be
+            copied into every export.
+    """
+    blobs = folder.resolve().parent.parent / "blobs"
+    for path in (folder / name for name in NAMES):
+        target = path.resolve()
+        if path.is_symlink() and not (target.is_relative_to(folder.resolve()) or target.parent == blobs):
+            raise UserError(f"{path}: is a link to {target}, outside of {folder}; replace it by the file")
     return Companions({name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lmcore.config import cli
-from lmcore.errors import UserError, command, note
+from lmcore.errors import UserError, command, note, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
     """
     from lmcore import config as configs
     from lmcore.data.tokenizer import Tokenizer
+    from lmcore.model.memory import check_memory
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import check_tokenizer
     from parity.backends import BACKENDS
@@ -102,6 +103,7 @@ def open_source(path: Path, which: Literal["best", "latest"] = "best", verify: b
             f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected {' or '.join(BACKENDS)}"
         )
     config = configs.load(checkpoint.run_dir / "config.yaml", verify)
+    check_memory(config, training=False)
     if verify:
         check_tokenizer(checkpoint.run_dir, checkpoint)
     file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
@@ -282,9 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     source = _convert(Path(args.src), args.to, out, args.force, args.checkpoint, not args.no_verify)
     kind = "a Hugging Face model" if args.to == "hf" else f"a run of {BACKENDS[args.to].package}"
-    print(f"{out}: {_what(source)}, as {kind}")
+    print(printable(f"{out}: {_what(source)}, as {kind}"))
     if source.tokenizer is None:
-        print(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one")
+        print(printable(f"note: {source.path} has no tokenizer.json, so {out} has none either; text needs one"))
     elif source.tokenizer.ignored:
         settings = ", ".join(source.tokenizer.ignored)
         what = "text is encoded in full, the same way each time"
@@ -292,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to != "hf":
         text = "" if source.checkpoint else " --data.files TEXT"
         command = f"python -m {BACKENDS[args.to].package}.train --run_dir {shlex.quote(str(out))}"
-        print(f"resume with: {command} --train.resume auto{text}")
+        print(printable(f"resume with: {command} --train.resume auto{text}"))
     return 0
 
 

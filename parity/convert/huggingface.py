@@ -17,6 +17,7 @@ from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, Tra
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, shown
 from lmcore.files import check_sums, write_sums
+from lmcore.model.memory import check_memory
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
 from parity.convert.names import convert_names, require_llama
@@ -155,6 +156,7 @@ def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig
         return None
     try:
         model = from_dict(ModelConfig, values)
+        check_memory(Config(model=model), training=False)
         return ModelConfig(**{**values, "rope_scaling": from_dict(RopeScaling, scaling)}) if scaling else model
     except UserError as error:
         names = {ours: name for name, ours in SIZES.items()} | {o: name for name, (o, _) in DEFAULTED.items()}

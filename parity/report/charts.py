@@ -25,13 +25,15 @@ def heat_map(result: Result, tolerance: float | None) -> str:
     operations = list(dict.fromkeys(inside)) or list(OPERATIONS)
     for column, operation in enumerate(operations):
         x = left + column * width + width / 2
-        parts.append(f'<text class="label" transform="translate({x + 4},{top - 8}) rotate(-40)">{operation}</text>')
+        place = f'transform="translate({x + 4},{top - 8}) rotate(-40)"'
+        parts.append(f'<text class="label" {place}>{html.escape(operation)}</text>')
     rows = [("embedding", ["embedding", "positions added"])]
     rows += [(f"layer {layer}", [f"layers.{layer} {operation}" for operation in operations]) for layer in layers]
     rows += [("final norm", ["final norm"])]
     for row, (label, names) in enumerate(rows):
         y = top + row * height
-        parts.append(f'<text class="label" x="{left - 8}" y="{y + height / 2 + 4}" text-anchor="end">{label}</text>')
+        place = f'x="{left - 8}" y="{y + height / 2 + 4}" text-anchor="end"'
+        parts.append(f'<text class="label" {place}>{html.escape(label)}</text>')
         for column, name in enumerate(names):
             if name in by_name:
                 parts.append(_cell(by_name[name], left + column * width, y, width, height, tolerance))
@@ -180,7 +182,7 @@ def _legend(right: float, y: float, names: Sequence[tuple[str, str]]) -> str:
     x = right - sum(40 + 7 * len(label) for _, label in names)
     for kind, label in names:
         parts.append(f'<line class="line {kind}" x1="{x}" x2="{x + 20}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="label" x="{x + 26}" y="{y + 4}">{label}</text>')
+        parts.append(f'<text class="label" x="{x + 26}" y="{y + 4}">{html.escape(label)}</text>')
         x += 40 + 7 * len(label)
     return "".join(parts)
 

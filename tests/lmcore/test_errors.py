@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.errors import UserError, command, is_unicode, note, shown
+from lmcore.errors import UserError, command, is_unicode, note, printable, shown
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +101,10 @@ def test_half_a_surrogate_pair_is_no_unicode():
 def test_a_note_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]):
     note("all is\n  well")
     assert capsys.readouterr() == ("", "note: all is well\n")
+
+
+def test_a_name_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]):
+    assert printable("a\x1b[2J\x9b1m\x07\n\té😀") == "a\\x1b[2J\\x9b1m\\x07\n\té😀"
+    assert str(UserError("a\x1bb")) == "a\\x1bb"
+    note("a\x1bb")
+    assert capsys.readouterr().err == "note: a\\x1bb\n"

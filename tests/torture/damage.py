@@ -122,8 +122,8 @@ def answer(main: Callable[[list[str]], int], words: list[str]) -> str:
         Refused: its exit code is not 0.
     """
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        if main(words):
-            raise Refused
+        if code := main(words):
+            raise Refused(code)
     return out.getvalue()
 
 

@@ -170,3 +170,19 @@ def test_an_id_beyond_the_vocabulary_is_one_line_where_it_is_read(folder):
         Batches(wrong, seq_len=4, batch_size=2, seed=0).batch(0)
     with pytest.raises(UserError, match=message):
         list(eval_windows(wrong, seq_len=4, batch_size=1, windows=0))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dtype": "O"}, {"dtype": "<f8"}, {"dtype": ["<u2"]}, {"tokens": -1}, {"tokens": 1e9}, {"bytes": None}]
+)
+def test_a_header_that_lies_is_refused(tmp_path, fields):
+    counts = {"documents": 1, "tokens": 2, "bytes": 2, "unknown": 0}
+    header = {"format": FORMAT, "dtype": "<u2", "tokenizer": "", "splits": {"train": counts}}
+    (tmp_path / "train.bin").write_bytes(bytes(4))
+    (tmp_path / HEADER).write_text(json.dumps(header))
+    assert len(Tokens.open(tmp_path, "train")) == 2
+    counts |= {name: value for name, value in fields.items() if name in counts}
+    header |= {name: value for name, value in fields.items() if name in header}
+    (tmp_path / HEADER).write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"found .*, expected <u2 or <u4 and counts; delete "):
+        Tokens.open(tmp_path, "train")

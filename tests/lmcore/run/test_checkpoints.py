@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import UserError
-from lmcore.files import Damaged
+from lmcore.files import Damaged, seal
 from lmcore.run.checkpoints import (
     Checkpoint,
     best_checkpoint,
@@ -53,9 +53,16 @@ def test_a_run_that_is_not_there_or_has_no_checkpoint_is_one_line(tmp_path: Path
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"framework": "jax", "step": "x", "valid_loss": null}', None]
+NOT_CHECKPOINTS = (
+    *("", "{", "[]", "{}", None),
+    '{"framework": "jax", "step": "x", "valid_loss": null}',
+    '{"framework": "jax", "step": Infinity, "valid_loss": null}',
+    '{"framework": "jax", "step": 1, "valid_loss": "low"}',
+    '{"framework": "jax", "step": 1, "valid_loss": null, "run": {"metrics_bytes": -1}}',
 )
+
+
+@pytest.mark.parametrize("content", NOT_CHECKPOINTS)
 def test_a_damaged_description_is_named_and_passed_over(run_dir: Path, content: str | None, capsys):
     path = run_dir / "checkpoints" / "step_00000020" / "checkpoint.json"
     path.unlink()
@@ -121,3 +128,29 @@ def test_metrics_that_have_changed_are_seen(run_dir: Path):
         checkpoint.verify_metrics()
     path.unlink()
     assert not checkpoint.verify_metrics()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "samples", "checkpoints/step_00000001.tmp", "checkpoints/x"])
+def test_a_link_that_leads_out_of_the_run_is_refused(run_dir: Path, tmp_path: Path, name: str):
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(tmp_path)
+    for path in (run_dir, run_dir / "checkpoints" / "step_00000020"):
+        with pytest.raises(Damaged, match=rf"{name}: is a link to .*, outside of .*; replace it by what it names"):
+            find_checkpoint(path)
+    (run_dir / name).unlink()
+    (run_dir / name).symlink_to(run_dir / "config.yaml")
+    assert find_checkpoint(run_dir).step == 10, "a link within is followed"
+
+
+def test_a_run_that_is_a_link_itself_is_read(run_dir: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(run_dir)
+    assert find_checkpoint(tmp_path / "link").step == 10
+
+
+@pytest.mark.parametrize("name", ["../../../../secret", "/dev/zero"])
+def test_checksums_name_files_of_the_checkpoint(run_dir: Path, name: str):
+    for path in run_dir.glob("checkpoints/*/checkpoint.json"):
+        fields = json.loads(path.read_text()) | {"files": {name: "0" * 64}}
+        path.write_text(json.dumps(seal({n: value for n, value in fields.items() if n != "checksum"})))
+    with pytest.raises(Damaged, match=r"found checksums of .*, expected names of files in it"):
+        find_checkpoint(run_dir)

@@ -58,3 +58,12 @@ def test_loss_curves_are_drawn_to_their_last_step_and_the_limit_among_them(made:
     assert "|JAX − torch|" in chart
     diverged = replace(trajectory, curves=trajectory.curves | {"torch": [math.nan] * 30})
     assert "nan" not in loss_curves(diverged)
+
+
+def test_names_are_text_in_a_picture():
+    same = dict.fromkeys(("embedding", "layers.0 <b>", "final norm"), 1.0)
+    assert "&lt;b&gt;" in (picture := heat_map(judge(3, "a", "float64", compare_all(same, dict(same)), "logits"), None))
+    assert "<b>" not in picture
+    curves = {"x<b>": [2.0, 1.0], "y<b>": [2.0, 1.0], "floor": [1e-9, 1e-9], "highest": [1e-9, 1e-9]}
+    line = Result(rung=7, what="a", dtype="float64", verdict="pass", max_abs=0.0, max_rel=0.0, limit="1", curves=curves)
+    assert "<b>" not in loss_curves(line)
