@@ -8,7 +8,7 @@ import pytest
 
 from lmcore.run.checkpoints import list_checkpoints
 from tests.torture import signals
-from tests.torture.programs import TWINS, Programs
+from tests.torture.programs import Programs
 from tests.torture.signals import KINDS, PHASES, Kind
 
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -21,13 +21,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 
 
 @pytest.mark.parametrize(
-    ("kind", "phase"),
-    [("SIGUSR1, SIGTERM", "steps"), ("Ctrl-C twice", "saving"), ("SIGTERM and no time", "evaluation")],
+    ("twin", "kind", "phase"),
+    [("torchlm", "Ctrl-C twice", "saving"), ("jaxlm", "SIGUSR1, SIGTERM", "steps")],
 )
-@pytest.mark.parametrize("twin", TWINS)
 def test_a_run_that_gets_signals_ends_as_the_undisturbed_one(twin: str, kind: str, phase: str, programs: Programs):
-    if twin == "jaxlm" and kind != "SIGUSR1, SIGTERM":
-        pytest.skip("the loop is the same; `python -m tests.torture signals` has all of them")
     outcome = signals.inject(programs, twin, BY_NAME[kind], phase, random.Random(1))
     assert outcome is not None, "the run was over before the signal"
     assert (outcome.verdict, outcome.detail) == ("survived", "")
