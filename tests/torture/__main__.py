@@ -18,12 +18,12 @@ __all__ = ["PARTS", "main"]
 
 PARTS = {
     "kills": 100,
-    "disk": 20,
+    "disk": 24,
     "damage": 500,
     "numbers": 24,
     "locks": 20,
     "inputs": 300,
-    "hostile": 40,
+    "hostile": 120,
     "soak": 2,
     "signals": 49,
 }

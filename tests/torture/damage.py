@@ -224,6 +224,24 @@ def specimens(folder: Path, options: Sequence[str] = ()) -> Iterator[Specimen]:
         yield Specimen(f"{package} run, imported", place, commands)
 
 
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Let jax find what it has compiled before, unless a cache is set already."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        reset_cache()
+
+
 def damaged(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
     """Return what was done, and the content: one bit flipped, or, a quarter of the time, cut short."""
     if not content:
@@ -243,12 +261,13 @@ def faults(count: int, folder: Path, options: Sequence[str] = ()) -> Iterator[Ou
         folder: an empty folder.
         options: further options of all commands, such as `--no_verify`, with which damage is accepted.
     """
-    every = list(specimens(folder, options))
-    for number in range(count):
-        turn, which = divmod(number, len(every))
-        specimen, rng = every[which], np.random.default_rng([count, number])
-        order = np.random.default_rng([count, which]).permutation(len(specimen.files))
-        file = specimen.files[order[turn % len(order)]]
-        what, content = damaged((specimen.folder / file).read_bytes(), rng)
-        verdict, detail = specimen.inject(file, content, folder / f"copy-{number}")
-        yield Outcome(f"{specimen.name}, {file}: {what}", verdict, detail)
+    with compiled_once(folder / "compiled"):
+        every = list(specimens(folder, options))
+        for number in range(count):
+            turn, which = divmod(number, len(every))
+            specimen, rng = every[which], np.random.default_rng([count, number])
+            order = np.random.default_rng([count, which]).permutation(len(specimen.files))
+            file = specimen.files[order[turn % len(order)]]
+            what, content = damaged((specimen.folder / file).read_bytes(), rng)
+            verdict, detail = specimen.inject(file, content, folder / f"copy-{number}")
+            yield Outcome(f"{specimen.name}, {file}: {what}", verdict, detail)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lmcore.files import checksums, seal, stamp
 from parity.convert.conversion import main as convert
-from tests.torture.damage import Refused, Twin, answer, specimens
+from tests.torture.damage import Refused, Twin, answer, compiled_once, specimens
 from tests.torture.outcome import Outcome
 
 __all__ = ["Case", "Lab", "faults"]
@@ -202,9 +202,10 @@ def faults(count: int, folder: Path, only: str = "") -> Iterator[Outcome]:
     """
     from tests.torture.hostile_cases import CASES
 
-    lab = Lab(folder)
-    lab.prepare()
-    cases = [case for case in CASES if case.name.startswith(only)]
-    count = min(count, len(cases))
-    for number in range(count):
-        yield inject(lab, cases[number * len(cases) // count], folder / f"case-{number}")
+    with compiled_once(folder / "compiled"):
+        lab = Lab(folder)
+        lab.prepare()
+        cases = [case for case in CASES if case.name.startswith(only)]
+        count = min(count, len(cases))
+        for number in range(count):
+            yield inject(lab, cases[number * len(cases) // count], folder / f"case-{number}")
