@@ -29,6 +29,8 @@ PARQUET = b"PAR1"
 """Beginning of a Parquet file."""
 
 READ_BYTES = 1 << 20
+ZST_BYTES = 1 << 10
+"""Bytes of a .zst file to decompress at once: to at most 32 MB, since a block of four bytes may stand for 128 KiB."""
 ROWS = 64
 """Maximum number of Parquet rows to read at once; few, since rows that share a text in the file do not in memory."""
 PIECE = 1 << 16
@@ -127,12 +129,41 @@ def _opened(path: Path, packing: str) -> Iterator[io.BufferedIOBase]:
                 except ImportError as error:
                     raise UserError(f'{path}: .zst files need zstandard; pip install "twinlm[hub]"') from error
                 failures += (zstandard.ZstdError,)
-                # A .zst file may be several frames, as parallel compressors write; the default stops after the first.
-                unpacked = zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
-                file = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, unpacked), READ_BYTES))
+                file = stack.enter_context(io.BufferedReader(_Frames(plain, zstandard.ZstdDecompressor()), READ_BYTES))
             yield file
     except failures as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+class _Frames(io.RawIOBase):
+    """The content of a .zst file, which may be several frames, as parallel compressors write.
+
+    Unlike the library's reader, which takes a file that was cut short for a whole one, it raises EOFError there.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, decompressor: Any):
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None
+        """Decompresses the current frame; None between frames."""
+        self._input, self._output = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._file.read(ZST_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = self._frame.unused_data
+            self._frame = None if self._frame.eof else self._frame
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
 
 
 def _read_text(file: io.BufferedIOBase, path: Path, separator: str) -> Iterator[Piece]:
