@@ -75,6 +75,23 @@ def pickles() -> Iterator[Case]:
     for file in ("pytorch_model.bin", "model.pt", "model.pth"):
         yield Case(f"{file} for safetensors", partial(in_export, file, True))
 
+    def as_baseline(code: bool, lab: Lab, folder: Path) -> Commands:
+        lab.copy("torchlm run", folder)
+        model = lab.copy("export", folder) / "model"
+        (model / "SHA256SUMS").unlink()
+        if code:
+            (model / "evil.py").write_text(f"open({str(lab.marker)!r}, 'w')\nclass Model: pass\n")
+            auto = {"AutoConfig": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+            (model / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+        else:
+            (model / "model.safetensors").unlink()
+            (model / "pytorch_model.bin").write_bytes(pickle.dumps(Code(lab.marker)))
+        words = ["run", "--device=cpu", "--baseline=model"]
+        return [partial(answer, lab.twins["torchlm"].main["evaluate"], words)]
+
+    yield Case("a baseline whose weights are a pickle", partial(as_baseline, False))
+    yield Case("a baseline that brings code", partial(as_baseline, True))
+
     def as_array(lab: Lab, folder: Path) -> Commands:
         model = lab.copy("export", folder) / "model"
         (model / "SHA256SUMS").unlink()
