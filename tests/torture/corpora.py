@@ -25,14 +25,18 @@ __all__ = ["CORPORA", "Corpus", "faults", "prepare"]
 EOT = "<|endoftext|>"
 LIMIT_MB = 320
 """Maximum peak memory, whatever the corpus; Python with the libraries takes about 75 MB."""
-SECONDS = 300
+SECONDS = 900
+"""Time limit of each: a guard against a hang, on a machine with much else to do."""
 PRIVILEGE = "-dac_override,-dac_read_search"
 """By which root reads what it has no permission for."""
 
 LAUNCHER = """
 import resource, subprocess, sys
-done = subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL, timeout=float(sys.argv[1]))
-print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+try:
+    code = subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL, timeout=float(sys.argv[1])).returncode
+except subprocess.TimeoutExpired:
+    code = -9
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 """A small process between this one and a command, whose peak memory would begin with this one's otherwise."""
 
@@ -199,7 +203,7 @@ def prepare(corpus: Corpus, folder: Path) -> Outcome:
 
 
 def _measured(command: list[str]) -> tuple[int, str, float]:
-    """Run a command; return its exit code, standard error, and peak memory in MB."""
+    """Run a command; return its exit code (−9 past the time limit), standard error, and peak memory in MB."""
     launcher = [sys.executable, "-c", LAUNCHER, str(SECONDS), *command]
     done = subprocess.run(launcher, capture_output=True, text=True, errors="replace", check=True)
     code, kilobytes = map(int, done.stdout.split())
