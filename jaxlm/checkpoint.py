@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from lmcore.errors import UserError
 
@@ -48,9 +47,14 @@ def _silence_repeated_errors() -> None:
 def _stop_counting_written_bytes() -> None:
     """Keep Orbax from asking TensorStore for its metrics before and after each save, for a log that nobody reads.
 
-    TensorStore 0.1.86 copies them into Python lists that it never frees: 30 KB a save.
+    TensorStore 0.1.86 copies them into Python lists that it never frees: 30 KB a save. The function is private to
+    Orbax; a version without it is left as it is.
     """
-    tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
+    with suppress(ImportError):
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        if hasattr(tensorstore_utils, "get_tensorstore_raw_bytes"):
+            tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
 
 
 def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:

@@ -17,21 +17,12 @@ import pytest
 from lmcore.data.prepare import HEADER
 from lmcore.report import plots
 from lmcore.run.checkpoints import list_checkpoints
+from tests.tiny import TINY
 
 OPTIONS = {
-    "model.dim": 8,
-    "model.n_layers": 1,
-    "model.n_heads": 2,
-    "model.max_seq_len": 16,
-    "data.stories": 20,
+    **TINY,
     "data.dir": "data",
-    "tokenizer.kind": "bytes",
-    "train.device": "cpu",
-    "train.cpu_devices": 1,
     "train.steps": 2,
-    "train.batch_size": 2,
-    "log.every": 1,
-    "eval.windows": 2,
     "eval.every": 1,
     "checkpoint.every": 1,
     "sample.max_tokens": 1,

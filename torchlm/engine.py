@@ -77,10 +77,9 @@ def train_step(
         state.scaler.unscale_(state.optimizer)
     grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
     metrics = {"loss": total / targets, "grad_norm": grad_norm}
-    skips = config.optim.nonfinite == "skip"
-    if skips or state.scaler is not None:
+    if config.optim.nonfinite == "skip" or state.scaler is not None:
         metrics["skipped"] = ~update_is_finite(total, grad_norm)
-    if not (skips and metrics["skipped"]):
+    if state.scaler is not None or not metrics.get("skipped", False):  # a scaler skips by itself, and then adapts
         apply_updates(state.optimizer, lr, state.scaler)
     state.step += 1
     return metrics

@@ -213,7 +213,7 @@ def _write_run(folder: Path, out: Path, source: Source, to: "Side") -> None:
         saver.save(step, valid_loss, _state_writer(source, to))
         saver.wait()
     except NotWritten as error:
-        raise OSError(error.reason) from error  # `_replacing` says what became of the folder
+        raise OSError(error.reason) from error  # `replacing` says what became of the folder
     finally:
         saver.close()
 

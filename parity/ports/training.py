@@ -30,15 +30,19 @@ Optimizers = tuple[Any, Callable[[list[torch.nn.Parameter]], torch.optim.Optimiz
 FACTORS = (1.0, -0.5, 2.0)
 """Factor of the gradients in each update that is compared: with equal ones, Adam's corrected moments never change."""
 UPDATES = len(FACTORS)
-MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer", "sum_of_squares": "sum"}
-"""Field of an optax state -> key of a torch optimizer's state."""
+MOMENTS = {
+    "mu": ("exp_avg",),
+    "nu": ("exp_avg_sq", "square_avg"),
+    "trace": ("momentum_buffer",),
+    "sum_of_squares": ("sum",),
+}
+"""Field of an optax state -> keys of a torch optimizer's state, of which each optimizer has one."""
 KNOWN = {
     "AdamW": "weight_decay is 1e-4 by default in optax.adamw, 1e-2 in torch",
     "RMSprop": "optax.rmsprop has decay 0.9 and adds eps inside the root, torch has alpha 0.99 and adds it outside",
-    "Adagrad": "optax.adagrad starts its sums at 0.1, torch at 0",
+    "Adagrad": "optax.adagrad starts its sums at 0.1 and adds eps inside the root, torch at 0 and outside",
     "SGD": "torch's first momentum is the gradient itself, also with dampening, which optax does not have",
     "NAdam": "torch's momentum has a schedule of its own",
-    "Adadelta": "eps is 1e-6 in both, rho 0.9; weight decay is coupled in torch",
 }
 """Class of a torch optimizer -> a usual cause of a difference."""
 
@@ -111,7 +115,7 @@ def _in_torch(
             wanted[name].grad = numpy_to_torch(np.ascontiguousarray(factor * value))
         optimizer.step()
         found |= {f"{name} (update {number})": value for name, value in _in_jax_layout(wanted, trained).items()}
-        for field, key in MOMENTS.items():
+        for field, key in ((field, key) for field, keys in MOMENTS.items() for key in keys):
             if all(torch.is_tensor(optimizer.state[p].get(key)) for p in wanted.values()):
                 values = {name: optimizer.state[p][key] for name, p in wanted.items()}
                 back = _in_jax_layout(values, trained)

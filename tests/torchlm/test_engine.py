@@ -116,9 +116,11 @@ def test_weights_alone_evaluate_like_the_whole_state(tmp_path: Path):
     assert torch.equal(reader.eval_step(rows[:, :-1], rows[:, 1:])[0], engine.eval_step(rows[:, :-1], rows[:, 1:])[0])
 
 
-def test_float16_skips_what_its_scaler_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_float16_skips_what_its_scaler_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nonfinite: str):
     monkeypatch.setitem(device.PRECISIONS, "cpu", ("float32", "float16"))  # torch's scaler works there for one test
     config = Config(model=MODEL, train=replace(TRAIN, precision="float16", cpu_devices=1))
+    config = replace(config, optim=replace(config.optim, nonfinite=nonfinite))
     engine, _ = engine_after(2, config)
     before = {name: p.clone() for name, p in engine.state.params.items()}
     scale = engine.state.scaler.get_scale()

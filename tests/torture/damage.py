@@ -22,26 +22,17 @@ import numpy as np
 
 from lmcore.run import trainer
 from parity.convert.conversion import main as convert
+from tests.tiny import TINY
 from tests.torture.outcome import Outcome, Verdict
 
 __all__ = ["Specimen", "faults", "specimens"]
 
 STEPS = 4
 OPTIONS = {
+    **TINY,
     "run_dir": "run",
     "data.dir": "data",
-    "data.stories": 20,
-    "tokenizer.kind": "bytes",
-    "model.dim": 8,
-    "model.n_layers": 1,
-    "model.n_heads": 2,
-    "model.max_seq_len": 16,
-    "train.device": "cpu",
-    "train.cpu_devices": 1,
     "train.steps": STEPS,
-    "train.batch_size": 2,
-    "log.every": 1,
-    "eval.windows": 2,
     "checkpoint.every": 2,
     "sample.max_tokens": 1,
 }

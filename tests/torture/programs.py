@@ -19,26 +19,17 @@ import numpy as np
 
 from lmcore.run.trackers import read_metrics
 from parity.convert.conversion import open_source
+from tests.tiny import TINY
 
 __all__ = ["OPTIONS", "TWINS", "Moment", "Program", "Programs", "Result", "difference", "result_of", "train_words"]
 
 TWINS = ("torchlm", "jaxlm")
 OPTIONS: dict[str, Any] = {
-    "model.dim": 8,
-    "model.n_layers": 1,
-    "model.n_heads": 2,
-    "model.max_seq_len": 16,
+    **TINY,
     "model.dropout": 0.1,
-    "data.stories": 20,
-    "tokenizer.kind": "bytes",
-    "train.device": "cpu",
-    "train.cpu_devices": 1,
     "train.steps": 12,
-    "train.batch_size": 2,
     "train.resume": "auto",
-    "log.every": 1,
     "eval.every": 3,
-    "eval.windows": 2,
     "checkpoint.every": 2,
     "sample.every": 3,
     "sample.max_tokens": 2,

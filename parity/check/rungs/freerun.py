@@ -112,7 +112,7 @@ def judge_curves(
         where=largest.place,
         first="" if ok else largest.name,
         limit=f"{10**bound:.1e} mean drift",
-        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp in either: {10 ** np.mean(sizes):.1e}, "
+        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp on either side: {10 ** np.mean(sizes):.1e}, "
         f"up to {10 ** np.max(sizes):.1e}; false alarms: 1 in {1 / FALSE_ALARMS:,.0f}",
         differences=(largest,),
         curves={name: [float(x) for x in values] for name, values in curves.items()},

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from parity import compare
+from parity.ports.training import KNOWN
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((6, 5))
@@ -37,10 +38,22 @@ SAME = [
     (optax.adam(1e-2, b2=0.99), lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.9, 0.99)), {"mu", "nu"}),
     (optax.sgd(1e-2, momentum=0.9), lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9), {"trace"}),
     (optax.sgd(1e-2), lambda p: torch.optim.SGD(p, lr=1e-2), set()),
+    (
+        optax.rmsprop(1e-2, decay=0.99, eps_in_sqrt=False),
+        lambda p: torch.optim.RMSprop(p, lr=1e-2),
+        {"nu"},
+    ),
+    (
+        optax.adagrad(1e-2, initial_accumulator_value=0.0, eps=0.0),
+        lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=0.0),
+        {"sum_of_squares"},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("transformation", "make", "moments"), SAME, ids=["adamw", "adam", "momentum", "sgd"])
+@pytest.mark.parametrize(
+    ("transformation", "make", "moments"), SAME, ids=["adamw", "adam", "momentum", "sgd", "rmsprop", "adagrad"]
+)
 def test_equal_optimizers_update_alike_to_every_moment(transformation, make, moments: set[str]):
     report = trained(transformation, make)
     assert report, str(report)
@@ -50,10 +63,13 @@ def test_equal_optimizers_update_alike_to_every_moment(transformation, make, mom
     assert found == moments
 
 
-def test_the_defaults_of_the_libraries_differ_and_the_cause_is_named():
-    failure = trained(optax.adamw(1e-2), lambda p: torch.optim.AdamW(p, lr=1e-2)).first_failure
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop", "Adagrad"])
+def test_the_defaults_of_the_libraries_differ_and_the_cause_is_named(name: str):
+    failure = trained(
+        getattr(optax, name.lower())(1e-2), lambda p: getattr(torch.optim, name)(p, lr=1e-2)
+    ).first_failure
     assert (failure.rung, failure.first) == (6, "b (update 1)")
-    assert "a usual cause: weight_decay is 1e-4 by default in optax.adamw, 1e-2 in torch" in failure.note
+    assert f"a usual cause: {KNOWN[name]}" in failure.note
 
 
 @pytest.mark.parametrize(
