@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
-from lmcore.hardware import even_parts, usable_cores
+from lmcore.hardware import even_parts, limit_malloc_arenas, usable_cores
 
 __all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
 
@@ -32,6 +32,7 @@ def set_up_jax(train: TrainConfig) -> None:
         raise UserError("train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)")
     if train.device == "mps":
         raise UserError("train.device: found 'mps', expected auto, cpu or cuda with jaxlm; torchlm runs on MPS")
+    limit_malloc_arenas(1)  # Orbax starts a dozen threads for each checkpoint, and TensorStore others
     if train.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", train.precision == "float64")

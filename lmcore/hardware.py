@@ -1,5 +1,6 @@
 """Properties of the machine that both twins need: cores, memory, CPU features, malloc settings."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ __all__ = [
     "cpu_features",
     "cpu_name",
     "even_parts",
+    "limit_malloc_arenas",
     "malloc_settings",
     "memory_bytes",
     "restart_with_malloc_settings",
@@ -90,6 +92,25 @@ def malloc_settings() -> dict[str, str]:
     """
     applies = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
     return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if applies else {}
+
+
+M_ARENA_MAX = -8
+"""Number of the parameter in glibc's malloc.h."""
+
+
+def limit_malloc_arenas(count: int) -> None:
+    """Let all threads share a few arenas of glibc's malloc, which would else make up to eight for each core.
+
+    An arena grows to the most that its threads ever held, and scatters what stays over it. Where threads come and go,
+    each of many arenas grows in turn, for thousands of steps, though no more is in use. Arenas that exist already stay;
+    MALLOC_ARENA_MAX and GLIBC_TUNABLES come first, and other C libraries have no such limit.
+
+    Args:
+        count: maximum number of arenas.
+    """
+    chosen = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not chosen:
+        getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)(M_ARENA_MAX, count)
 
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "WORLD_SIZE")

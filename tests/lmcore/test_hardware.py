@@ -1,6 +1,7 @@
-"""Starting anew for malloc's settings: once, as the same process, with the same arguments."""
+"""Starting anew for malloc's settings: once, as the same process, with the same arguments; and few arenas."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,30 @@ def test_a_program_goes_on_where_a_new_one_would_surprise(tmp_path: Path, settin
     done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.count("begins") == 1
     assert "restarted with" not in done.stderr
+
+
+ARENAS = """
+import ctypes, threading
+from lmcore.hardware import limit_malloc_arenas
+limit_malloc_arenas(1)
+together = threading.Barrier(6)
+def use():
+    kept = bytearray(9000)
+    together.wait()
+threads = [threading.Thread(target=use) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 1), ({"MALLOC_ARENA_MAX": "3"}, 3), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}, 3)],
+)
+def test_all_threads_share_an_arena_unless_the_user_says_otherwise(settings: dict[str, str], expected: int):
+    environment = _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
+    environment = {name: value for name, value in environment.items() if name != "MALLOC_ARENA_MAX"} | settings
+    done = subprocess.run([sys.executable, "-c", ARENAS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("Arena ") == expected, done.stderr
