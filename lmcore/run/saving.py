@@ -7,6 +7,7 @@ complete.
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from lmcore.run.checkpoints import DESCRIPTION, NAME, Checkpoint, best_checkpoin
 from lmcore.run.storage import LastNotSaved, NotWritten, OnError, reason_of
 
 __all__ = ["Checkpoints"]
+
+DISCARDS, ABSENT, PAUSE = 50, 5, 0.1
+"""Times that a failed checkpoint is deleted at most, times in a row that it must be absent, and seconds between."""
 
 
 class Checkpoints:
@@ -70,7 +74,7 @@ class Checkpoints:
             unfinished.mkdir()
             finish = write(unfinished / "state")
         except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _discard(unfinished)
             self._fail(step, error)
             return
         facts = {"framework": self.framework, "step": step, "valid_loss": valid_loss, "skipped": skipped}
@@ -123,7 +127,7 @@ class Checkpoints:
             files.flush_folder(unfinished)
             unfinished.rename(unfinished.with_suffix(""))
         except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)  # its space is needed, and it is no checkpoint
+            _discard(unfinished)  # its space is needed, and it is no checkpoint
             raise
         files.sync(self.folder)
         self.retain()
@@ -153,6 +157,17 @@ class Checkpoints:
         if self.on_error == "stop":
             raise NotWritten(f"{self._failure}; free some space and resume", reason) from error
         note(f"{self._failure}; training goes on, and the next one is tried again")
+
+
+def _discard(unfinished: Path) -> None:
+    """Delete a checkpoint that failed, and again what other threads of its writer still put there afterwards."""
+    absent = 0
+    for _ in range(DISCARDS):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        absent = 0 if unfinished.exists() else absent + 1
+        if absent == ABSENT:
+            return
+        time.sleep(PAUSE)
 
 
 def _run_sums(run_dir: Path) -> dict[str, Any]:

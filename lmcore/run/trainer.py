@@ -240,13 +240,13 @@ class Run:
             row = None
             if evaluates or _due(done, config.log.every, steps):
                 row = self._report(done, metrics, evaluates)
+            if _due(done, config.sample.every, steps):
+                self._sample(done)  # before the checkpoint, from which a killed run would not write it again
             requested = save.take()
             if requested:
                 self.progress.say(f"SIGUSR1 received, saving step {done}")
             if due or requested:
                 self._save(done, metrics, row)
-            if _due(done, config.sample.every, steps):
-                self._sample(done)
             if stop.received and done < steps:
                 self._save(done, metrics, row)
                 return done

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +227,23 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_note(tmp_path: Path, caps
     saving.close()
     assert steps(tmp_path) == [1, 2]
     assert re.match(r"note: checkpoint: .*step_00000001 could not be deleted \(", capsys.readouterr().err)
+
+
+def test_what_a_thread_still_writes_after_the_failure_is_deleted_too(tmp_path: Path):
+    saver = Checkpoints(tmp_path, "jax", keep=2)
+
+    def late(folder: Path) -> None:
+        for _ in range(4):
+            time.sleep(0.08)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "late").write_text("late")
+
+    def fails(folder: Path) -> Callable[[], None]:
+        thread = threading.Thread(target=late, args=(folder,))
+        thread.start()
+        raise OSError("No space left on device")
+
+    with pytest.raises(NotWritten):
+        saver.save(7, None, fails)
+    saver.close()
+    assert list((tmp_path / "checkpoints").iterdir()) == []

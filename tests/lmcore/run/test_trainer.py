@@ -59,6 +59,24 @@ def test_a_signal_stops_after_the_step_and_saves_it(config: Config, miniature: t
     assert told in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_sample_is_written_before_the_checkpoint_of_its_step(config: Config, miniature: type):
+    """A run that is killed between the two starts after that step, and would not write the sample again."""
+    folder, found = Path(config.run_dir or ""), {}
+
+    class Looks(miniature):
+        def save(self, state: Path) -> Any:
+            found[int(state.parent.name[5:13])] = sorted(path.name for path in (folder / "samples").glob("*"))
+            return super().save(state)
+
+    sampled = replace(config, sample=replace(config.sample, every=2), checkpoint=replace(config.checkpoint, every=2))
+    assert trainer.run(sampled, Looks) == 0
+    assert {step: names[-1] for step, names in found.items()} == {
+        2: "sample-000002.txt",
+        4: "sample-000004.txt",
+        5: "sample-000005.txt",
+    }
+
+
 def test_sigusr1_saves_after_the_step_and_changes_nothing_else(config: Config, miniature: type, tmp_path: Path, capsys):
     class Asked(miniature):
         steps = 0
