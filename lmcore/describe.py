@@ -3,7 +3,6 @@
 No framework is imported, so the command answers, and quickly, where an installation is broken too.
 """
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -12,10 +11,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import lmcore
-from lmcore.errors import UserError, command, printable
+from lmcore.errors import OneLineParser, UserError, command, printable
 from lmcore.hardware import cpu_features, cpu_name, memory_bytes, usable_cores
 
 __all__ = ["environment", "machine", "main", "project", "variables", "versions"]
@@ -129,17 +127,10 @@ def _origin(path: Path) -> dict[str, str]:
         return {"run.json": f"cannot be read: {error}"}
 
 
-class _Parser(argparse.ArgumentParser):
-    """The standard library's parser, with one-line errors: jsonargparse may be what is broken."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the description that the command line asks for."""
-    parser = _Parser(
+    parser = OneLineParser(
         "python -m lmcore.describe",
         description="Print what a bug report needs: versions, machine, the environment variables that matter and are "
         "set, and of a run its model, text, config, starts and last checkpoint.",

@@ -1,5 +1,6 @@
 """Report a user's mistake as one line on standard error with exit code 2, never as a traceback."""
 
+import argparse
 import contextlib
 import functools
 import io
@@ -8,8 +9,9 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
-__all__ = ["NotFinite", "UserError", "command", "is_unicode", "note", "printable", "shown"]
+__all__ = ["NotFinite", "OneLineParser", "UserError", "command", "is_unicode", "note", "printable", "shown"]
 
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
@@ -71,6 +73,14 @@ def _printable() -> Iterator[None]:
         yield
     finally:
         stream.reconfigure(errors=errors)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """The standard library's parser, with one-line errors; it needs no other package."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the parser's message as a user's mistake."""
+        raise UserError(message)
 
 
 def note(message: str) -> None:

@@ -21,6 +21,7 @@ ALONE = {
     "torchlm/fast/norms.py": "eager autograd passes over memory at every step of a formula; XLA fuses them",
     "torchlm/fast/loss.py": "XLA needs no help to fuse head and loss; eager torch does",
     "torchlm/fast/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
+    "torchlm/math_kernels.py": "jax has its own vector math, without MKL",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
@@ -103,7 +104,6 @@ DIFFERENCES = {
         "replicated": "torchlm trains on one device",
         "batch_sharding": "torchlm trains on one device",
         "choose_device": "jax chooses by itself",
-        "choose_math_kernels": "jax has its own vector math, without MKL",
         "check_precision": "jax has bfloat16 everywhere and no float16",
         "PRECISIONS": "jax has bfloat16 everywhere and no float16",
         "device_name": "jax names its devices",

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from lmcore.data.batches import Tokens, eval_windows
 from lmcore.errors import UserError, command
 from lmcore.run.baseline import Measured, Request, as_stream
-from torchlm.device import choose_device, choose_math_kernels, to_device
+from torchlm.device import choose_device, to_device
+from torchlm.math_kernels import choose_math_kernels
 
 __all__ = ["encode", "load", "main", "measure"]
 

@@ -11,34 +11,11 @@ from pkgutil import resolve_name
 import numpy as np
 
 from lmcore.config import Config
-from parity.backends.base import Arrays, Backend, Device, Pair, Twin
+from parity.arrays import Arrays
+from parity.backends.base import Backend, Device, Pair, Twin
+from parity.settings import jax_settings, torch_settings
 
 __all__ = ["BACKENDS", "PAIR", "framework_settings", "make_pair", "make_twin"]
-
-
-@contextmanager
-def _jax_settings() -> Iterator[None]:
-    import jax
-
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir", "jax_platforms")
-    before = {name: getattr(jax.config, name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
-@contextmanager
-def _torch_settings() -> Iterator[None]:
-    import torch
-
-    precision, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 BACKENDS = {
@@ -53,7 +30,7 @@ BACKENDS = {
             twin="parity.backends.jax:JaxTwin",
             devices=("auto", "cpu", "cuda"),
             distributions=("jax", "jaxlib", "flax", "optax"),
-            settings=_jax_settings,
+            settings=jax_settings,
         ),
         Backend(
             framework="torch",
@@ -64,7 +41,7 @@ BACKENDS = {
             twin="parity.backends.torch:TorchTwin",
             devices=("auto", "cpu", "cuda", "mps"),
             distributions=("torch",),
-            settings=_torch_settings,
+            settings=torch_settings,
         ),
     )
 }

@@ -16,12 +16,12 @@ import numpy as np
 from lmcore.config import Config, Precision, SampleConfig
 from lmcore.generate.prompting import write_tokens
 from lmcore.optim.schedule import learning_rate
+from parity.arrays import Arrays
 from parity.convert.moments import Moments
 from parity.convert.names import Side
 
 __all__ = [
     "CANONICAL",
-    "Arrays",
     "Backend",
     "Device",
     "Pair",
@@ -29,12 +29,8 @@ __all__ = [
     "Twin",
     "check_config",
     "generate",
-    "moved_by_one_ulp",
     "train",
 ]
-
-Arrays = dict[str, np.ndarray]
-"""Name -> array, in order."""
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """As in `train.device`."""
@@ -303,22 +299,3 @@ def check_config(config: Config, precision: Precision) -> Config:
         dropout_masks="threefry",
     )
     return replace(config, train=train)
-
-
-def moved_by_one_ulp(params: Arrays, seed: int, precision: Precision = "float32") -> Arrays:
-    """Return every weight moved to the next representable number, up or down at random.
-
-    Args:
-        params: weights by name.
-        seed: of the directions.
-        precision: of the matmuls; for bfloat16 the next number is that of bfloat16, else that of the array's own type.
-    """
-    rng = np.random.default_rng(seed)
-    moved = {}
-    for name, value in params.items():
-        up = rng.random(value.shape) < 0.5
-        if precision == "bfloat16":
-            moved[name] = (value * np.where(up, 1 + 2.0**-8, 1 - 2.0**-8)).astype(value.dtype)
-        else:
-            moved[name] = np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))
-    return moved

@@ -26,8 +26,9 @@ from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import Config, SampleConfig
+from parity.arrays import Arrays
 from parity.backends import BACKENDS
-from parity.backends.base import Arrays, Step
+from parity.backends.base import Step
 from parity.convert.moments import Moments, fill_optax, read_optax
 from parity.taps import Taps
 

@@ -14,8 +14,9 @@ import torchlm.engine
 import torchlm.loss
 import torchlm.model
 from lmcore.config import Config, SampleConfig
+from parity.arrays import Arrays
 from parity.backends import BACKENDS
-from parity.backends.base import CANONICAL, Arrays, Step
+from parity.backends.base import CANONICAL, Step
 from parity.convert import names as mapping
 from parity.convert.moments import TORCH, Moments, torch_key
 from parity.convert.names import numpy_to_torch, torch_to_numpy

@@ -13,7 +13,8 @@ import numpy as np
 from lmcore.config import OptimConfig
 from lmcore.optim.schedule import learning_rate
 from lmcore.optim.table import OPTIMIZERS, takes_muon
-from parity.backends.base import Arrays, Pair, Step, moved_by_one_ulp
+from parity.arrays import Arrays, moved_by_one_ulp
+from parity.backends.base import Pair, Step
 from parity.convert.moments import Moments
 from parity.difference import Difference, Kind, compare_all, tolerance, update_differences
 

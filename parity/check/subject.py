@@ -18,7 +18,8 @@ from lmcore.data.sources import open_text
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.run.trainer import with_vocabulary
-from parity.backends.base import CANONICAL, Arrays
+from parity.arrays import Arrays
+from parity.backends.base import CANONICAL
 from parity.convert.conversion import open_source
 
 __all__ = ["Subject", "open_subject"]

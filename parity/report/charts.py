@@ -4,9 +4,9 @@ import html
 import math
 from collections.abc import Sequence
 
-from parity.backends import BACKENDS
 from parity.check.result import Result
 from parity.difference import Difference
+from parity.settings import LABELS
 from parity.taps import OPERATIONS
 
 __all__ = ["gradient_bars", "heat_map", "loss_curves"]
@@ -64,7 +64,7 @@ def loss_curves(result: Result) -> str:
     curves = result.curves
     names = [name for name in curves if name not in ("floor", "highest")]
     reference, port = (curves[name] for name in names)
-    labels = [BACKENDS[name].label if name in BACKENDS else name for name in names]
+    labels = [LABELS.get(name, name) for name in names]
     steps = len(reference)
     left, right, width = 66, 16, 860
     high = [loss + noise for loss, noise in zip(port, curves["highest"], strict=True)]

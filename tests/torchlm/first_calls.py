@@ -1,4 +1,4 @@
-"""First calls of torch's vector math, each in a process that has computed nothing; `test_first_calls` starts this.
+"""First calls of torch's vector math, each in a process that has computed nothing; `test_math_kernels` starts this.
 
 `python first_calls.py NAMES COUNT [set_up] [fault]` imports torch and forks COUNT children, a few milliseconds each,
 which take the functions in NAMES (separated by commas) in turn, in float64 and float32. A child wakes torch's threads,

@@ -12,6 +12,7 @@ import parity
 from lmcore.config import TrainConfig
 from lmcore.errors import UserError
 from lmcore.run.baseline import Request
+from parity.ports.torch import port
 from torchlm import baseline, device
 from torchlm.device import check_precision, choose_device, make_scaler, set_up_torch
 
@@ -65,6 +66,7 @@ def test_every_set_up_lets_mkl_choose_its_kernels_first(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(device, "choose_math_kernels", chosen)
     monkeypatch.setattr(baseline, "choose_math_kernels", chosen)
+    monkeypatch.setattr(port, "choose_math_kernels", chosen)
     with pytest.raises(RuntimeError, match="chosen"):
         set_up_torch(TrainConfig(device="cpu"))
     with pytest.raises(RuntimeError, match="chosen"):

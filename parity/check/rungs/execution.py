@@ -15,8 +15,9 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.data.batches import Tokens
 from lmcore.run.engine import evaluate
+from parity.arrays import Arrays
 from parity.backends import make_twin
-from parity.backends.base import Arrays, Pair, Twin
+from parity.backends.base import Pair, Twin
 from parity.check.result import Result, identical, judge
 from parity.check.rungs.base import Options
 from parity.difference import Difference, compare_all, difference

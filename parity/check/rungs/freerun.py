@@ -1,31 +1,18 @@
-"""Rung 7, second part: both twins train by themselves, and drift no further from each other than each from itself.
+"""Rung 7, second part: both twins train by themselves, and drift no further from each other than each from itself."""
 
-Training amplifies rounding errors, so two correct implementations diverge. How far is normal is measured: each twin
-trains again from the same weights moved by one unit in the last place (ulp), several times. The size of a drift is one
-number, the mean over the run of the logarithm of the loss difference, since it grows exponentially: its logarithm is
-what varies evenly from draw to draw. The pair's number must lie below the one-sided Student prediction bound of the
-draws' numbers, which a further draw from the same normal distribution exceeds with probability FALSE_ALARMS.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from lmcore.config import Config
-from parity.backends.base import Pair, Twin, moved_by_one_ulp, train
-from parity.check.result import MAX_DIVERGENCE, Result
-from parity.difference import difference, tolerance
+from parity.arrays import moved_by_one_ulp
+from parity.backends.base import Pair, Twin, train
+from parity.check.result import Result
+from parity.curves import judge_curves
 
-__all__ = ["FALSE_ALARMS", "drift", "free_running", "judge_curves", "prediction_bound", "whole_schedule"]
-
-FALSE_ALARMS = 1e-3
-"""Probability that the bound is exceeded by one more draw."""
-MIN_SPREAD = 0.1
-"""Minimum standard deviation of a drift, in powers of ten."""
-SKIPPED = 0.25
-"""Fraction of the run that is left out at its beginning, while the drift is still the size of single roundings."""
+__all__ = ["free_running", "whole_schedule"]
 
 
 def whole_schedule(config: Config, steps: int) -> Config:
@@ -33,35 +20,6 @@ def whole_schedule(config: Config, steps: int) -> Config:
     warmup = round((config.optim.warmup_steps or 0) * steps / config.train.steps)
     optim = replace(config.optim, warmup_steps=min(max(1, warmup), steps - 1))
     return replace(config, optim=optim, train=replace(config.train, steps=steps))
-
-
-def drift(one: np.ndarray, other: np.ndarray, dtype: str) -> float:
-    """Return the mean over the run of log10 |difference of losses|, each no less than the tolerance of a single step.
-
-    Args:
-        one: losses of one run, one per step, in nats.
-        other: losses of another run.
-        dtype: precision of both runs.
-    """
-    later = slice(int(SKIPPED * len(one)), None)
-    step_tolerance = tolerance("logits", dtype)
-    single = np.full_like(one, MAX_DIVERGENCE) if step_tolerance is None else step_tolerance * np.abs(one)
-    return float(np.log10(np.maximum(np.abs(one - other), single)[later]).mean())
-
-
-def prediction_bound(draws: Sequence[float]) -> float:
-    """Return the bound that one more draw from the same normal distribution exceeds with probability FALSE_ALARMS.
-
-    The standard deviation is at least MIN_SPREAD: where nothing grows beyond a single step's tolerance, all
-    draws are equal. Source: the prediction interval of a normal sample, mean + t · s · √(1 + 1/n), t of n − 1
-    degrees of freedom.
-    """
-    from scipy.stats import t
-
-    count = len(draws)
-    quantile = float(t.ppf(1 - FALSE_ALARMS, count - 1))
-    spread = max(MIN_SPREAD, float(np.std(draws, ddof=1)))
-    return float(np.mean(draws) + quantile * spread * np.sqrt(1 + 1 / count))
 
 
 def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draws: int) -> Iterator[Result]:
@@ -82,41 +40,6 @@ def free_running(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw
             own.append((moved, unmoved))
     curves = {twin.backend.framework: values for twin, values in zip(pair, losses, strict=True)}
     yield judge_curves("free-running", curves, own, pair.dtype)
-
-
-def judge_curves(
-    what: str, losses: Mapping[str, np.ndarray], own: Sequence[tuple[np.ndarray, np.ndarray]], dtype: str
-) -> Result:
-    """Return the line of two curves, held against what each side's own curve changes by.
-
-    Args:
-        what: name of the comparison.
-        losses: framework, the reference first -> losses of its run, one per step.
-        own: curves of a run from moved weights, each with that of the unmoved run.
-        dtype: precision of all runs.
-    """
-    reference, port = losses.values()
-    sizes = [drift(one, other, dtype) for one, other in own]
-    size, bound = drift(reference, port, dtype), prediction_bound(sizes)
-    largest = difference("loss at step", reference, port)
-    ok = size <= bound  # NaN is not
-    bands = np.abs([one - other for one, other in own])
-    curves = {**losses, "floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
-    return Result(
-        rung=7,
-        what=f"{what}, {len(reference)} steps, loss {reference[0]:.3f} → {reference[-1]:.3f}",
-        dtype=dtype,
-        verdict="pass" if ok else "FAIL",
-        max_abs=largest.max_abs,
-        max_rel=largest.max_rel,
-        where=largest.place,
-        first="" if ok else largest.name,
-        limit=f"{10**bound:.1e} mean drift",
-        note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp on either side: {10 ** np.mean(sizes):.1e}, "
-        f"up to {10 ** np.max(sizes):.1e}; false alarms: 1 in {1 / FALSE_ALARMS:,.0f}",
-        differences=(largest,),
-        curves={name: [float(x) for x in values] for name, values in curves.items()},
-    )
 
 
 def _moved_run(pair: Pair, config: Config, batches: Sequence[np.ndarray], draw: int, twin: Twin) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.optim.schedule import learning_rate
 from lmcore.optim.table import OPTIMIZERS
-from parity.backends.base import Arrays, Pair, Step
+from parity.arrays import Arrays
+from parity.backends.base import Pair, Step
 from parity.check.known import (
     are_beyond,
     bias_correction_gap,

@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from lmcore import config as configs
 from lmcore.optim.schedule import learning_rate
+from parity.arrays import Arrays
 from parity.backends import make_twin
-from parity.backends.base import Arrays, Pair, Twin
+from parity.backends.base import Pair, Twin
 from parity.check.result import Result, identical, judge
 from parity.check.rungs.base import Options, training_batches
 

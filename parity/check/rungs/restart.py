@@ -14,7 +14,8 @@ import numpy as np
 from lmcore.optim.schedule import learning_rate
 from lmcore.optim.table import OPTIMIZERS
 from lmcore.run.checkpoints import Checkpoint
-from parity.backends.base import Arrays, Pair, Step, Twin
+from parity.arrays import Arrays
+from parity.backends.base import Pair, Step, Twin
 from parity.check.known import are_beyond, bias_correction_gap, orthogonal_within_rounding, undecided_signs
 from parity.check.result import Result, identical, judge
 from parity.check.rungs.base import Options, training_batches

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from lmcore.optim.schedule import learning_rate
-from parity.backends.base import Arrays, Pair, Step, Twin, moved_by_one_ulp
+from parity.arrays import Arrays, moved_by_one_ulp
+from parity.backends.base import Pair, Step, Twin
 from parity.check.known import (
     are_beyond,
     bias_correction_gap,

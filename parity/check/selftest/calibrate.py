@@ -16,8 +16,9 @@ import numpy as np
 
 from lmcore.config import Config, Precision
 from lmcore.model.init import initial_weight
+from parity.arrays import Arrays
 from parity.backends import framework_settings, make_pair, make_twin
-from parity.backends.base import Arrays, Pair, check_config, train
+from parity.backends.base import Pair, check_config, train
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options, training_batches
 from parity.check.selftest.faults import decoding, optimizer, patch

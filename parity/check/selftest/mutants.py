@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from parity.arrays import Arrays
 from parity.backends import BACKENDS, framework_settings, make_pair, make_twin
-from parity.backends.base import Arrays, Pair, check_config
+from parity.backends.base import Pair, check_config
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options
 from parity.check.selftest.faults import decoding, model, optimizer, patch, run

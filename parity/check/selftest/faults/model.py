@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from parity.backends.base import Arrays
+from parity.arrays import Arrays
 
 
 def interleaved(rotate: Any) -> Any:

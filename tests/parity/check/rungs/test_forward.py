@@ -5,7 +5,8 @@ from unittest import mock
 
 import numpy as np
 
-from parity.backends.base import Arrays, Pair
+from parity.arrays import Arrays
+from parity.backends.base import Pair
 from parity.check.rungs.base import Options
 from parity.check.rungs.forward import activations, outputs
 

@@ -6,7 +6,8 @@ from unittest import mock
 import numpy as np
 
 from lmcore.data.batches import Batches
-from parity.backends.base import Pair, moved_by_one_ulp
+from parity.arrays import moved_by_one_ulp
+from parity.backends.base import Pair
 from parity.check.rungs.base import Options
 from parity.check.rungs.inputs import batches, weights
 from parity.check.selftest.faults.run import windows_twice

@@ -6,7 +6,8 @@ from unittest import mock
 
 import numpy as np
 
-from parity.backends.base import Arrays, Pair, Step
+from parity.arrays import Arrays
+from parity.backends.base import Pair, Step
 from parity.check.rungs.base import training_batches
 from parity.check.rungs.freerun import whole_schedule
 from parity.check.rungs.instep import STRIDE, in_step

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import torchlm.engine
-from parity.backends.base import Arrays, Pair, Step
+from parity.arrays import Arrays
+from parity.backends.base import Pair, Step
 from parity.check.result import Result
 from parity.check.rungs.base import Options
 from parity.check.rungs.restart import restart

@@ -7,7 +7,8 @@ from unittest import mock
 
 import numpy as np
 
-from parity.backends.base import Arrays, Pair, Step
+from parity.arrays import Arrays
+from parity.backends.base import Pair, Step
 from parity.check.rungs.base import Options
 from parity.check.rungs.update import gradients, updates
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.backends.base import Arrays, Pair, check_config
+from parity.arrays import Arrays
+from parity.backends.base import Pair, check_config
 from parity.backends.torch import TorchTwin
 from parity.check.rungs.base import training_batches
 from parity.check.rungs.sampling import OPTIONS

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from torchlm.device import VECTOR_MATH
+from torchlm.math_kernels import VECTOR_MATH
 
 PROGRAM = Path(__file__).with_name("first_calls.py")
 NAMES = ("logsumexp", "exp", "log", "sin", "sqrt")
