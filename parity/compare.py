@@ -1,83 +1,100 @@
-"""The middle rungs of the ladder for anyone's port: a torch module against a JAX function, by a mapping of names.
+"""The ladder for anyone's port: a JAX model against a torch module, in one process or by recordings from two.
 
 from parity import compare
 
 def test_my_port_is_the_same_model():
-    report = compare(jax_fn, torch_module, x, params=params, names=names)
+    report = compare(jax_model, torch_module, x, params=params, names=names)
     assert report, str(report)
+
+`python -m parity.compare ONE TWO` compares two recordings by `parity.record`, with neither framework installed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lmcore.describe import environment
+from lmcore.errors import OneLineParser, UserError, command
 from lmcore.lazy import callable_module
-from parity.backends import framework_settings
-from parity.backends.base import Arrays
-from parity.check.known import are_beyond
-from parity.check.result import Result, judge
-from parity.difference import TOLERANCES, Difference, compare_all, difference, tolerance
+from parity.arrays import Arrays
 from parity.mapping import Names, Row, resolve
+from parity.ports.dropout import Masks, drawn
+from parity.ports.judging import judged, noted, same_start
+from parity.ports.recording import Recording, load, noise, record_port
+from parity.ports.side import BITS, DType, Request
+from parity.ports.translation import Translation
+from parity.ports.trees import arrays_of, matched
 from parity.report.report import Report
+from parity.settings import jax_settings, torch_settings
 
 if TYPE_CHECKING:
-    from parity.ports.side import Call, Side
-    from parity.ports.training import Optimizers
+    from torch import Tensor, nn
 
-__all__ = ["compare"]
+__all__ = ["compare", "compare_recordings"]
 
-ZERO = "zero within rounding"
-"""Note of a gradient that is zero in exact arithmetic."""
-ROUNDINGS = 16
-"""How many times larger such a gradient may be than its change when the weights move by one unit in the last place."""
-DRAWS = 3
-"""Number of runs of each side that measure its own drift."""
-MAX_NAMED = 3
-"""Number of operations in a narrower type that are named."""
+LABELS = {"jax": "JAX", "torch": "PyTorch"}
+"""Framework -> its name in reports."""
 
 
 def compare(
-    jax_fn: Callable[..., Any],
-    torch_module: Any,
+    jax_model: Any,
+    torch_module: "nn.Module | tuple[Callable[..., Any], Mapping[str, Tensor]]",
     *inputs: Any,
-    params: Any,
+    params: Any = None,
     names: Names,
     taps: Mapping[str, str] | None = None,
     losses: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
-    dtype: Literal["float64", "float32"] = "float64",
+    dtype: DType = "float64",
     only_jax: Sequence[str] = (),
     only_torch: Sequence[str] = (),
     outputs: Sequence[str] | None = None,
+    call_jax: Callable[..., Any] | None = None,
     call_module: Callable[..., Any] | None = None,
-    optimizers: "Optimizers | None" = None,
+    train: bool = False,
+    masks: Masks = drawn,
+    optimizers: tuple[Any, Callable[[list[Any]], Any]] | None = None,
     batches: Sequence[tuple[Any, ...]] = (),
+    search_seconds: float = 60.0,
 ) -> Report:
-    """Run both on the same weights and inputs; compare activations, outputs, loss and every gradient.
+    """Run both on the same weights and inputs; compare activations, outputs, loss, gradients, updates and training.
 
     Args:
-        jax_fn: `jax_fn(params, *inputs)`, traceable by `jax.jit`; returns any tree of arrays.
-        torch_module: `torch_module(*inputs)` returns the same tree. It is copied, and runs in evaluation mode.
+        jax_model: a function `jax_model(params, *inputs)` that `jax.jit` can trace, a Flax module (linen or NNX), an
+            Equinox module, or what `haiku.transform` returns; its outputs are any tree of arrays.
+        torch_module: `torch_module(*inputs)` returns the same tree. It is copied. A pair of a function and a dict of
+            tensors is called as `function(tensors, *inputs)`.
         inputs: NumPy arrays of any shape, or dicts, tuples and lists of them, or None; floats are converted to `dtype`.
-        params: tree of JAX parameters; its paths are dotted, as in `blocks.0.w`. Torch receives their values.
+        params: tree of JAX parameters; of linen the variables or the parameters alone, of Haiku with state the pair of
+            both; None for NNX and Equinox, whose modules hold theirs. Its paths are dotted, as in `blocks.0.w`. Torch
+            receives their values.
         names: path in `params` -> name of the torch parameter or buffer, alone, or with axes where torch stores
             `numpy.transpose(value, axes)`, or with one of `parity.transforms`; `parity.mapping` says more. All of
             `params` and all torch parameters must be named. A torch buffer has no gradient, so none is compared.
-        taps: name passed to `parity.tap` in the JAX function -> torch submodule with the same output. Values that both
-            sides tap under one name are compared without being listed here.
+        taps: name passed to `parity.tap` in the JAX function -> torch submodule with the same output. Submodules that
+            hold the same parameters are compared without being listed here, as are values that both sides tap.
         losses: two functions, from JAX's outputs and from torch's to a scalar. Without them the loss is the output
             itself if that is a scalar, else a sum of all outputs with fixed random weights.
-        dtype: of all floats; float64 separates mistakes from rounding.
+        dtype: of all floats; float64 separates mistakes from rounding. In 16 bits, differences are held against what
+            one unit in the last place of the weights changes.
         only_jax: paths in `params`, or patterns with `*`, that have no counterpart in torch.
         only_torch: torch parameters, or patterns with `*`, that have no counterpart in JAX and keep their values.
         outputs: keys of the outputs to compare, such as `logits`; None compares all. A bare output is compared with the
             first of several.
+        call_jax: `call_jax(model, *inputs)` runs the JAX model, whose parameters `model` holds; None for
+            `model(*inputs)`.
         call_module: `call_module(torch_module, *inputs)` runs the module; None for `torch_module(*inputs)`.
-        optimizers: an optax transformation, and a function from torch's parameters to a torch optimizer: the updates of
-            both are compared on the same gradients, parameters and moments.
+        train: run both in training mode: dropout is on, and the statistics of norms over the batch are compared after
+            the call. Of linen and Haiku, `call_jax` passes what the model takes for it.
+        masks: `masks(number, shape, keep)` returns the n-th dropout mask of either side; by default drawn at random,
+            the same on both. `parity.ports.dropout.kept` drops nothing.
+        optimizers: an optax transformation, and a function from torch's parameters to a torch optimizer, alone or with
+            its scheduler: the updates of both are compared on the same gradients, parameters and moments.
         batches: inputs of each step of training by these optimizers, whose curves are compared; none trains nothing.
+        search_seconds: how long the usual causes are tried where the two differ; `report.likely` names what would make
+            them agree. 0 tries none.
 
     Returns:
         A report: true if all is within the tolerances of `dtype`; else `report.first_failure.where` is the place.
@@ -85,192 +102,177 @@ def compare(
     Raises:
         UserError: the names do not fit the parameters, or the taps the modules; the message names each.
     """
-    with framework_settings():
-        import jax
-
-        jax.config.update("jax_enable_x64", dtype == "float64")
-        jax.config.update("jax_default_matmul_precision", "highest")
-        from parity.ports import jax as in_jax
-        from parity.ports import torch as in_torch
-        from parity.ports.side import Call
-        from parity.ports.trees import matched, rebuilt
-        from torchlm.device import choose_math_kernels
-
-        choose_math_kernels()
-        call_module = call_module or _called
-        flat = in_jax.flat_params(params)
-        rows = _rows(flat, torch_module, names, only_jax, only_torch)
-        args = tuple(rebuilt(x, lambda name, array: in_jax.typed(array, dtype)) for x in inputs)
-        weights = {name: in_jax.typed(value, dtype) for name, value in flat.items()}
-        module = in_torch.prepared(torch_module, rows, weights, dtype)
-        ours, theirs = (
-            in_jax.output_names(jax_fn, params, args, dtype),
-            in_torch.output_names(module, call_module, args),
-        )
-        call = Call(args=args, dtype=dtype, losses=losses, outputs=matched(ours, theirs, outputs))
-        one, other = (
-            in_jax.run_jax(jax_fn, params, call),
-            in_torch.run_torch(module, call_module, rows, call, taps or {}),
-        )
-        rounding: Arrays = {}
-        if are_beyond("gradients", dtype, _gradients(one, other, rows)):
-            rounding = in_jax.run_jax(jax_fn, in_jax.moved(params, dtype), call).grads
-        results = _judged(one, other, rows, dtype, rounding)
-        if dtype == "float64" and not all(result.ok for result in results):
-            from parity.ports.narrow import narrow_in_jax, narrow_in_torch
-
-            narrow = narrow_in_jax(jax_fn, params, args, dtype) | narrow_in_torch(module, call_module, args, dtype)
-            if narrow:
-                results = _judged(one, other, rows, dtype, rounding, narrow)
-        if optimizers is not None:
-            results += _trained(jax_fn, torch_module, call_module, params, rows, call, one.grads, optimizers, batches)
-    kept = [name for name, _ in torch_module.named_buffers() if not any(name in row.torch for row in rows)]
-    if kept:
-        note = f"torch buffers that no row names keep their values: {', '.join(kept)}"
-        results = [_noted(r, note) if r.rung == 4 else r for r in results]
-    subject = f"{getattr(jax_fn, '__name__', 'JAX function')} in JAX against {type(torch_module).__name__} in torch"
-    return Report(subject=subject, results=tuple(results), facts=environment())
+    options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("inputs", "dtype")}
+    try:
+        return _compare(*inputs, dtype=dtype, **options)
+    except TypeError as error:
+        if dtype != "float64" or "float32" not in str(error):
+            raise
+        report = _compare(*inputs, dtype="float32", **options)
+        note = f"compared in float32, since the model does not run in float64: {str(error).strip().splitlines()[0]}"
+        first, *others = report.results
+        return replace(report, results=(noted(first, note), *others))
 
 
-def _called(module: Any, *args: Any) -> Any:
-    return module(*args)
-
-
-def _rows(flat: Arrays, module: Any, names: Names, only_jax: Sequence[str], only_torch: Sequence[str]) -> list[Row]:
-    """Return the mapping, fitted to both sides."""
-    shapes = {path: array.shape for path, array in flat.items()}
-    sides = ({n: tuple(t.shape) for n, t in tensors} for tensors in (module.named_parameters(), module.named_buffers()))
-    return resolve(names, shapes, *sides, only_jax=only_jax, only_torch=only_torch)
-
-
-def _judged(
-    one: "Side", other: "Side", rows: list[Row], dtype: str, rounding: Arrays, narrow: Mapping[str, str] | None = None
-) -> list[Result]:
-    """Return a line for each kind of values.
-
-    Args:
-        one: what JAX computed.
-        other: what torch computed.
-        rows: the mapping of names.
-        dtype: of all floats.
-        rounding: JAX's gradients from weights moved by one unit in the last place; empty where none is needed.
-        narrow: operation that computes in a narrower type -> that type, which then gives the tolerances.
-    """
-    kind = min(narrow.values(), key=_bits) if narrow else dtype
-    limits = {name: tolerance(name, kind) for name in TOLERANCES}
-    results = []
-    if one.activations or other.activations:
-        activations = compare_all(one.activations, other.activations)
-        results.append(judge(3, f"{len(activations)} activations", dtype, activations, limits["logits"]))
-    results.append(judge(4, "outputs", dtype, compare_all(one.outputs, other.outputs), limits["logits"]))
-    results.append(judge(5, "loss", dtype, [difference("loss", one.loss, other.loss)], limits["logits"]))
-    if gradients := _gradients(one, other, rows):
-        note = ""
-        if rounding:
-            gradients = _without_zeros(gradients, one.grads, other.grads, _grouped(rounding, rows, other.grads), rows)
-            zeros = [d.name for d in gradients if d.note == ZERO]
-            note = f"{ZERO}: {', '.join(zeros)}" if zeros else ""
-        results.append(
-            judge(5, f"gradients of {len(gradients)} parameters", dtype, gradients, limits["gradients"], note)
-        )
-    if one.input_grads:
-        inputs = compare_all(one.input_grads, other.input_grads)
-        results.append(judge(5, f"gradients of {len(inputs)} inputs", dtype, inputs, limits["gradients"]))
-    if narrow:
-        more = f" and {len(narrow) - MAX_NAMED} more" if len(narrow) > MAX_NAMED else ""
-        results[0] = _noted(results[0], f"compared as {kind}, since {'; '.join([*narrow][:MAX_NAMED])}{more}")
-    return results
-
-
-def _bits(kind: str) -> int:
-    return {"float64": 64, "float32": 32}.get(kind, 16)
-
-
-def _noted(result: Result, note: str) -> Result:
-    return replace(result, note="; ".join(filter(None, [result.note, note])))
-
-
-def _trained(
-    jax_fn: Callable[..., Any],
+def _compare(
+    *inputs: Any,
+    jax_model: Any,
     torch_module: Any,
-    call_module: Callable[..., Any],
     params: Any,
-    rows: list[Row],
-    call: "Call",
-    grads: Arrays,
-    optimizers: "Optimizers",
+    names: Names,
+    taps: Mapping[str, str] | None,
+    losses: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None,
+    dtype: DType,
+    only_jax: Sequence[str],
+    only_torch: Sequence[str],
+    outputs: Sequence[str] | None,
+    call_jax: Callable[..., Any] | None,
+    call_module: Callable[..., Any] | None,
+    train: bool,
+    masks: Masks,
+    optimizers: tuple[Any, Callable[[list[Any]], Any]] | None,
     batches: Sequence[tuple[Any, ...]],
-) -> list[Result]:
-    """Return the lines of updates and of training, with arguments as in `compare`."""
-    from parity.check.rungs.freerun import judge_curves
-    from parity.ports import jax as in_jax
-    from parity.ports import torch as in_torch
-    from parity.ports.training import KNOWN, UPDATES, curves, updates
-    from parity.ports.trees import rebuilt
+    search_seconds: float,
+) -> Report:
+    """Compare as `compare` does, in exactly the type asked for."""
+    with ExitStack() as stack:
+        from parity.ports.jax.models import adapt
+        from parity.ports.jax.port import JaxPort, jax_set_up
+        from parity.ports.torch.port import TorchPort, as_module, torch_set_up
 
-    dtype = call.dtype
-    flat = {name: in_jax.typed(value, dtype) for name, value in in_jax.flat_params(params).items()}
+        stack.enter_context(jax_settings())
+        stack.enter_context(torch_settings())
+        torch_set_up()
+        module = torch_module if not isinstance(torch_module, tuple) else as_module(*torch_module)
+        requests = [
+            Request(
+                args=arrays_of(inputs),
+                dtype=dtype,
+                train=train,
+                masks=masks,
+                loss=losses[side] if losses else None,
+                optimizer=optimizers[side] if optimizers else None,
+                batches=[arrays_of(batch) for batch in batches],
+            )
+            for side in (0, 1)
+        ]
+        stack.enter_context(jax_set_up(requests[0]))
+        jax_port = JaxPort(adapt(jax_model, params, call_jax, train), requests[0])
+        torch_port = TorchPort(module, call_module, requests[1])
+        rows = rows_of(names, jax_port.weights, torch_port.weights, torch_port.trained, only_jax, only_torch)
+        buffers = {name for row in rows if not set(row.torch) <= set(torch_port.trained) for name in row.jax}
+        jax_port.trained = tuple(name for name in jax_port.trained if name not in buffers)
+        chosen = matched(jax_port.output_names(), torch_port.output_names(), outputs)
+        jax_port.request = replace(jax_port.request, outputs={name: own for name, (own, _) in chosen.items()})
+        torch_port.request = replace(torch_port.request, outputs={name: own for name, (_, own) in chosen.items()})
+        one = record_port(jax_port, jax_port.weights, subject=subject_of(jax_model), facts=environment())
+        to_torch, to_jax = Translation(rows, "torch"), Translation(rows, "jax")
+        weights, grads = to_torch.weights(one.weights), to_torch.values(one.grads)
+        raw = record_port(torch_port, weights, subject=type(module).__name__, facts={}, grads=grads)
+        checked = checked_taps(taps or {}, torch_port.parts)
+        other = to_jax.recording(raw, one, checked)
+        if BITS[dtype] == 16:
+            other = to_jax.recording(replace(raw, noise=noise(torch_port, weights, raw)), one, checked)
+        results = judged(one, other)
+        if not all(result.ok for result in results):
+            one = replace(one, noise=noise(jax_port, one.weights, one))
+            results = judged(one, other)
+        causes: tuple[str, ...] = ()
+        if search_seconds > 0 and (failure := next((result for result in results if not result.ok), None)):
+            from parity.ports.likely import likely_causes
 
-    def prepare(weights: Arrays) -> Any:
-        return in_torch.prepared(torch_module, rows, weights, dtype)
-
-    one, other = updates(params, grads, prepare(flat), rows, optimizers, dtype)
-    results = []
-    for what, ours, theirs in (("parameters", one.params, other.params), ("moments", one.moments, other.moments)):
-        common = [name for name in ours if name in theirs]
-        if common:
-            differences = [difference(name, ours[name], theirs[name]) for name in common]
-            line = judge(6, f"{what}, {UPDATES} updates", dtype, differences, "update")
-            kind = type(optimizers[1](list(prepare(flat).parameters()))).__name__
-            results.append(line if line.ok or kind not in KNOWN else _noted(line, f"a usual cause: {KNOWN[kind]}"))
-    if batches:
-        args = [tuple(rebuilt(x, lambda name, array: in_jax.typed(array, dtype)) for x in batch) for batch in batches]
-        calls = [replace(call, args=each) for each in args]
-        losses, own = curves((jax_fn, call_module), params, prepare, optimizers, calls, DRAWS)
-        results.append(judge_curves("training", losses, own, dtype))
-    return results
+            causes = likely_causes(torch_port, rows, one, checked, failure, search_seconds)
+    subject = f"{one.subject} in JAX against {other.subject} in torch"
+    return Report(subject=subject, results=tuple(results), facts=one.facts, likely=causes)
 
 
-def _gradients(one: "Side", other: "Side", rows: list[Row]) -> list[Difference]:
-    return compare_all(_grouped(one.grads, rows, other.grads), other.grads)
-
-
-def _grouped(grads: Arrays, rows: list[Row], wanted: Arrays) -> Arrays:
-    """Return JAX's gradients of the parameters that have one in torch; of a weight that torch shares, their sum."""
-    grouped = {}
-    for row in rows:
-        name = " + ".join(row.jax) if row.shares else ""
-        if name in wanted:
-            grouped[name] = np.sum([grads[part] for part in row.jax], axis=0)
-        grouped |= {path: grads[path] for path in row.jax if path in wanted and path in grads}
-    return grouped
-
-
-def _without_zeros(
-    differences: list[Difference], ours: Arrays, theirs: Arrays, moved: Arrays, rows: list[Row]
-) -> list[Difference]:
-    """Return the differences, without those of gradients that are zero in exact arithmetic.
-
-    Such a gradient, of a key's bias before a softmax or of a bias before a norm over the batch, is nothing but rounding
-    in either framework: it is no larger than what it changes by when the weights move by one unit in the last place.
+def rows_of(
+    names: Names,
+    jax: Arrays,
+    torch: Arrays,
+    parameters: Sequence[str],
+    only_jax: Sequence[str] = (),
+    only_torch: Sequence[str] = (),
+) -> list[Row]:
+    """Return the mapping, fitted to both sides.
 
     Args:
-        differences: of all gradients.
-        ours: JAX's gradients.
-        theirs: torch's.
-        moved: JAX's from moved weights, by torch's names.
-        rows: the mapping of names.
+        names: as in `compare`.
+        jax: parameters and statistics of the JAX model.
+        torch: parameters and buffers of the torch module.
+        parameters: names of torch's parameters; a buffer need not be in a row.
+        only_jax: as in `compare`.
+        only_torch: as in `compare`.
     """
-    ours = _grouped(ours, rows, theirs)
+    shapes = {name: array.shape for name, array in torch.items()}
+    trained = {name: shape for name, shape in shapes.items() if name in parameters}
+    buffers = {name: shape for name, shape in shapes.items() if name not in parameters}
+    in_jax = {name: array.shape for name, array in jax.items()}
+    return resolve(names, in_jax, trained, buffers, only_jax=only_jax, only_torch=only_torch)
 
-    def is_zero(name: str) -> bool:
-        largest = max(float(np.abs(grads[name]).max(initial=0)) for grads in (ours, theirs))
-        return largest <= ROUNDINGS * float(np.abs(ours[name] - moved[name]).max(initial=0))
 
-    return [
-        replace(d, max_rel=0.0, note=ZERO) if d.max_abs > 0 and d.where is not None and is_zero(d.name) else d
-        for d in differences
-    ]
+def subject_of(model: Any) -> str:
+    """Return a model's name, for people."""
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def checked_taps(taps: Mapping[str, str], submodules: Collection[str]) -> Mapping[str, str]:
+    """Return the taps.
+
+    Raises:
+        UserError: a submodule does not exist.
+    """
+    if missing := [name for name in taps.values() if name not in submodules]:
+        raise UserError(f"taps: {', '.join(missing)}: no such submodule in torch; there are {', '.join(submodules)}")
+    return taps
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the recordings that the command line names; exit code 1 where they differ."""
+    parser = OneLineParser(
+        "python -m parity.compare", description="Compare two recordings by parity.record; neither framework is needed."
+    )
+    parser.add_argument("one", metavar="ONE", type=Path, help="Recording of the reference.")
+    parser.add_argument("two", metavar="TWO", type=Path, help="Recording of the port, by the same names.")
+    parser.add_argument("--report", metavar="PAGE.html", type=Path, help="Write the report as a web page.")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="Write the report as JSON.")
+    args = parser.parse_args(argv)
+    report = compare_recordings(load(args.one), load(args.two))
+    print(report)
+    if args.report:
+        report.save_page(args.report)
+    if args.json:
+        report.save_json(args.json)
+    return 0 if report else 1
+
+
+def compare_recordings(one: Recording, two: Recording) -> Report:
+    """Compare two recordings.
+
+    Args:
+        one: of the reference.
+        two: of the port, by the same names: recorded `like` the first, or of the same model.
+
+    Raises:
+        UserError: they have no names in common.
+    """
+    if one.weights and not one.weights.keys() & two.weights.keys():
+        ours, theirs = next(iter(one.weights)), next(iter(two.weights))
+        raise UserError(
+            f"the recordings have no parameter in common, such as {ours} and {theirs}; record one of them with "
+            "like= the other, and names="
+        )
+    others = {name: value for name, value in two.facts.items() if one.facts.get(name) != value}
+    return Report(
+        subject=f"{one.subject} in {LABELS[one.framework]} against {two.subject} in {LABELS[two.framework]}",
+        results=(*same_start(one, two), *judged(one, two)),
+        facts=one.facts | {f"{name} of the second": value for name, value in others.items()},
+        compared=f"{LABELS[one.framework]} against {LABELS[two.framework]}",
+    )
 
 
 callable_module(__name__, "parity.compare:compare")
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -30,6 +31,8 @@ Names = Mapping[Side, Side | tuple[Side, Axes] | tuple[Side, Transform]]
 """Path or paths in the JAX parameters -> name or names in the torch module, alone or with axes or a transform."""
 Shapes = Mapping[str, tuple[int, ...]]
 
+MANY = 12
+"""Number of names that are all listed in a message."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -42,6 +45,8 @@ class Row:
     bound: Bound
     shares: bool
     """Whether the JAX arrays are one in torch, so that only the sum of their gradients can be compared."""
+    copies: bool = False
+    """Whether the JAX array is several in torch, so that the same holds for those."""
 
     def to_torch(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return JAX's arrays by torch's names, in torch's layout."""
@@ -207,7 +212,7 @@ def _bound(left: tuple[str, ...], right: tuple[str, ...], transform: Transform, 
     """Return the row of these names, its transform fitted to their shapes."""
     for label, names, shapes in (("JAX", left, jax), ("torch", right, torch)):
         if absent := [name for name in names if name not in shapes]:
-            raise ValueError(f"no such {label} parameter: {', '.join(absent)}; there are {', '.join(shapes)}")
+            raise ValueError(f"no such {label} parameter: {', '.join(absent)}; {_offered(absent[0], shapes)}")
     given = tuple(jax[name] for name in left)
     try:
         bound = transform.bind(given)
@@ -219,7 +224,15 @@ def _bound(left: tuple[str, ...], right: tuple[str, ...], transform: Transform, 
         if shape != torch[name]:
             hint = ": transpose() its axes?" if sorted(shape) == sorted(torch[name]) else ""
             raise ValueError(f"{name} is {list(torch[name])} in torch, {list(shape)} from JAX{hint}")
-    return Row(left, right, bound, transform.shares)
+    return Row(left, right, bound, transform.shares, transform.copies)
+
+
+def _offered(name: str, shapes: Shapes) -> str:
+    """Return which names there are: all of a few, else the nearest."""
+    if len(shapes) <= MANY:
+        return f"there are {', '.join(shapes)}"
+    near = get_close_matches(name, shapes, n=3, cutoff=0.3)
+    return f"there are {len(shapes)}" + (f", such as {', '.join(near)}" if near else "")
 
 
 def _words(row: object) -> set[str]:

@@ -6,10 +6,13 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-__all__ = ["OPERATIONS", "Taps", "collecting", "numbered", "tap"]
+from parity.ports.trees import named_leaves
+
+__all__ = ["OPERATIONS", "Collected", "Taps", "collecting", "numbered", "tap", "tap_module"]
 
 BEFORE = {
     "self_attn.o_proj": "mixed values",
@@ -86,16 +89,36 @@ def _split(module: str) -> tuple[int | None, str]:
     return (int(number), inner) if first == "layers" and number else (None, module)
 
 
-_collected: ContextVar[dict[str, Any] | None] = ContextVar("collected", default=None)
+@dataclass
+class Collected:
+    """Values of one run, in the order of computation."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    modules: set[str] = field(default_factory=set)
+    """Names of the values that are outputs of submodules."""
+
+    def add(self, name: str, value: Any, *, module: bool = False) -> None:
+        """Record a value; a name that comes again is numbered."""
+        name = numbered(name, self.values)
+        self.values[name] = value
+        if module:
+            self.modules.add(name)
+
+
+_collected: ContextVar[Collected | None] = ContextVar("collected", default=None)
 
 
 @contextmanager
-def collecting() -> Iterator[dict[str, Any]]:
-    """Collect the values passed to `tap`, by name; under `jax.jit`, return them from the traced function."""
-    values: dict[str, Any] = {}
-    token = _collected.set(values)
+def collecting(into: Collected | None = None) -> Iterator[Collected]:
+    """Collect the values passed to `tap`, by name; under `jax.jit`, return them from the traced function.
+
+    Args:
+        into: what collects them; None for a new collection.
+    """
+    collected = into or Collected()
+    token = _collected.set(collected)
     try:
-        yield values
+        yield collected
     finally:
         _collected.reset(token)
 
@@ -103,13 +126,17 @@ def collecting() -> Iterator[dict[str, Any]]:
 def tap(name: str, value: Any) -> Any:
     """Return `value`; while `parity.compare` runs, it is recorded under `name` and compared.
 
-    A name that comes again is numbered: `name`, `name (2)`, … Not within `jax.lax.scan`, `jax.checkpoint` or
-    `jax.vmap`, whose inner values cannot leave them.
+    A name that comes again is numbered: `name`, `name (2)`, …
     """
-    values = _collected.get()
-    if values is not None:
-        values[numbered(name, values)] = value
+    if (collected := _collected.get()) is not None:
+        collected.add(name, value)
     return value
+
+
+def tap_module(name: str, output: Any) -> None:
+    """Record the first array of a submodule's output, while `parity.compare` runs."""
+    if (collected := _collected.get()) is not None and (leaves := named_leaves(output)):
+        collected.add(name, next(iter(leaves.values())), module=True)
 
 
 def numbered(name: str, taken: Collection[str]) -> str:

@@ -59,6 +59,8 @@ class Transform:
     """Fits it to the shapes of the JAX arrays; raises ValueError, saying why, where it does not fit."""
     shares: bool = False
     """Whether several JAX arrays are one in torch: only the sum of their gradients can be compared."""
+    copies: bool = False
+    """Whether one JAX array is several in torch: the same holds for those."""
 
     def __repr__(self) -> str:
         return self.name
@@ -264,7 +266,7 @@ def copies(count: int) -> Transform:
         [shape] = _exactly(1, shapes)
         return Bound((shape,) * count, lambda arrays: arrays * count, lambda arrays: [sum(arrays[1:], arrays[0])])
 
-    return Transform(f"copies({count})", bind)
+    return Transform(f"copies({count})", bind, copies=True)
 
 
 def _one_value(arrays: Arrays) -> Arrays:
@@ -307,7 +309,8 @@ def chain(*transforms: Transform) -> Transform:
         return Bound(shapes, forward, inverse)
 
     name = f"chain({', '.join(transform.name for transform in transforms)})"
-    return Transform(name, bind, shares=any(transform.shares for transform in transforms))
+    shares, copies = (any(getattr(each, flag) for each in transforms) for flag in ("shares", "copies"))
+    return Transform(name, bind, shares, copies)
 
 
 def _exactly(count: int, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:

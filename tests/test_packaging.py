@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -75,3 +76,10 @@ def test_every_public_name_is_there(package):
         assert name in dir(package)
     with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'absent'"):
         package.absent  # noqa: B018
+
+
+def test_the_extra_for_ports_drags_in_neither_framework_nor_what_the_language_models_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["parity"]]
+    assert {line.partition(">=")[0] for line in needed} == {"numpy", "safetensors", "scipy"}
+    assert project["entry-points"]["pytest11"] == {"parity": "parity.pytest_plugin"}

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Leaves", "matched", "named_leaves", "projection", "rebuilt"]
+from lmcore.errors import UserError
+
+__all__ = ["Leaves", "arrays_of", "matched", "named_leaves", "projection", "rebuilt"]
 
 Leaves = dict[str, Any]
 """Name, such as `output['h'][0]` -> array of NumPy, JAX or torch, in order."""
@@ -61,7 +63,21 @@ def rebuilt(tree: Any, change: Callable[[str, Any], Any], name: str = "input") -
         return {key: rebuilt(child, change, f"{name}[{key!r}]") for key, child in tree.items()}
     if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
         return type(tree)(rebuilt(child, change, f"{name}[{index}]") for index, child in enumerate(tree))
-    return change(name, np.asarray(tree)) if hasattr(tree, "dtype") else tree
+    return change(name, _numpy(tree)) if hasattr(tree, "dtype") else tree
+
+
+def _numpy(array: Any) -> np.ndarray:
+    """Return any framework's array as NumPy's, which has no bfloat16: float32 holds its values exactly."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        return (array.float() if "bfloat16" in str(array.dtype) else array).numpy()
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def arrays_of(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return arguments of a model with NumPy's arrays in place of any framework's."""
+    return tuple(rebuilt(each, lambda name, array: array) for each in args)
 
 
 def matched(jax: Sequence[str], torch: Sequence[str], chosen: Sequence[str] | None) -> dict[str, tuple[str, str]]:
@@ -74,10 +90,17 @@ def matched(jax: Sequence[str], torch: Sequence[str], chosen: Sequence[str] | No
         jax: names of JAX's leaves.
         torch: names of torch's.
         chosen: the ones to compare, as they are named; None for all.
+
+    Raises:
+        UserError: a chosen one is not there.
     """
     if chosen is not None:
         names = [name if name.startswith("output") else f"output['{name}']" for name in chosen]
-        return {name: (name, name) for name in names}
+        for label, own in (("JAX", jax), ("torch", torch)):
+            bare = len(own) == len(names) == 1
+            if missing := [name for name in names if name not in own and not bare]:
+                raise UserError(f"outputs: {', '.join(missing)}: no such output of {label}; there are {', '.join(own)}")
+        return {name: tuple(name if name in own else own[0] for own in (jax, torch)) for name in names}  # type: ignore[misc]
     if len(jax) == 1 and len(torch) > 1 and jax[0] not in torch:
         return {jax[0]: (jax[0], torch[0])}
     if len(torch) == 1 and len(jax) > 1 and torch[0] not in jax:

@@ -26,6 +26,8 @@ class Report:
     """What else is to be known: the model, the text, the tools and devices."""
     compared: str = "JAX against PyTorch"
     """The two implementations, for the page's heading."""
+    likely: tuple[str, ...] = ()
+    """Sentences that name what would make the two agree, where a usual cause does."""
 
     @property
     def ok(self) -> bool:
@@ -43,7 +45,11 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """What was found, in one sentence, and the likely causes."""
+        return " ".join([self._finding, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.likely)])
+
+    @property
+    def _finding(self) -> str:
         failure = self.first_failure
         if not self.ok and failure is None:
             return "Nothing was compared that has a tolerance."
@@ -66,7 +72,9 @@ class Report:
         lines = [f"{'rung':4}  {'type':8}  {'what':44}  {'max abs':>8}  {'max rel':>8}  verdict   where"]
         for r in self.results:
             numbers = f"{_number(r.max_abs):>8}  {_number(r.max_rel):>8}"
-            lines.append(f"{r.rung:4}  {r.dtype:8}  {r.what:44}  {numbers}  {r.verdict:8}  {r.where}")
+            lines.append(f"{r.rung:4}  {r.dtype:8}  {r.what:44}  {numbers}  {r.verdict:8}  {r.where}".rstrip())
+            if note := r.note.removeprefix(f"first divergent: {r.first}").removeprefix("; "):  # the verdict names that
+                lines.append(f"{'':16}{note}")
         return "\n".join([*lines, self.verdict])
 
     def to_dict(self) -> dict[str, Any]:

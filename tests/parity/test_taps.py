@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from parity.taps import OPERATIONS, Taps, collecting, tap
+from parity.taps import OPERATIONS, Taps, collecting, tap, tap_module
 
 
 def test_a_module_has_one_name_for_its_input_and_one_for_its_output():
@@ -64,20 +65,32 @@ def test_values_are_collected_within_a_context_alone():
             function(5.0)
         function(2.0)
     function(7.0)
-    assert (outer, inner) == ({"hidden": 2.0, "hidden (2)": 3.0}, {"hidden": 6.0}), (
+    assert (outer.values, inner.values) == ({"hidden": 2.0, "hidden (2)": 3.0}, {"hidden": 6.0}), (
         "a name that comes again is numbered"
     )
     with pytest.raises(RuntimeError, match="stop"), collecting():
         raise RuntimeError("stop")
     assert tap("hidden", 8) == 8
-    assert outer == {"hidden": 2.0, "hidden (2)": 3.0}
+    assert outer.values == {"hidden": 2.0, "hidden (2)": 3.0}
 
 
 def test_values_under_jit_are_returned_from_the_traced_function():
     @jax.jit
     def traced(x: jax.Array) -> dict[str, jax.Array]:
-        with collecting() as values:
+        with collecting() as collected:
             tap("hidden", x + 1)
-        return values
+        return collected.values
 
     assert float(traced(jnp.array(1.0))["hidden"]) == 2
+
+
+def test_the_first_array_of_a_submodules_output_is_collected_as_its_own():
+    tap_module("block", 1.0)
+    with collecting() as collected:
+        tap("hidden", 1.0)
+        tap_module("block", {"none": None, "y": np.ones(2), "z": np.zeros(2)})
+        tap_module("block", (np.zeros(3),))
+        tap_module("empty", None)
+    assert list(collected.values) == ["hidden", "block", "block (2)"]
+    assert collected.modules == {"block", "block (2)"}
+    assert collected.values["block"].sum() == 2

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from parity import compare
-from parity.ports.training import KNOWN
+from parity.difference import compare_all
+from parity.ports.judging import KNOWN, ZERO, _without_zeros
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((6, 5))
@@ -98,3 +99,20 @@ def test_curves_of_equal_ports_stay_together_and_a_later_schedule_is_found():
     schedule = optax.piecewise_constant_schedule(1e-2, {8: 0.999})
     late = trained(optax.adam(schedule), lambda p: torch.optim.Adam(p, lr=1e-2), **options)
     assert late.first_failure.rung == 7, "the first updates are the same"
+
+
+def test_only_a_gradient_of_the_size_of_its_own_rounding_counts_as_zero():
+    ours, noise = {"b": np.array([1e-17, -3e-17])}, {"grads/b": 4e-17}
+    for values, note in (([4e-17, 2e-17], ZERO), ([1e-14, 0.0], ""), ([0.1, 0.0], "")):
+        theirs = {"b": np.array(values)}
+        [found] = _without_zeros(compare_all(ours, theirs), ours, theirs, noise)
+        assert found.note == note
+        assert (found.max_rel == 0) == bool(note)
+
+
+def test_values_in_16_bits_are_held_against_what_one_ulp_changes():
+    report = compare(network, module(), X, params=PARAMS, names=NAMES, dtype="bfloat16")
+    assert report, str(report)
+    assert {result.verdict for result in report.results} == {"pass"}
+    off = compare(lambda p, x: network(p, 1.2 * x), module(), X, params=PARAMS, names=NAMES, dtype="bfloat16")
+    assert off.first_failure.limit == "4 × one ulp's change"

@@ -1,4 +1,4 @@
-"""An operation in a narrower type is named, in either framework, with its place."""
+"""An operation in a narrower type is named with its place, and the model is compared in that type."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from parity import compare
-from parity.ports.narrow import narrow_in_jax, narrow_in_torch
+from parity.ports.jax.narrow import narrow_operations
 
 X = np.random.default_rng(0).standard_normal((3, 5))
 
@@ -32,20 +32,29 @@ def wide(params: dict, x: jax.Array) -> jax.Array:
     return jax.nn.softmax(x @ params["w"])
 
 
-def called(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
-    return module(*args)
-
-
 def test_operations_are_named_with_their_place_and_type():
     with jax.enable_x64(True):
-        found = narrow_in_jax(narrow, {"w": np.eye(5)}, (X,), "float64")
-        assert narrow_in_jax(wide, {"w": np.eye(5)}, (X,), "float64") == {}
+        arrays = {"w": jnp.eye(5)}
+        found = narrow_operations(lambda params: narrow(params, jnp.asarray(X)), arrays, "float64")
+        assert narrow_operations(lambda params: wide(params, jnp.asarray(X)), arrays, "float64") == {}
     assert set(found.values()) == {"float32"}
     assert any(name.startswith("JAX: exp in float32, test_narrow.py:") for name in found)
-    module = nn.Sequential(nn.Identity(), Narrow()).double()
-    assert set(narrow_in_torch(module, called, (X,), "float64")) >= {"torch: _softmax in float32, 1"}
-    assert narrow_in_torch(nn.Linear(5, 5).double(), called, (X,), "float64") == {}
-    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_masks_are_exact_in_any_type_and_positions_are_not_once_they_are_scaled():
+    def masked(params, ids):
+        keep = (ids > 1).astype(jnp.float32)
+        bias = (1 - keep) * jnp.finfo(jnp.float32).min
+        return jnp.where(jnp.asarray(jax.jit(lambda m: m * keep)(keep), bool), params["w"], bias.astype(jnp.float64))
+
+    def rotary(params, ids):
+        return params["w"] * jnp.cos(ids.astype(jnp.float32) / 10000.0).astype(jnp.float64)
+
+    with jax.enable_x64(True):
+        arrays = {"w": jnp.ones(5)}
+        assert narrow_operations(lambda params: masked(params, jnp.arange(5)), arrays, "float64") == {}
+        found = narrow_operations(lambda params: rotary(params, jnp.arange(5)), arrays, "float64")
+    assert {name.split()[1] for name in found} == {"div", "cos"}
 
 
 def test_a_model_with_such_an_operation_is_compared_in_that_type():

@@ -1,0 +1,1 @@
+"""A JAX model of any library, as a side of a comparison."""
