@@ -37,7 +37,8 @@ def likely_causes(
         seconds: time after which nothing more is tried.
     """
     limit = tolerance("gradients", failure.dtype)
-    if limit is None or failure.rung > UPDATE:
+    port = port.eager()
+    if limit is None or failure.rung > UPDATE or port.is_compiled:
         return ()
     if failure.rung == UPDATE:
         return tuple(_of_updates(port, rows, one, limit, seconds))

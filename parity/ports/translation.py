@@ -137,8 +137,7 @@ class Translation:
                 candidates = [calls[number : number + 1] for calls in self._counterparts(recording, like, base)]
                 by_themselves[name] = ()
             else:
-                candidates = [[other] for other in recording.activations.values()]
-                candidates = [[x] for [x] in candidates if _fit(value, x) is not None and _apart(value, x) < ALIKE]
+                candidates = [[other] for other in recording.activations.values() if _apart(value, other) < ALIKE]
                 by_themselves[name] = ()
             fitting = [fit for calls in candidates for x in calls if (fit := _fit(value, x)) is not None]
             if fitting:

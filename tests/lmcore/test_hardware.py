@@ -1,4 +1,4 @@
-"""Starting anew for malloc's settings: once, as the same process, with the same arguments; and few arenas."""
+"""Restarts for the settings of malloc: once, as the same process, with the same arguments; and few arenas."""
 
 import os
 import platform

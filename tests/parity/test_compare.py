@@ -276,6 +276,21 @@ def test_containers_of_either_framework_are_inputs_and_outputs():
     assert compare(named, Wrapped(), *arguments, **given, outputs=["logits"])
 
 
+def test_compiled_modules_and_functions_of_tensors_are_compared_like_modules():
+    def functional(tensors: dict, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(Network(), tensors, (x,))
+
+    functions = functional, {name: tensor.detach() for name, tensor in Network().named_parameters()}
+    for module in (torch.compile(Network(), backend="eager"), functions):
+        names, only = dict(NAMES), ()
+        if isinstance(module, tuple):  # its buffer is no tensor of the dict: it stays zero
+            names, only = {name: value for name, value in NAMES.items() if name != "shift"}, ("shift",)
+        given = {"params": PARAMS | {"shift": np.zeros(3)}, "names": names, "only_jax": only}
+        report = compare(network, module, X, **given)
+        assert report, str(report)
+        assert not compare(lambda p, x: network(p, x, scale=1.001), module, X, **given)
+
+
 def test_a_layer_that_runs_twice_is_tapped_twice():
     class Twice(Network):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Operations of a torch module that compute in a narrower type than it was asked for, as `parity.ports.jax.narrow`."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ def narrow_operations(module: torch.nn.Module, run: Callable[[], Any], dtype: st
         dtype: the type asked for.
     """
     width = torch.finfo(getattr(torch, dtype)).bits
-    names = {id(part): name for name, part in module.named_modules()}
     inside: list[str] = []
     found: dict[str, str] = {}
 
@@ -38,20 +38,18 @@ def narrow_operations(module: torch.nn.Module, run: Callable[[], Any], dtype: st
                     found.setdefault(f"torch: {func.overloadpacket.__name__} in {word}, {where or 'the module'}", word)
             return results
 
-    def enter(part: torch.nn.Module, _: Any) -> None:
-        inside.append(names.get(id(part), ""))
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: inside.append(name)
 
-    def leave(part: torch.nn.Module, _: Any, __: Any) -> None:
+    def leave(*_: Any) -> None:
         inside.pop()
 
-    hooks = [torch.nn.modules.module.register_module_forward_pre_hook(enter)]
-    hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
-    try:
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            stack.callback(part.register_forward_pre_hook(enter(name)).remove)
+            stack.callback(part.register_forward_hook(leave, always_call=True).remove)
         with torch.no_grad(), Watching():
             run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -61,6 +61,15 @@ class TorchPort:
         self.trained = tuple(name for name, p in self.parameters().items() if p.requires_grad)
         self.parts = {name.removeprefix(COMPILED): part for name, part in self.module.named_modules()}
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the module, or a part of it, is one that `torch.compile` returned."""
+        return any(COMPILED in f".{name}." for name, _ in self.module.named_modules())
+
+    def eager(self) -> "TorchPort":
+        """Return the same side with the module that was compiled, where all of it was."""
+        return self.on(getattr(self.module, COMPILED.strip("."), self.module))
+
     def on(self, module: torch.nn.Module) -> "TorchPort":
         """Return the same side with another module, a copy of its own, in its place."""
         port = copy.copy(self)
@@ -202,9 +211,8 @@ class TorchPort:
     def _tapped(self) -> Iterator[None]:
         """Record the outputs of all submodules, unless they are compiled."""
         with ExitStack() as stack:
-            compiled = any(f"{name}.".startswith(COMPILED) for name, _ in self.module.named_modules())
             for name, part in self.parts.items():
-                if name and not compiled:  # torch.compile traces hooks, which record nothing then
+                if name and not self.is_compiled:  # torch.compile traces hooks, which record nothing then
 
                     def hook(_: Any, __: Any, output: Any, name: str = name) -> None:
                         tap_module(name, output)

@@ -19,7 +19,8 @@ def test_operations_are_named_with_their_place_and_type():
         found = narrow_operations(module, lambda module=module: module(x), "float64")
         assert ("torch: _softmax in float32, 1" in found) == expected
         assert bool(found) == expected
-    assert not nn.modules.module._global_forward_pre_hooks
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
 
 
 def test_masks_are_exact_in_any_type():

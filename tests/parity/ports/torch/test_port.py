@@ -39,13 +39,22 @@ def test_outputs_of_submodules_and_statistics_after_the_call_are_recorded():
     assert list(side.activations) == ["0", "1"]
     assert side.modules["1"] == ("1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked")
     assert np.abs(side.state["1.running_mean"]).min() > 0
-    assert one.run({}).state["1.running_mean"].tolist() == side.state["1.running_mean"].tolist(), "each run starts anew"
+    again = one.run({}).state["1.running_mean"]
+    assert again.tolist() == side.state["1.running_mean"].tolist(), "each run has the same statistics at first"
 
 
 def test_a_compiled_module_has_the_names_of_the_plain_one():
     one = port(torch.compile(nn.Linear(2, 1), backend="eager"))
     assert set(one.weights) == {"weight", "bias"}
     assert one.run(WEIGHTS).loss == 11.5
+    assert one.is_compiled
+    assert not one.eager().is_compiled
+    assert one.eager().run(WEIGHTS).activations == {}
+    assert (
+        TorchPort(nn.Sequential(torch.compile(nn.Linear(2, 1), backend="eager")), None, Request(args=(X,)))
+        .eager()
+        .is_compiled
+    )
 
 
 def test_a_function_of_a_dict_of_tensors_is_a_module():
