@@ -116,3 +116,34 @@ def test_values_in_16_bits_are_held_against_what_one_ulp_changes():
     assert {result.verdict for result in report.results} == {"pass"}
     off = compare(lambda p, x: network(p, 1.2 * x), module(), X, params=PARAMS, names=NAMES, dtype="bfloat16")
     assert off.first_failure.limit == "4 × one ulp's change"
+
+
+def test_a_parameter_that_both_sides_leave_alone_is_no_difference():
+    def stopped(params: dict, x: jax.Array) -> jax.Array:
+        return network(params | {"b": jax.lax.stop_gradient(params["b"])}, x)
+
+    frozen = module()
+    frozen[0].bias.requires_grad_(False)
+    report = compare(stopped, frozen, X, params=PARAMS, names=NAMES)
+    assert report, str(report)
+    assert compare(stopped, module(), X, params=PARAMS, names=NAMES).first_failure.first == "b"
+    assert compare(network, frozen, X, params=PARAMS, names=NAMES), "asked for on one side alone: compared"
+
+
+def test_the_curve_of_a_model_that_computes_in_float32_inside_is_held_against_an_ulp_of_float32():
+    class Narrow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x.float()).to(x.dtype)
+
+    def narrow(params: dict, x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh((x @ params["w"] + params["b"][None]).astype(jnp.float32)).astype(x.dtype)
+        return hidden @ params["out"]
+
+    port = nn.Sequential(nn.Linear(5, 7), Narrow(), nn.Linear(7, 3, bias=False))
+    given = {"params": PARAMS, "names": NAMES, "losses": LOSSES, "batches": BATCHES, "search_seconds": 0}
+    for rate, same in ((1e-2, True), (1.01e-2, False)):
+        optimizers = optax.sgd(1e-2), lambda p, rate=rate: torch.optim.SGD(p, lr=rate)
+        report = compare(narrow, port, X, optimizers=optimizers, **given)
+        curve = report.results[-1]
+        assert curve.rung == 7
+        assert curve.ok == same, str(report)
