@@ -80,7 +80,7 @@ NAMES |= {f"blocks.{{i}}.{n}": (f"blocks.{{i}}.{n}.weight", (1, 0)) for n in ("q
 X = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0)).numpy().astype(float)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_fault_of_a_transformer_is_named(whole: bool):
     [said] = suggested(model, PARAMS, Model(), NAMES, X, whole=whole)
     assert said.startswith("likely: GELU -> tanh GELU in blocks.*.act (agrees "), said
@@ -106,20 +106,11 @@ def test_three_faults_of_a_transformer_are_named_together(whole: bool):
     assert "when all are changed" in said, said
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
     "extra",
-    [
-        lambda h: 1.01 * h,
-        *(
-            pytest.param(extra, marks=pytest.mark.slow)
-            for extra in (
-                lambda h: h + 0.1 * jnp.sin(h),
-                lambda h: h - h.mean(1, keepdims=True),
-                lambda h: h[::-1],
-            )
-        ),
-    ],
+    [lambda h: 1.01 * h, lambda h: h + 0.1 * jnp.sin(h), lambda h: h - h.mean(1, keepdims=True), lambda h: h[::-1]],
 )
 def test_a_model_that_differs_otherwise_is_not_named(extra, whole: bool):
     def other(params, x):
