@@ -37,8 +37,8 @@ def test_slow(parity_compare):
 
 def test_a_suite_fails_where_a_port_differs_and_gets_its_pages(tmp_path: Path):
     (tmp_path / "test_port.py").write_text(SUITE, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "parity.pytest_plugin"]
-    command += ["--parity-report", "pages", "test_port.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["--parity-report", "pages", "test_port.py"]  # pytest finds the plugin by the package's entry point
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": root}
