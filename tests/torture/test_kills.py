@@ -1,7 +1,12 @@
 """Killed commands end as unbroken ones do, and a run that does not is called lost."""
 
+import json
+import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +45,19 @@ def test_a_killed_run_ends_as_the_unbroken_one_and_any_loss_would_be_seen(twin: 
         assert problem not in difference(result_of(run), unbroken)
         spoil()
         assert problem in difference(result_of(run), unbroken)
+
+
+def test_of_prepared_text_only_a_live_owner_of_the_lock_counts(tmp_path: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = tmp_path / ".lock"
+    lock.write_text("")
+    free = kills.contents(tmp_path)
+    for pid, same in ((ended.pid, True), (os.getppid(), False)):
+        lock.write_text(json.dumps({"pid": pid, "host": socket.gethostname()}) + "\n")
+        assert (kills.contents(tmp_path) == free) == same
+    lock.write_text("something else")
+    assert kills.contents(tmp_path) != free
 
 
 def append(path: Path, text: str) -> None:
