@@ -169,11 +169,27 @@ def digest_of(engine: Any) -> str:
 
 
 def converted(source: str, to: str, words: Sequence[str]) -> Figures:
-    """Convert, and return the content of all files, of torch and Hugging Face, which are the same each time."""
+    """Convert, and return the content of all files, of torch and Hugging Face."""
     shutil.rmtree("out", ignore_errors=True)
     answer(convert, [source, f"--to={to}", "--out=out", *words])
     files = sorted(path for path in Path("out").rglob("*") if path.is_file())
-    return tuple((str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
+    return tuple((str(path), hashlib.sha256(content(path)).hexdigest()) for path in files)
+
+
+def content(path: Path) -> bytes:
+    """Return what a file says, which is the same each time it is written.
+
+    The safetensors library writes the fields of a header's metadata in another order each time, and the checksums of
+    these files are in `checkpoint.json`.
+    """
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        begin = 8 + int.from_bytes(data[:8], "little")
+        return json.dumps(json.loads(data[8:begin]), sort_keys=True).encode() + data[begin:]
+    if path.name == "checkpoint.json":
+        fields = json.loads(data)
+        return json.dumps({name: fields[name] for name in fields if name not in ("files", "checksum")}).encode()
+    return data
 
 
 def specimens(folder: Path, options: Sequence[str] = ()) -> Iterator[Specimen]:

@@ -1,9 +1,11 @@
 """No damage is accepted in silence, and what is accepted is seen."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.torture import damage
@@ -46,3 +48,20 @@ def test_what_is_accepted_is_lost(
     verdict, detail = specimen.inject(path, content, tmp_path / "copy")
     assert verdict == "lost"
     assert re.match(r"\w+: (accepted, with|lost, with)", detail), detail
+
+
+def test_the_order_of_a_headers_metadata_is_no_content_and_every_value_is(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+
+    def written(metadata: dict[str, str], values: list[float], name: str = "w") -> bytes:
+        data = np.array(values, np.float32).tobytes()
+        about = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, len(data)]}
+        header = json.dumps({"__metadata__": metadata, name: about}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+        return damage.content(path)
+
+    one = written({"a": "1", "b": "2"}, [1.0, 2.0])
+    assert written({"b": "2", "a": "1"}, [1.0, 2.0]) == one
+    others = [({"a": "1", "b": "3"}, [1.0, 2.0], "w"), ({"a": "1", "b": "2"}, [1.0, 3.0], "w")]
+    for metadata, values, name in [*others, ({"a": "1", "b": "2"}, [1.0, 2.0], "v")]:
+        assert written(metadata, values, name) != one
