@@ -43,6 +43,7 @@ STYLE = """
 .good .mark { background: #1a7f4b; } .bad .mark { background: var(--alarm); }
 .verdict h1 { margin: 0; overflow-wrap: anywhere; }
 .verdict p { margin: 6px 0 0; color: var(--muted); overflow-wrap: anywhere; }
+.verdict .likely { color: var(--ink); font-weight: 600; }
 tr.section span { display: inline-grid; place-items: center; width: 22px; height: 22px; border-radius: 7px;
   margin-right: 9px;  background: color-mix(in srgb, var(--muted) 16%, transparent); font-size: 12px; }
 td.where { color: var(--muted); font-size: 12.5px; min-width: 120px; overflow-wrap: anywhere; }
@@ -80,12 +81,21 @@ ABOVE = ("model", "optimizer", "text", "left out")
 """Facts that stand at the head of the page; the others are the environment."""
 
 
-def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts: dict[str, str], compared: str) -> str:
+def page(
+    ok: bool,
+    verdict: str,
+    likely: str,
+    subject: str,
+    results: Sequence[Result],
+    facts: dict[str, str],
+    compared: str,
+) -> str:
     """Return the whole page of a `parity.report.report.Report`.
 
     Args:
         ok: whether the two are the same model.
         verdict: one sentence that says so.
+        likely: sentences that name the likely causes; may be empty.
         subject: what was checked.
         results: all lines.
         facts: what else is to be known, in words.
@@ -96,10 +106,12 @@ def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts:
     parts = [
         f'<p class="kicker">parity · {html.escape(compared)}</p>',
         f'<section class="verdict {good}"><div class="mark" aria-hidden="true">{"✓" if ok else "✕"}</div>',
-        f'<div><h1 id="verdict">{html.escape(verdict)}</h1><p>{html.escape(subject)}</p></div></section>',
+        f'<div><h1 id="verdict">{html.escape(verdict)}</h1>',
+        f'<p class="likely">{html.escape(likely)}</p>' if likely else "",
+        f"<p>{html.escape(subject)}</p></div></section>",
     ]
-    if facts:
-        parts.append(facts_list({name: value for name, value in facts.items() if name in ABOVE}))
+    if above := {name: value for name, value in facts.items() if name in ABOVE}:
+        parts.append(facts_list(above))
     parts.append(_overview(results, dtypes))
     parts.append("<h2>The ladder</h2>")
     parts.append(
@@ -110,7 +122,7 @@ def page(ok: bool, verdict: str, subject: str, results: Sequence[Result], facts:
     parts += _charts(results)
     parts.append("<h2>Environment</h2>")
     parts.append(facts_list({name: value for name, value in facts.items() if name not in ABOVE}))
-    parts.append("<footer>Written by python -m parity.check</footer>")
+    parts.append("<footer>Written by parity</footer>")
     return html_page(f"parity: {'same model' if ok else 'they differ'}", parts, style=STYLE)
 
 

@@ -46,7 +46,11 @@ class Report:
     @property
     def verdict(self) -> str:
         """What was found, in one sentence, and the likely causes."""
-        return " ".join([self._finding, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.likely)])
+        return " ".join(filter(None, [self._finding, self._causes]))
+
+    @property
+    def _causes(self) -> str:
+        return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.likely)
 
     @property
     def _finding(self) -> str:
@@ -92,7 +96,7 @@ class Report:
         """A web page that stands alone."""
         from parity.report.page import page
 
-        return page(self.ok, self.verdict, self.subject, self.results, self.facts, self.compared)
+        return page(self.ok, self._finding, self._causes, self.subject, self.results, self.facts, self.compared)
 
     def save_page(self, path: Path) -> None:
         """Write the page."""

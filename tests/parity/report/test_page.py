@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,16 @@ def test_the_page_can_be_drawn(tmp_path: Path, chromium: str, report: Callable):
     subprocess.run([chromium, *flags, (tmp_path / "r.html").as_uri()], capture_output=True, timeout=120)
     assert shot.read_bytes()[:4] == b"\x89PNG"
     assert shot.stat().st_size > 20_000
+
+
+def test_the_likely_cause_stands_below_the_finding_and_no_box_is_empty(report: Callable):
+    found = replace(
+        report(1e-6), likely=("likely: eps 1e-05 -> 1e-06 in norm (agrees to 2e-16 when changed)",), facts={}
+    )
+    text = found.page()
+    assert '<p class="likely">Likely: eps 1e-05 -&gt; 1e-06 in norm (agrees to 2e-16 when changed).</p>' in text
+    assert "Likely" not in text.partition('<h1 id="verdict">')[2].partition("</h1>")[0]
+    above = text.partition("<h2>The ladder</h2>")[0]
+    assert "<dl" not in above
+    assert "<dl" in report(1e-6).page().partition("<h2>The ladder</h2>")[0]
+    assert 'class="likely"' not in report(1e-6).page()
