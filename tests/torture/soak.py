@@ -1,6 +1,6 @@
 """Long runs of tiny models: memory, open files and threads must stay what they are after a warm-up.
 
-`python -m tests.torture.soak --plot docs/soak.png` draws the memory of both twins over 10,000 steps.
+`python -m tests.torture.soak --plot docs/soak.png` draws the memory of both twins over 50,000 steps.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.torture.outcome import Outcome
 
 __all__ = ["STEPS", "Sample", "faults", "growth", "plot", "soak", "verdict"]
 
-STEPS = 10_000
+STEPS = 50_000
 TWINS = ("jaxlm", "torchlm")
 REPORT = re.compile(r"step\s+([\d,]+)/")
 SECONDS = 1200
@@ -128,7 +128,7 @@ def verdict(samples: Sequence[Sample]) -> str:
 
 
 def faults(count: int, folder: Path) -> Iterator[Outcome]:
-    """Train each twin for 10,000 steps with 100 evaluations, samples and checkpoints, or fewer for a smaller count."""
+    """Train each twin for 50,000 steps with 500 evaluations, samples and checkpoints, or fewer for a smaller count."""
     for twin in TWINS:
         steps = max(3000, STEPS * count // 2)
         samples = soak(twin, steps, folder)
