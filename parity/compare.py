@@ -21,6 +21,15 @@ from lmcore.errors import OneLineParser, UserError, command
 from lmcore.lazy import callable_module
 from parity.arrays import Arrays
 from parity.mapping import Names, Row, resolve
+from parity.ports.checking import (
+    check_batches,
+    check_callables,
+    check_dtype,
+    check_names,
+    check_pair,
+    check_taps,
+    check_torch,
+)
 from parity.ports.dropout import Masks, drawn
 from parity.ports.judging import judged, noted, same_start
 from parity.ports.recording import Recording, load, noise, record_port
@@ -103,10 +112,19 @@ def compare(
         UserError: the names do not fit the parameters, or the taps the modules; the message names each.
     """
     options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("inputs", "dtype")}
+    check_dtype(dtype)
+    check_names(names)
+    check_taps(taps)
+    check_torch(torch_module)
+    check_pair("losses", losses, "functions of JAX's outputs and of torch's")
+    check_pair("optimizers", optimizers, "an optax transformation, and a function of torch's parameters", (1,))
+    check_batches(batches)
+    check_callables(call_jax=call_jax, call_module=call_module, masks=masks)
     try:
         return _compare(*inputs, dtype=dtype, **options)
-    except TypeError as error:
-        if dtype != "float64" or "float32" not in str(error):
+    except (TypeError, RuntimeError) as error:
+        said = str(error).lower()
+        if dtype != "float64" or not ("float32" in said or ("float" in said and "double" in said)):
             raise
         report = _compare(*inputs, dtype="float32", **options)
         note = f"compared in float32, since the model does not run in float64: {str(error).strip().splitlines()[0]}"
@@ -171,17 +189,19 @@ def _compare(
         raw = record_port(torch_port, weights, subject=type(module).__name__, facts={}, grads=grads)
         checked = checked_taps(taps or {}, torch_port.parts)
         other = to_jax.recording(raw, one, checked)
-        if BITS[dtype] == 16:
-            other = to_jax.recording(replace(raw, noise=noise(torch_port, weights, raw)), one, checked)
         results = judged(one, other)
-        if not all(result.ok for result in results):
+        rounded = BITS[dtype] == 16 or bool(one.narrow or raw.narrow)
+        if rounded or not all(result.ok for result in results):
             one = replace(one, noise=noise(jax_port, one.weights, one))
+            if rounded:
+                raw = replace(raw, noise=noise(torch_port, weights, raw, grads))
+                other = to_jax.recording(raw, one, checked)
             results = judged(one, other)
         causes: tuple[str, ...] = ()
         if search_seconds > 0 and (failure := next((result for result in results if not result.ok), None)):
             from parity.ports.likely import likely_causes
 
-            causes = likely_causes(torch_port, rows, one, checked, failure, search_seconds)
+            causes = likely_causes(torch_port, rows, one, other, checked, failure, search_seconds)
     subject = f"{one.subject} in JAX against {other.subject} in torch"
     return Report(subject=subject, results=tuple(results), facts=one.facts, likely=causes)
 
@@ -257,16 +277,19 @@ def compare_recordings(one: Recording, two: Recording) -> Report:
     Raises:
         UserError: they have no names in common.
     """
-    if one.weights and not one.weights.keys() & two.weights.keys():
-        ours, theirs = next(iter(one.weights)), next(iter(two.weights))
+    if (one.weights or two.weights) and not one.weights.keys() & two.weights.keys():
+        ours, theirs = (next(iter(each.weights), "none") for each in (one, two))
         raise UserError(
             f"the recordings have no parameter in common, such as {ours} and {theirs}; record one of them with "
             "like= the other, and names="
         )
     others = {name: value for name, value in two.facts.items() if one.facts.get(name) != value}
+    results = (*same_start(one, two), *judged(one, two))
+    searched = two.likely if two.like == one.digest() else ()
     return Report(
         subject=f"{one.subject} in {LABELS[one.framework]} against {two.subject} in {LABELS[two.framework]}",
-        results=(*same_start(one, two), *judged(one, two)),
+        results=results,
+        likely=() if all(result.ok for result in results) else searched,
         facts=one.facts | {f"{name} of the second": value for name, value in others.items()},
         compared=f"{LABELS[one.framework]} against {LABELS[two.framework]}",
     )

@@ -20,6 +20,8 @@ FALSE_ALARMS = 1e-3
 """Probability that the bound is exceeded by one more draw."""
 MIN_SPREAD = 0.1
 """Minimum standard deviation of a drift, in powers of ten."""
+APART = 10.0
+"""How many times more than at any step before does a loss differ that is named as the first divergent one."""
 SKIPPED = 0.25
 """Fraction of the run that is left out at its beginning, while the drift is still the size of single roundings."""
 
@@ -70,6 +72,7 @@ def judge_curves(
     largest = difference("loss at step", reference, port)
     ok = size <= bound  # NaN is not
     bands = np.abs([one - other for one, other in own])
+    first = "" if ok else _first_divergent(reference, port, bands, dtype)
     curves = {**losses, "floor": np.median(bands, axis=0), "highest": np.max(bands, axis=0)}
     return Result(
         rung=7,
@@ -78,11 +81,26 @@ def judge_curves(
         verdict="pass" if ok else "FAIL",
         max_abs=largest.max_abs,
         max_rel=largest.max_rel,
-        where=largest.place,
-        first="" if ok else largest.name,
+        where=first or largest.place,
+        first=first,
         limit=f"{10**bound:.1e} mean drift",
         note=f"mean drift {10**size:.1e}; {len(own)} moves by one ulp on either side: {10 ** np.mean(sizes):.1e}, "
         f"up to {10 ** np.max(sizes):.1e}; false alarms: 1 in {1 / FALSE_ALARMS:,.0f}",
         differences=(largest,),
         curves={name: [float(x) for x in values] for name, values in curves.items()},
     )
+
+
+def _first_divergent(reference: np.ndarray, port: np.ndarray, bands: np.ndarray, dtype: str) -> str:
+    """Return the name of the first step whose losses differ by more than rounding, counted from one.
+
+    Args:
+        reference: losses of the reference.
+        port: losses of the port.
+        bands: |difference| of each side's own runs and step, runs × steps.
+        dtype: precision of all runs.
+    """
+    single = tolerance("logits", dtype) or MAX_DIVERGENCE
+    normal = APART * np.maximum.accumulate(np.maximum(bands.max(axis=0), single * np.abs(reference)))
+    beyond = ~(np.abs(reference - port) <= normal)  # NaN is
+    return f"loss at step {np.argmax(beyond) + 1}" if beyond.any() else "loss of all steps"

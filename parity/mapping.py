@@ -240,5 +240,5 @@ def _words(row: object) -> set[str]:
     return {row} if isinstance(row, str) else set().union(*map(_words, row)) if isinstance(row, tuple) else set()
 
 
-def _shown(key: Side) -> str:
-    return key if isinstance(key, str) else f"({', '.join(map(str, key))})"
+def _shown(key: object) -> str:
+    return f"({', '.join(map(str, key))})" if isinstance(key, tuple) else str(key)

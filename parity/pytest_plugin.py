@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lmcore.errors import UserError
+
 if TYPE_CHECKING:
     from parity.report.report import Report
 
@@ -63,6 +65,8 @@ def _limited(seconds: float | None) -> Iterator[None]:
     if not seconds:
         yield
         return
+    if seconds < 0:
+        raise UserError(f"seconds: found {seconds:g}, expected a time limit of more than 0")
     interrupts = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
     def stop(number: int, frame: Any) -> None:

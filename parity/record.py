@@ -21,8 +21,10 @@ from lmcore.describe import environment
 from lmcore.errors import UserError
 from lmcore.lazy import callable_module
 from parity.compare import checked_taps, rows_of, subject_of
-from parity.mapping import Names
+from parity.mapping import Names, Row
+from parity.ports.checking import check_batches, check_callables, check_dtype, check_names, check_taps
 from parity.ports.dropout import Masks, drawn
+from parity.ports.judging import judged
 from parity.ports.recording import Recording, load, noise, record_port, save
 from parity.ports.side import DType, Request
 from parity.ports.translation import Translation
@@ -57,6 +59,7 @@ def record(
     masks: Masks = drawn,
     optimizer: Any = None,
     batches: Sequence[tuple[Any, ...]] = (),
+    search_seconds: float = 60.0,
 ) -> Recording:
     """Run one side, and write what it computed to a file.
 
@@ -81,6 +84,8 @@ def record(
         optimizer: an optax transformation, or a function from torch's parameters to an optimizer, alone or with its
             scheduler.
         batches: inputs of each step of training; none takes those of `like`.
+        search_seconds: as in `compare`, where a torch module is recorded `like` a JAX model: the likely causes are
+            written to the file.
 
     Returns:
         The recording, as it was written.
@@ -88,6 +93,15 @@ def record(
     Raises:
         UserError: the model is of neither framework, `names` is missing or does not fit, or the file cannot be read.
     """
+    if dtype is not None:
+        check_dtype(dtype)
+    if names is not None:
+        check_names(names)
+    check_taps(taps)
+    check_batches(batches)
+    check_callables(loss=loss, call=call, masks=masks)
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise UserError(f"path: found {str(path)!r}, expected the name of a file in a folder that exists")
     other = like if isinstance(like, Recording) or like is None else load(Path(like))
     framework: Literal["jax", "torch"] = "torch" if _is_torch(model) else "jax"
     request = Request(
@@ -114,10 +128,13 @@ def record(
             weights, grads = here.weights(other.weights), here.values(other.grads)
         weights = port.weights | {name: value for name, value in weights.items() if name in port.weights}
         recording = record_port(port, weights, subject=subject_of(model), facts=environment(), grads=grads)
-        recording = replace(recording, noise=noise(port, weights, recording))
+        recording = replace(recording, noise=noise(port, weights, recording, grads))
         if other is not None and translation is not None:
             known = checked_taps(taps or {}, getattr(port, "parts", {}))
             recording = translation.recording(recording, other, known)
+            if framework == "torch" and search_seconds > 0:
+                causes = _causes(cast("TorchPort", port), rows, other, recording, known, search_seconds)
+                recording = replace(recording, likely=causes, like=other.digest())
     save(Path(path), recording)
     return recording
 
@@ -139,6 +156,27 @@ def _port(
 
         with jax_settings(), jax_set_up(request):
             yield JaxPort(adapt(model, params, call, request.train), request)
+
+
+def _causes(
+    port: "TorchPort", rows: list[Row], one: Recording, other: Recording, taps: Mapping[str, str], seconds: float
+) -> tuple[str, ...]:
+    """Return sentences that name the likely causes of what differs first.
+
+    Args:
+        port: torch's side.
+        rows: the mapping of names.
+        one: recording of JAX's side.
+        other: recording of torch's side, by JAX's names.
+        taps: name of a tap -> submodule.
+        seconds: time after which nothing more is tried.
+    """
+    failure = next((result for result in judged(one, other) if not result.ok), None)
+    if failure is None:
+        return ()
+    from parity.ports.likely import likely_causes
+
+    return likely_causes(port, rows, one, other, taps, failure, seconds)
 
 
 def _outputs(own: Sequence[str], other: Recording | None, chosen: Sequence[str] | None) -> dict[str, str] | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lmcore.errors import UserError
+
 __all__ = ["Masks", "drawn", "jax_masks", "kept", "torch_masks"]
 
 Masks = Callable[[int, tuple[int, ...], float], np.ndarray]
@@ -81,11 +83,22 @@ def torch_masks(masks: Masks) -> Iterator[None]:
             scores = masked
         return dropout(scores.softmax(-1), dropout_p) @ v
 
+    def of_channels(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if not training or p == 0:
+            return x
+        shape = (*x.shape[:2], *(1 for _ in x.shape[2:]))
+        mask = torch.from_numpy(masks(next(numbers), shape, 1 - p)).to(x.device)
+        return torch.where(mask, x / (1 - p), 0)
+
     class WithMasks(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func in (F.dropout, torch.dropout, torch.dropout_):
                 return dropout(*args, **kwargs)
+            if func in (F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout):
+                return of_channels(*args, **kwargs)
+            if func in (F.alpha_dropout, F.feature_alpha_dropout) and (kwargs.get("training") or args[2:3] == (True,)):
+                raise UserError("train: alpha_dropout draws masks that cannot be given; set its probability to 0")
             if func is F.scaled_dot_product_attention and (kwargs.get("dropout_p") or (args[4:5] or (0,))[0]):
                 return attention(*args, **kwargs)
             return func(*args, **kwargs)

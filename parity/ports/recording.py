@@ -3,15 +3,17 @@
 docs/recording.md describes the format.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from lmcore.errors import UserError
+from lmcore.errors import UserError, shown
+from lmcore.files import give_usual_mode
 from parity.arrays import Arrays, moved_by_one_ulp
 from parity.ports.side import BITS, DType, Framework, Port, Side, Updated, carrier
 
@@ -34,6 +36,7 @@ FIELDS = (
         "train",
         "facts",
         "loss",
+        "loss_size",
         "modules",
         "trained",
         "frozen",
@@ -41,7 +44,7 @@ FIELDS = (
         "narrow",
         "optimizer",
     ),
-    *("curve", "moved_curves", "notes"),
+    *("curve", "moved_curves", "notes", "likely", "like"),
 )
 """Fields that are JSON."""
 
@@ -63,7 +66,7 @@ class Recording(Side):
     frozen: tuple[str, ...] = ()
     """Names of parameters whose gradient the model itself does not ask for."""
     noise: dict[str, float] = field(default_factory=dict)
-    """`section/name` -> largest change of any value when all weights move by one unit in the last place."""
+    """`section/name` -> by how much any value is rounded: see `noise`."""
     narrow: dict[str, str] = field(default_factory=dict)
     """Operation whose result is narrower than `dtype` -> its type."""
     updates: tuple[Updated, ...] = ()
@@ -77,6 +80,18 @@ class Recording(Side):
     moved_curves: tuple[tuple[float, ...], ...] = ()
     """The same from moved weights."""
     notes: tuple[str, ...] = ()
+    likely: tuple[str, ...] = ()
+    """Sentences that name the likely causes of what differs from the recording that this one was made like."""
+    like: str = ""
+    """Digest of that recording."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what was computed."""
+        digest = hashlib.sha256(self.subject.encode())
+        for section in ("weights", "outputs", "grads"):
+            for name, array in getattr(self, section).items():
+                digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def record_port(
@@ -92,7 +107,7 @@ def record_port(
         grads: gradients of the updates, by the side's names; None for its own.
     """
     request, side = port.request, port.run(weights)
-    narrow = port.narrow() if request.dtype == "float64" else {}
+    narrow = port.narrow() if BITS[request.dtype] > 16 else {}
     updates: list[Updated] = []
     curve, moved = np.array([]), []
     if request.optimizer is not None:
@@ -122,26 +137,46 @@ def record_port(
     )
 
 
-def noise(port: Port, weights: Arrays, side: Side) -> dict[str, float]:
-    """Return how much each value changes when all weights move by one unit in the last place, as `Recording.noise`.
+def noise(port: Port, weights: Arrays, side: Side, grads: Arrays | None = None) -> dict[str, float]:
+    """Return how much each value of a side is rounded, as `Recording.noise`.
+
+    That is the change when all weights move by one unit in the last place; and where the side computes in a narrower
+    type than is compared in, or in 16 bits, also the difference from what it computes in float32.
 
     Args:
         port: the side.
         weights: those that `side` was computed from.
         side: the values from unmoved weights.
+        grads: those of the updates; None for the side's own.
     """
+    kind = narrowest(getattr(side, "narrow", {}), port.request.dtype)
+    step = kind if BITS[kind] == 16 else None
+    runs = [port.run(_moved(weights, port, draw, step)) for draw in range(DRAWS if step else 1)]
+    updates: Sequence[Updated] = ()
+    if kind != port.request.dtype or BITS[kind] == 16:
+        other = port.in_dtype("float32")
+        runs.append(other.run(weights))
+        if port.request.optimizer is not None:
+            updates = other.updates(weights, side.grads if grads is None else grads, FACTORS)
     found: dict[str, float] = {}
-    for draw in range(1 if port.request.dtype in ("float64", "float32") else DRAWS):
-        moved = port.run(_moved(weights, port, draw))
+    for run in runs:
         for section in ("activations", "outputs", "grads", "input_grads", "state"):
-            before, after = getattr(side, section), getattr(moved, section)
-            for name in before:
-                if name in after and before[name].shape == after[name].shape and before[name].dtype.kind in "fc":
-                    change = np.abs(before[name] - after[name])
-                    size = float(change.max(initial=0.0, where=np.isfinite(change)))
-                    found[f"{section}/{name}"] = max(size, found.get(f"{section}/{name}", 0.0))
-        found["loss"] = max(abs(moved.loss - side.loss), found.get("loss", 0.0))
+            _note_changes(found, section, getattr(side, section), getattr(run, section))
+        found["loss"] = max(abs(run.loss - side.loss), found.get("loss", 0.0))
+    for number, (one, other_one) in enumerate(zip(getattr(side, "updates", ()), updates, strict=False)):
+        _note_changes(found, f"updates/{number}/params", one.params, other_one.params)
+        for moment, values in one.moments.items():
+            _note_changes(found, f"updates/{number}/{moment}", values, other_one.moments.get(moment, {}))
     return found
+
+
+def _note_changes(found: dict[str, float], section: str, before: Arrays, after: Arrays) -> None:
+    """Add the largest changes of real values to `found`, under `section/name`, where they are larger than before."""
+    for name, value in before.items():
+        if name in after and value.shape == after[name].shape and value.dtype.kind in "fc":
+            change = np.abs(value - after[name])
+            size = float(change.max(initial=0.0, where=np.isfinite(change)))
+            found[f"{section}/{name}"] = max(size, found.get(f"{section}/{name}", 0.0))
 
 
 def narrowest(narrow: Mapping[str, str], dtype: str) -> DType:
@@ -178,6 +213,7 @@ def save(path: Path, recording: Recording) -> None:
     plain = {name: _plain(array) for name, array in arrays.items()}
     partial = path.with_name(f"{path.name}.partial")
     save_file(plain, partial, {"schema": SCHEMA, "version": str(VERSION), "recording": json.dumps(facts)})
+    give_usual_mode(partial)
     partial.replace(path)
 
 
@@ -200,10 +236,15 @@ def load(path: Path) -> Recording:
             if found != str(VERSION):
                 raise UserError(f"{path}: found a recording of version {found}, expected {VERSION}; record it again")
             facts = json.loads(about["recording"])
-            arrays = {name: file.get_tensor(name) for name in facts.pop("order")}
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a recording: {error}") from error
-    for name in facts.pop("complex"):
+            return _read(facts, {name: file.get_tensor(name) for name in facts["order"]})
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: cannot be read as a recording: {reason}") from error
+
+
+def _read(facts: dict[str, Any], arrays: Arrays) -> Recording:
+    """Return the recording of a file's JSON and tensors; what is missing or of another type raises some error."""
+    for name in facts["complex"]:
         arrays[name] = np.array(arrays[name], order="C").view(np.result_type(arrays[name], np.complex64))[..., 0]
     read: dict[str, Any] = {section: _section(arrays, f"{section}/") for section in SECTIONS[1:]}
     updates: list[Updated] = []
@@ -211,8 +252,12 @@ def load(path: Path) -> Recording:
         kinds = list(dict.fromkeys(name.partition("/")[0] for name in update))
         by_kind = {kind: _section(update, f"{kind}/") for kind in kinds}
         updates.append(Updated(by_kind.pop("params"), by_kind))
-    read |= facts | {name: _filled(facts[name], arrays) for name in ("args", "batches")}
-    read |= {name: tuple(facts[name]) for name in ("trained", "frozen", "curve", "notes")}
+    read |= {name: facts[name] for name in FIELDS if name in facts}
+    if read["dtype"] not in BITS or read["framework"] not in ("jax", "torch"):
+        raise ValueError(f"found {read['dtype']!r} of {read['framework']!r}")
+    read |= {name: _filled(facts[name], arrays) for name in ("args", "batches")}
+    read |= {name: tuple(facts.get(name, ())) for name in ("trained", "frozen", "curve", "notes", "likely")}
+    read |= {name: dict(facts[name]) for name in ("facts", "noise", "narrow")} | {"loss": float(facts["loss"])}
     read["modules"] = {name: tuple(under) for name, under in facts["modules"].items()}
     read["moved_curves"] = tuple(map(tuple, facts["moved_curves"]))
     return Recording(**read, updates=tuple(updates))
@@ -232,12 +277,16 @@ def _section(arrays: Arrays, prefix: str) -> Arrays:
 def _shape_of(tree: Any, name: str, arrays: Arrays) -> Any:
     """Return a tree as JSON, its arrays replaced by the names under which they are added to `arrays`."""
     if isinstance(tree, Mapping):
+        if odd := [key for key in tree if not isinstance(key, str)]:
+            raise UserError(f"{name}: found the key {odd[0]!r}, expected strings alone, as a recording holds no others")
         return {"dict": {key: _shape_of(child, f"{name}[{key!r}]", arrays) for key, child in tree.items()}}
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
         return {type(tree).__name__: [_shape_of(child, f"{name}[{i}]", arrays) for i, child in enumerate(tree)]}
     if hasattr(tree, "dtype"):
         arrays[name] = np.asarray(tree)
         return {"array": name}
+    if not isinstance(tree, str | int | float | bool | None):
+        raise UserError(f"{name}: found {shown(tree)}, expected arrays, numbers, strings, and dicts, tuples and lists")
     return {"value": tree}
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Updated",
     "carrier",
     "projected",
+    "projected_size",
 ]
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
@@ -70,6 +71,8 @@ class Side:
     """Name of a submodule's activation -> parameters and statistics under that submodule."""
     outputs: Arrays
     loss: float
+    loss_size: float = 0.0
+    """Root of the sum of squares of its terms, where the loss is the sum of all outputs with fixed random weights."""
     grads: Arrays
     input_grads: Arrays
     """Gradients of the real inputs, by their places."""
@@ -101,6 +104,9 @@ class Port(Protocol):
     optimizer: str
     """Class of the optimizer that made updates; empty before, and where it has none."""
 
+    def in_dtype(self, dtype: DType) -> "Port":
+        """Return the same model, to run in another type."""
+
     def output_names(self) -> list[str]:
         """Return the names of the model's outputs."""
 
@@ -128,6 +134,16 @@ def projected(leaves: Leaves, convert: Callable[[np.ndarray], Any]) -> Any:
     if len(parts) == 1 and parts[0][1].ndim == 0:
         return parts[0][1]
     return sum((part * convert(projection(name, part.shape))).sum() for name, part in parts)
+
+
+def projected_size(outputs: Arrays) -> float:
+    """Return the root of the sum of squares of what `projected` sums up: its terms may cancel, and rounding does not.
+
+    Args:
+        outputs: under the names that both sides use.
+    """
+    parts = [(name, part) for name, leaf in outputs.items() for part in _real_parts(leaf)]
+    return float(np.sqrt(sum(((part * projection(name, part.shape)) ** 2).sum() for name, part in parts)))
 
 
 def _real_parts(leaf: Any) -> tuple[Any, ...]:

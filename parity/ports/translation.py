@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
+from lmcore.errors import UserError
 from parity.arrays import Arrays
 from parity.mapping import Row
 from parity.ports.recording import Recording
@@ -18,6 +19,8 @@ SUM = " + "
 """Between the names of arrays whose gradients are one on the other side, as of tied weights."""
 ALIKE = 1e-2
 """Largest relative difference of a tapped value from the submodule's output that it is taken for."""
+NEARER = 3.0
+"""Factor by which axes in another order must be nearer than as they are, where both have the shape."""
 MAX_AXES = 5
 """Number of axes whose orders are all tried."""
 
@@ -37,10 +40,13 @@ class Translation:
         """Return parameters and statistics; what no row names is left out."""
         found: Arrays = {}
         for row in self._present(arrays):
-            if row.copies and self.to == "jax":
-                found |= row.to_jax(arrays | {name: np.zeros_like(arrays[name]) for name in row.torch[1:]})
-            else:
-                found |= self._moved(row, arrays)
+            try:
+                if row.copies and self.to == "jax":
+                    found |= row.to_jax(arrays | {name: np.zeros_like(arrays[name]) for name in row.torch[1:]})
+                else:
+                    found |= self._moved(row, arrays)
+            except ValueError as error:
+                raise UserError(f"names: {' and '.join(self._source(row))}: {error}") from error
         return found
 
     def values(self, arrays: Arrays) -> Arrays:
@@ -111,9 +117,11 @@ class Translation:
         return row.to_jax(arrays) if self.to == "jax" else row.to_torch(arrays)
 
     def _noise(self, noise: Mapping[str, float]) -> dict[str, float]:
-        found = {name: value for name, value in noise.items() if not name.startswith(("grads/", "state/"))}
+        sections = {key.rpartition("/")[0] for key in noise if not key.startswith(("activations/", "outputs/"))}
+        translated = sorted(section for section in sections if section not in ("", "input_grads"))
+        found = {key: value for key, value in noise.items() if key.rpartition("/")[0] not in translated}
         for row in self.rows:
-            for section in ("grads", "state"):
+            for section in translated:
                 sizes = [noise[key] for name in self._source(row) if (key := f"{section}/{name}") in noise]
                 if sizes:
                     names = [SUM.join(self._target(row))] if row.shares or row.copies else self._target(row)
@@ -186,23 +194,28 @@ def _calls(recording: Recording, base: str) -> list[np.ndarray]:
 def _fit(wanted: np.ndarray, found: np.ndarray) -> np.ndarray | None:
     """Return an array in the shape of another: as it is, its axes in another order, or the last ones joined or split.
 
-    Of several orders of axes, the one whose values are nearest; None where none fits.
+    Of several orders of axes, the one whose values are nearest, but as it is unless another is much nearer; None where
+    none fits.
     """
-    if wanted.shape == found.shape:
-        return found
     if sorted(wanted.shape) == sorted(found.shape) and found.ndim <= MAX_AXES:
         orders = [found.transpose(order) for order in permutations(range(found.ndim))]
-        return min((t for t in orders if t.shape == wanted.shape), key=lambda other: _apart(wanted, other))
+        nearest = min((t for t in orders if t.shape == wanted.shape), key=lambda other: _distance(wanted, other))
+        as_it_is = wanted.shape == found.shape and _distance(wanted, found) <= NEARER * _distance(wanted, nearest)
+        return found if as_it_is else nearest
+    if wanted.shape == found.shape:
+        return found
     first = next((i for i, pair in enumerate(zip(wanted.shape, found.shape, strict=False)) if pair[0] != pair[1]), 0)
     return found.reshape(wanted.shape) if first > 0 and wanted.size == found.size else None
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the distance of two arrays, the second in the shape of the first; infinite where it does not fit."""
+    fitted = _fit(one, other)
+    return np.inf if fitted is None else _distance(one, fitted)
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference relative to the largest value; infinite where it is not finite."""
-    fitted = other if one.shape == other.shape else _fit(one, other)
-    if fitted is None:
-        return np.inf
-    other = fitted
     scale = max(float(np.abs(each).max(initial=0.0)) for each in (one, other)) or 1.0
     size = float(np.abs(one - other).max(initial=0.0)) / scale if one.dtype != bool else float((one != other).any())
     return size if np.isfinite(size) else np.inf

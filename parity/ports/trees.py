@@ -61,7 +61,10 @@ def rebuilt(tree: Any, change: Callable[[str, Any], Any], name: str = "input") -
     """
     if isinstance(tree, Mapping):
         return {key: rebuilt(child, change, f"{name}[{key!r}]") for key, child in tree.items()}
-    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        fields = zip(tree._fields, tree, strict=True)
+        return type(tree)(*(rebuilt(child, change, f"{name}.{field}") for field, child in fields))
+    if isinstance(tree, tuple | list):
         return type(tree)(rebuilt(child, change, f"{name}[{index}]") for index, child in enumerate(tree))
     return change(name, _numpy(tree)) if hasattr(tree, "dtype") else tree
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 import optax
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 from lmcore.errors import UserError
@@ -67,6 +70,8 @@ def test_two_recordings_are_compared_from_inputs_to_the_training_curve(recorded:
     assert report, str(report)
     assert [r.rung for r in report.results] == [1, 2, 4, 5, 5, 5, 6, 6, 7]
     assert two.weights.keys() == one.weights.keys()
+    (recorded / "plain").touch()
+    assert (recorded / "jax").stat().st_mode == (recorded / "plain").stat().st_mode
 
     class Off(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,6 +79,33 @@ def test_two_recordings_are_compared_from_inputs_to_the_training_curve(recorded:
 
     record(recorded / "off", Off(*module()), like=recorded / "jax", names=NAMES)
     assert compare_recordings(one, load(recorded / "off")).first_failure.what == "outputs"
+
+
+def test_likely_causes_are_recorded_and_shown_for_the_recording_they_were_found_with(recorded: Path):
+    wrong = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3, bias=False))
+    cast = record(recorded / "relu", wrong, like=recorded / "jax", names=NAMES, optimizer=adam)
+    assert cast.likely == (), "tanh in place of ReLU is not usual"
+    decayed = partial(torch.optim.Adam, lr=1e-2, weight_decay=1e-2)
+    record(recorded / "decayed", module(), like=recorded / "jax", names=NAMES, optimizer=decayed)
+    one, two = load(recorded / "jax"), load(recorded / "decayed")
+    report = compare_recordings(one, two)
+    assert report.first_failure.rung == 6
+    assert report.likely[0].startswith("likely: weight_decay 0.01 -> 0 (agrees "), report.likely
+    assert "Likely: weight_decay 0.01 -> 0" in str(report)
+    other = record(recorded / "other", network, X + 1, params=PARAMS, optimizer=optax.adam(1e-2), batches=BATCHES)
+    assert compare_recordings(other, two).likely == (), "found with another recording"
+    none = record(recorded / "none", module(), like=recorded / "jax", names=NAMES, optimizer=decayed, search_seconds=0)
+    assert none.likely == ()
+
+
+def test_a_field_of_a_later_version_is_no_obstacle(recorded: Path):
+    with safe_open(recorded / "jax", "numpy") as file:
+        about, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts = json.loads(about["recording"])
+    facts["later"] = 1
+    del facts["likely"], facts["like"]
+    save_file(arrays, recorded / "later", about | {"recording": json.dumps(facts)})
+    assert load(recorded / "later").digest() == load(recorded / "jax").digest()
 
 
 def test_a_jax_model_is_recorded_like_a_torch_module_too(tmp_path: Path):

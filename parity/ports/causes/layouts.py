@@ -42,7 +42,6 @@ class _Tensor:
 
     name: str
     shape: tuple[int, ...]
-    row: int
 
 
 def layout_trials(module: torch.nn.Module, rows: Sequence[Row], widths: Iterable[int]) -> Iterator[Trial]:
@@ -53,17 +52,13 @@ def layout_trials(module: torch.nn.Module, rows: Sequence[Row], widths: Iterable
         rows: the mapping of names.
         widths: of the heads of attention.
     """
-    tensors = [
-        _Tensor(name, shape, number)
-        for number, row in enumerate(rows)
-        for name, shape in zip(row.torch, row.bound.shapes, strict=True)
-    ]
+    tensors = [_Tensor(name, shape) for row in rows for name, shape in zip(row.torch, row.bound.shapes, strict=True)]
     yield from _transposed(tensors)
     yield from _recurrent(module, tensors)
     widths = list(widths)
     yield from _fused(tensors, widths)
     yield from _rotary(tensors, widths)
-    yield from _swapped(tensors, rows)
+    yield from _swapped(tensors)
 
 
 def _over(
@@ -225,9 +220,9 @@ def _paired(shape: tuple[int, int], part: float) -> Change:
     return change
 
 
-def _swapped(tensors: Sequence[_Tensor], rows: Sequence[Row]) -> Iterator[Trial]:
+def _swapped(tensors: Sequence[_Tensor]) -> Iterator[Trial]:
     """Yield the trials of parameters of one shape whose names are taken for each other."""
-    known = {t.name: t for t in tensors if len(rows[t.row].torch) == 1}
+    known = {t.name: t for t in tensors}
     for one, other in TWINS:
         pairs = []
         for name, tensor in known.items():

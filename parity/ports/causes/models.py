@@ -14,14 +14,17 @@ from parity.ports.causes.layouts import layout_trials
 from parity.ports.causes.norms import norm_trials
 from parity.ports.causes.operations import recorded
 from parity.ports.causes.reductions import order_trials, reduction_trials
-from parity.ports.causes.search import search
+from parity.ports.causes.search import BESIDE, search
 from parity.ports.causes.trial import Trial, change, ranked
 
 __all__ = ["likely", "trials"]
 
 Run = Callable[[torch.nn.Module, list[Row]], float | Sequence[float]]
 
-FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError, NotImplementedError)
+FAILURES = (
+    *(RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError),
+    *(NotImplementedError, ZeroDivisionError),
+)
 """What a module may raise when a change doesn't fit it; the change is then no cause."""
 
 
@@ -53,6 +56,7 @@ def likely(
     watch: Callable[[torch.nn.Module], Any] | None = None,
     *,
     tolerance: float = 1e-11,
+    evidence: float = BESIDE,
     runs: int = 200,
     seconds: float = 60.0,
 ) -> list[str]:
@@ -70,6 +74,7 @@ def likely(
             the largest. Gradients that are zero in exact arithmetic must not be among them, nor integers.
         watch: runs the module once without weights from JAX; None for `run`.
         tolerance: largest difference that is rounding.
+        evidence: factor by which a cause must make the difference smaller.
         runs: largest number of runs.
         seconds: time after which no run begins.
 
@@ -91,4 +96,4 @@ def likely(
             return float("inf")
 
     found = trials(copy.deepcopy(module), rows, watch or (lambda watched: run(watched, rows)))
-    return search(found, measure, tolerance=tolerance, runs=runs, seconds=seconds)
+    return search(found, measure, tolerance=tolerance, evidence=evidence, runs=runs, seconds=seconds)

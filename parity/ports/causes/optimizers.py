@@ -1,8 +1,10 @@
 """Names the likely cause of a difference between a torch optimizer and an optax transformation."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from parity.ports.causes.written import WRITTEN, Written
 
 __all__ = ["likely_optimizer"]
 
-Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+Made = torch.optim.Optimizer | tuple[torch.optim.Optimizer, Any]
+"""An optimizer, alone or with its scheduler."""
+Make = Callable[[list[torch.nn.Parameter]], Made]
 Group = dict[str, Any]
 """Options of some parameters of an optimizer."""
 
@@ -38,6 +42,8 @@ class _Trial(Candidate):
     """Whether vectors get a group without decay."""
     wrap: Callable[[torch.optim.Optimizer], None] | None = None
     """Adds a hook."""
+    schedule: Callable[[torch.optim.Optimizer, Any], Any] | None = None
+    """Returns another scheduler in place of the optimizer's."""
 
 
 def likely_optimizer(
@@ -51,7 +57,7 @@ def likely_optimizer(
     """Return the likely causes of a difference of updates, such as `likely: weight_decay 0.01 -> 0.0001 (agrees …)`.
 
     Args:
-        make: from parameters to a torch optimizer.
+        make: from parameters to a torch optimizer, alone or with its scheduler.
         run: from such a function to the relative differences with optax's parameters and moments, in their order, or
             the largest.
         tolerance: largest difference that is rounding.
@@ -61,31 +67,43 @@ def likely_optimizer(
     Returns:
         The sentences, as of `likely`; none where nothing is likely.
     """
-    probe = make([torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))])
+    probe, scheduler = _parts(make([torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]))
 
     def measure(chosen: Sequence[_Trial]) -> float | Sequence[float]:
         try:
-            return run(lambda parameters: _changed(make(parameters), chosen) if chosen else make(parameters))
+            with warnings.catch_warnings():  # of schedulers: none knows a step in advance, or a `Written` optimizer
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step|To get the last learning rate")
+                return run(lambda parameters: _changed(make(parameters), chosen) if chosen else make(parameters))
         except FAILURES:
             if not chosen:
                 raise
             return float("inf")
 
-    return search([*_trials(probe)], measure, tolerance=tolerance, runs=runs, seconds=seconds)
+    trials = [*_trials(probe), *(_schedules() if scheduler is not None else ())]
+    return search(trials, measure, tolerance=tolerance, runs=runs, seconds=seconds)
 
 
-def _changed(optimizer: torch.optim.Optimizer, chosen: Sequence[_Trial]) -> torch.optim.Optimizer:
+def _parts(made: Made) -> tuple[torch.optim.Optimizer, Any]:
+    """Return the optimizer, and its scheduler, or None."""
+    return made if isinstance(made, tuple) else (made, None)
+
+
+def _changed(made: Made, chosen: Sequence[_Trial]) -> Made:
+    optimizer, scheduler = _parts(made)
     if any(trial.split for trial in chosen):
         _without_decay_of_vectors(optimizer)
     for trial, group in itertools.product(chosen, optimizer.param_groups):
         if trial.edit:
             trial.edit(group)
+    for trial in chosen:
+        if trial.schedule:
+            scheduler = trial.schedule(optimizer, scheduler)
     if any(key in group for group in optimizer.param_groups for key in WRITTEN):
-        optimizer = Written(optimizer)
+        optimizer = Written(optimizer)  # it has the groups that the scheduler writes to
     for trial in chosen:
         if trial.wrap:
             trial.wrap(optimizer)
-    return optimizer
+    return optimizer if scheduler is None else (optimizer, scheduler)
 
 
 def _trials(probe: torch.optim.Optimizer) -> Iterator[_Trial]:
@@ -96,8 +114,7 @@ def _trials(probe: torch.optim.Optimizer) -> Iterator[_Trial]:
     yield from _decay(probe, options)
     yield from _rewritten(probe, options)
     for factor in FACTORS:
-        edit = _times("lr", factor)
-        yield _Trial(what=f"learning rate times {factor:g}", kind="lr", places=frozenset({"lr"}), edit=edit)
+        yield _trial(f"learning rate times {factor:g}", "lr", wrap=_faster(factor))
     for norm in NORMS:
         wrap = _hook(_clipped(norm))
         yield _trial(f"gradients -> clipped to a global norm of {norm:g}", "clip", wrap=wrap)
@@ -137,13 +154,14 @@ def _flags(options: Group) -> Iterator[_Trial]:
 
 def _decay(probe: torch.optim.Optimizer, options: Group) -> Iterator[_Trial]:
     """Yield the trials of how weights decay, and which."""
-    decay, rate = options.get("weight_decay", 0.0), options["lr"]
+    decay, rate = options.get("weight_decay", 0.0), options.get("initial_lr", options["lr"])
     if any(group.get("weight_decay") for group in probe.param_groups):
         whole = max(group["weight_decay"] for group in probe.param_groups)
         coupled = not options.get("decoupled_weight_decay", False)
         what = "weight decay coupled -> decoupled" if coupled else "weight decay decoupled -> coupled"
         yield _trial(what, "weight_decay form", wrap=_decoupled if coupled else _coupled)
-        for word, factor in (("divided by the learning rate", 1 / rate), ("times the learning rate", rate)):
+        scaled = (("divided by the learning rate", 1 / rate), ("times the learning rate", rate)) if rate else ()
+        for word, factor in scaled:
             yield _trial(f"weight_decay {whole:g} -> {word}", "weight_decay", edit=_times("weight_decay", factor))
         if decay:
             yield _trial("weight decay of all -> of matrices only", "decayed", split=True)
@@ -192,6 +210,78 @@ def _beta(place: int, value: float) -> Callable[[Group], None]:
 
 def _times(key: str, factor: float) -> Callable[[Group], None]:
     return lambda group: group.update({key: group[key] * factor})
+
+
+def _faster(factor: float) -> Callable[[torch.optim.Optimizer], None]:
+    """Return what multiplies the learning rate of each step; a scheduler sees nothing of it."""
+
+    def wrap(optimizer: torch.optim.Optimizer) -> None:
+        rates: list[float] = []
+
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            rates[:] = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * factor
+
+        def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    return wrap
+
+
+def _schedules() -> Iterator[_Trial]:
+    """Yield the trials of a scheduler. One that is a step ahead does not say what the first rate should have been."""
+    yield _trial("schedule -> one step earlier", "schedule", schedule=_advanced)
+    for words, first in (("", _extrapolated), (" from 0", lambda *_: 0.0), (" from its base", _base)):
+        yield _trial(f"schedule -> one step later{words}", "schedule", schedule=partial(_Delayed, first))
+    yield _trial("schedule -> constant learning rate", "schedule", schedule=_constant)
+
+
+def _advanced(optimizer: torch.optim.Optimizer, scheduler: Any) -> Any:
+    scheduler.step()
+    return scheduler
+
+
+class _Delayed:
+    """A scheduler one step behind another, with another rate for its first step."""
+
+    def __init__(self, first: Callable[[Group, Any, int], Any], optimizer: torch.optim.Optimizer, scheduler: Any):
+        self.scheduler, self.optimizer = scheduler, optimizer
+        self.held: list[float] | None = [group["lr"] for group in optimizer.param_groups]
+        for number, group in enumerate(optimizer.param_groups):
+            group["lr"] = first(group, scheduler, number)
+
+    def step(self) -> None:
+        if self.held is None:
+            self.scheduler.step()
+            return
+        for group, rate in zip(self.optimizer.param_groups, self.held, strict=True):
+            group["lr"] = rate
+        self.held = None
+
+
+def _extrapolated(group: Group, scheduler: Any, number: int) -> Any:
+    """Return the rate one step before the scheduler's first, by its own formula."""
+    now = scheduler.last_epoch
+    scheduler.last_epoch = now - 1
+    try:
+        rates = getattr(scheduler, "_get_closed_form_lr", scheduler.get_lr)()
+        return rates[number]
+    finally:
+        scheduler.last_epoch = now
+
+
+def _base(group: Group, scheduler: Any, number: int) -> Any:
+    return group.get("initial_lr", group["lr"])
+
+
+def _constant(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])
 
 
 def _without_decay_of_vectors(optimizer: torch.optim.Optimizer) -> None:

@@ -24,8 +24,10 @@ def reduction_trials(recording: Recording) -> Iterator[Trial]:
         for old, new in (("mean", "sum"), ("sum", "mean")):
             operations = [op for op in recording.named(name) if op.given.get("reduction", "mean") == old]
             yield from over("reduction", operations, f"reduction {old} -> {new}", setting(name, reduction=new))
-    for name in SQUARED:
-        yield from over("factor", recording.named(name), "loss times 0.5", _times_half)
+    scalars = [op for op in recording.named("mean", "sum") if len(op.args) == 1 and not op.kwargs]
+    for factor in (0.5, 2.0):
+        for operations in (recording.named(*SQUARED), scalars):
+            yield from over("factor", operations, f"loss times {factor:g}", _times(factor))
     averaged = [op for op in recording.named("cross_entropy") if op.given.get("reduction", "mean") == "mean"]
     ignoring = [op for op in averaged if bool((op.given["target"] == _ignored(op.given)).any())]
     words = "mean over the targets that count -> over all"
@@ -42,8 +44,8 @@ def _ignored(given: dict[str, Any]) -> int:
     return given.get("ignore_index", -100)
 
 
-def _times_half(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return 0.5 * call(*args, **kwargs)
+def _times(factor: float) -> Replace:
+    return lambda call, *args, **kwargs: factor * call(*args, **kwargs)
 
 
 def _over_all_targets(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

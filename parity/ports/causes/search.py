@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Candidate", "Measure", "search"]
+__all__ = ["BESIDE", "Candidate", "Measure", "search"]
 
 MAX_FAULTS = 4
 """Number of causes that are looked for together."""
@@ -25,7 +25,7 @@ MUCH = 3.0
 STRONG = 1000.0
 """Factor by which it must fall to be named where something else still differs."""
 BESIDE = 100.0
-"""Factor to the best within which another change agrees as well as it does; and to the start, for the best."""
+"""Factor to the best within which another change agrees as well as it does; and, if no other is given, to the start."""
 PAIRED = 12
 """Number of changes, those that helped most, that are tried in pairs where none helps alone."""
 PER_PLACE = 2
@@ -55,7 +55,8 @@ Measure = Callable[[Sequence[C]], float | Sequence[float]]
 class _Score:
     """Differences of one run, in the order of computation."""
 
-    def __init__(self, values: float | Sequence[float], tolerance: float) -> None:
+    def __init__(self, values: float | Sequence[float], tolerance: float, evidence: float) -> None:
+        self.evidence = evidence
         found = (values,) if isinstance(values, int | float) else tuple(values)
         self.values = tuple(math.inf if math.isnan(value) else float(value) for value in found)
         self.first = next((i for i, value in enumerate(self.values) if value > tolerance), len(self.values))
@@ -68,14 +69,14 @@ class _Score:
 
     def solves(self, before: "_Score") -> bool:
         """Return whether this agrees, and much better than before."""
-        return self.agrees and self.worst * BESIDE <= before.worst
+        return self.agrees and self.worst * self.evidence <= before.worst
 
     def drops(self, before: "_Score", factor: float) -> bool:
         """Return whether this is nearer to agreement by at least a factor, or differs later."""
         if len(self.values) != len(before.values) or self.first < before.first:
             return False
         if self.first > before.first:
-            return self.values[before.first] * BESIDE <= before.values[before.first]
+            return self.values[before.first] * self.evidence <= before.values[before.first]
         return self.worst * factor <= before.worst and self.worst < before.worst
 
     def is_strong(self, before: "_Score") -> bool:
@@ -93,13 +94,22 @@ class _Budget:
         return self.runs >= 0 and time.monotonic() < self.end
 
 
-def search(candidates: Sequence[C], measure: Measure[C], *, tolerance: float, runs: int, seconds: float) -> list[str]:
+def search(
+    candidates: Sequence[C],
+    measure: Measure[C],
+    *,
+    tolerance: float,
+    evidence: float = BESIDE,
+    runs: int,
+    seconds: float,
+) -> list[str]:
     """Return sentences, each of which names a change, or several, that would make both agree.
 
     Args:
         candidates: the changes, the usual ones first.
         measure: runs with changes; a number is all differences in one.
         tolerance: largest relative difference that is rounding.
+        evidence: factor by which the difference must fall where both then agree.
         runs: largest number of runs.
         seconds: time after which no run begins.
 
@@ -109,7 +119,7 @@ def search(candidates: Sequence[C], measure: Measure[C], *, tolerance: float, ru
     budget = _Budget(runs, seconds)
 
     def measured(chosen: Sequence[C]) -> _Score:
-        return _Score(measure(chosen), tolerance)
+        return _Score(measure(chosen), tolerance, evidence)
 
     start = now = measured(())
     chosen: list[C] = []

@@ -22,7 +22,7 @@ class Written(torch.optim.Optimizer):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__([{**group} for group in optimizer.param_groups], {})
+        super().__init__(optimizer.param_groups, {})  # the same dicts: a scheduler of the optimizer is this one's too
         kinds = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad)
         self.kind = next(kind for kind in kinds if isinstance(optimizer, kind))
 

@@ -4,6 +4,7 @@ Every library keeps parameters, statistics and random keys in its own way. `adap
 each library is imported only where a model of it is handed over.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -222,6 +223,8 @@ def _haiku(transformed: Any, params: Any, call: Call) -> JaxModel:
         raise UserError("params: expected the pair (params, state) that transform_with_state's init returned")
     own, statistics = params if with_state else (params, {})
     (weights, tree), (others, state_tree) = _opened(own), _opened(statistics)
+    parameters = list(inspect.signature(transformed.apply).parameters)
+    takes_key = parameters[1 + with_state : 2 + with_state] == ["rng"]  # haiku.without_apply_rng takes none
 
     def intercepted(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = function(*args, **kwargs)
@@ -233,10 +236,10 @@ def _haiku(transformed: Any, params: Any, call: Call) -> JaxModel:
         state: dict[str, Any] = {}
 
         def apply(*args: Any, **kwargs: Any) -> Any:
-            key = jax.random.key(0)
+            key = (jax.random.key(0),) if takes_key else ()
             if not with_state:
-                return transformed.apply(tree(arrays), key, *args, **kwargs)
-            outputs, after = transformed.apply(tree(arrays), state_tree(arrays), key, *args, **kwargs)
+                return transformed.apply(tree(arrays), *key, *args, **kwargs)
+            outputs, after = transformed.apply(tree(arrays), state_tree(arrays), *key, *args, **kwargs)
             state.update(flat(after))
             return outputs
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import wraps
 from itertools import count
 from typing import Any
 
@@ -12,9 +14,10 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from lmcore.errors import UserError
 from parity.arrays import Arrays
+from parity.ports.checking import check_loss
 from parity.ports.dropout import jax_masks
 from parity.ports.jax.models import COLLECTIONS, JaxModel, flat
-from parity.ports.side import Framework, Request, Side, Updated, carrier, projected
+from parity.ports.side import DType, Framework, Request, Side, Updated, carrier, projected, projected_size
 from parity.ports.trees import Leaves, named_leaves, rebuilt
 from parity.taps import Collected, collecting
 
@@ -44,6 +47,17 @@ def jax_set_up(request: Request) -> Iterator[None]:
         yield
 
 
+def _in_its_width(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of a port that computes with 64 bits where the port's own type has them, and only there."""
+
+    @wraps(method)
+    def run(port: "JaxPort", *args: Any) -> Any:
+        with jax.enable_x64(port.request.dtype == "float64"):
+            return method(port, *args)
+
+    return run
+
+
 class JaxPort:
     """A JAX model as a side of a comparison: a `parity.ports.side.Port`."""
 
@@ -55,17 +69,30 @@ class JaxPort:
         self.model, self.request = model, request
         self.weights = {name: self._typed(value) for name, value in model.arrays.items()}
         self.trained = tuple(name for name in model.trained if self.weights[name].dtype.kind in "fc")
-        self._args = rebuilt(request.args, lambda name, array: self._typed(array))
-        self._real = {name: x for name, x in named_leaves(self._args, "input").items() if x.dtype.kind == "f"}
+        self._real: Arrays = {}
+        """Real inputs, which get a gradient; a Python number gets none."""
+
+        def typed(name: str, array: np.ndarray) -> np.ndarray:
+            typed = self._typed(array)
+            if typed.dtype.kind == "f":
+                self._real[name] = typed
+            return typed
+
+        self._args = rebuilt(request.args, typed)
         self._program: Callable[..., Any] | None = None
         self._collected = Collected()
         self._by_callback = False
         self._number = next(NUMBERS)
 
+    def in_dtype(self, dtype: DType) -> "JaxPort":
+        """Return the same model, to run in another type."""
+        return JaxPort(self.model, replace(self.request, dtype=dtype))
+
     def output_names(self) -> list[str]:
         """Return the names of the model's outputs, without computing them."""
         return list(named_leaves(jax.eval_shape(lambda: self._call(self._arrays(self.weights), self._inputs({}))[0])))
 
+    @_in_its_width
     def run(self, weights: Arrays) -> Side:
         """Run the model and its gradients, compiled once."""
         values, activations = self._arrays(weights), {}
@@ -83,10 +110,12 @@ class JaxPort:
             activations = self._called_back(values)
         else:
             activations = dict(zip(self._collected.values, map(_numpy, tapped), strict=True))
+        arrays = {name: _numpy(value) for name, value in outputs.items()}
         return Side(
             activations=activations,
             modules={name: self._under(name) for name in activations if name in self._collected.modules},
-            outputs={name: _numpy(value) for name, value in outputs.items()},
+            outputs=arrays,
+            loss_size=0.0 if self.request.loss else projected_size(arrays),
             loss=float(loss),
             # The gradient of a complex parameter in jax is the conjugate of torch's.
             grads={name: np.conj(_numpy(value)) for name, value in grads[0].items()},
@@ -101,6 +130,7 @@ class JaxPort:
         arrays = self._arrays(self.weights)
         return narrow_operations(lambda arrays: self._call(arrays, self._inputs({}))[0], arrays, self.request.dtype)
 
+    @_in_its_width
     def updates(self, weights: Arrays, grads: Arrays, factors: Sequence[float]) -> list[Updated]:
         """Return what the optimizer makes of the same gradients, times one factor after the other."""
         import optax
@@ -110,7 +140,7 @@ class JaxPort:
         now = self._tree(values)
         zeros = {name: jnp.zeros_like(value) for name, value in values.items()}
         slopes = self._tree(zeros | {name: self._array(np.conj(value)) for name, value in grads.items()})
-        state, found = transformation.init(now), []
+        state, found = self._wide(transformation.init(now)), []
         for factor in factors:
             change, state = transformation.update(jax.tree.map(lambda g, f=factor: f * g, slopes), state, now)
             now = optax.apply_updates(now, change)
@@ -143,7 +173,7 @@ class JaxPort:
         values = self._arrays(weights)
         trained = {name: values[name] for name in self.trained}
         fixed = {name: value for name, value in values.items() if name not in trained}
-        optimizer, losses = transformation.init(self._tree(values)), []
+        optimizer, losses = self._wide(transformation.init(self._tree(values))), []
         for args in self.request.batches:
             args = rebuilt(args, lambda name, array: self._array(self._typed(array)))
             trained, fixed, optimizer, loss = step(trained, fixed, optimizer, args)
@@ -194,7 +224,9 @@ class JaxPort:
     def _loss(self, outputs: Any) -> tuple[Leaves, Any]:
         """Return the outputs that are compared, by their common names, and the loss."""
         chosen = self.request.chosen(named_leaves(outputs))
-        return chosen, self.request.loss(outputs) if self.request.loss else projected(chosen, jnp.asarray)
+        loss = self.request.loss(outputs) if self.request.loss else projected(chosen, jnp.asarray)
+        check_loss(loss, "JAX", self.request.loss is not None)
+        return chosen, loss
 
     def _typed(self, array: Any) -> np.ndarray:
         """Convert real values to the type asked for, and complex ones to its complex type, as NumPy holds them."""
@@ -216,6 +248,21 @@ class JaxPort:
     def _flat(self, tree: Any) -> dict[str, Any]:
         """Return the leaves of an optimizer's tree by the names of the parameters."""
         return {self.model.prefix + name: leaf for name, leaf in flat(tree).items()}
+
+    def _wide(self, state: Any) -> Any:
+        """Return an optimizer's state whose numbers are as wide as is compared in.
+
+        JAX divides a count of 32 bits in float32, so that a schedule would be no more exact than that; and optax keeps
+        some sums in float32.
+        """
+        if self.request.dtype != "float64":
+            return state
+
+        def wide(leaf: Any) -> Any:
+            kind = {"float32": jnp.float64, "int32": jnp.int64}.get(str(getattr(leaf, "dtype", "")))
+            return leaf if kind is None else leaf.astype(kind)
+
+        return jax.tree.map(wide, state)
 
     def _transformation(self) -> Any:
         transformation = self.request.optimizer

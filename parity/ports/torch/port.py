@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from lmcore.errors import UserError, shown
 from parity.arrays import Arrays
+from parity.ports.checking import check_loss
 from parity.ports.dropout import torch_masks
-from parity.ports.side import Framework, Request, Side, Updated, projected
+from parity.ports.side import DType, Framework, Request, Side, Updated, projected, projected_size
 from parity.ports.trees import Leaves, named_leaves, rebuilt
 from parity.taps import collecting, tap_module
 from torchlm.math_kernels import choose_math_kernels
@@ -54,6 +56,10 @@ class TorchPort:
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if tensor.is_floating_point() or tensor.is_complex():
                 tensor.data = tensor.data.to(real.to_complex() if tensor.is_complex() else real)
+        recurrent = [part for part in self.module.modules() if isinstance(part, torch.nn.RNNBase)]
+        if request.train and (layered := [part for part in recurrent if part.dropout and part.num_layers > 1]):
+            kind = type(layered[0]).__name__
+            raise UserError(f"train: {kind} draws masks between its layers that cannot be given; set its dropout to 0")
         self.frozen = tuple(name for name, p in self.parameters().items() if not p.requires_grad)
         for parameter in self.module.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -76,6 +82,10 @@ class TorchPort:
         port.module = module
         port.parts = {name.removeprefix(COMPILED): part for name, part in module.named_modules()}
         return port
+
+    def in_dtype(self, dtype: DType) -> "TorchPort":
+        """Return the same module, copied, to run in another type."""
+        return TorchPort(self.module, self.call, replace(self.request, dtype=dtype))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters by name."""
@@ -104,10 +114,12 @@ class TorchPort:
             parameter.grad = None
         if isinstance(loss, torch.Tensor) and loss.requires_grad:  # false for a module that has no gradient at all
             loss.backward()
+        arrays = {name: _numpy(value) for name, value in chosen.items()}
         return Side(
             activations={name: _numpy(value) for name, value in collected.values.items()},
             modules={name: self._under(name) for name in collected.modules},
-            outputs={name: _numpy(value) for name, value in chosen.items()},
+            outputs=arrays,
+            loss_size=0.0 if self.request.loss else projected_size(arrays),
             loss=float(loss.detach() if isinstance(loss, torch.Tensor) else loss),
             grads={name: _gradient(parameters[name]) for name in self.trained},
             input_grads={name: _gradient(tensor) for name, tensor in inputs.items()},
@@ -126,6 +138,8 @@ class TorchPort:
         """Return what the optimizer makes of the same gradients, times one factor after the other."""
         self._load(weights)
         parameters = {name: p for name, p in self.parameters().items() if name in grads}
+        if not parameters:  # all are shared, and have no counterpart of their own
+            return []
         optimizer, scheduler = self._optimizer(list(parameters.values()))
         self.optimizer = type(optimizer).__name__
         found = []
@@ -172,7 +186,9 @@ class TorchPort:
         """Return the outputs that are compared, by their common names, and the loss."""
         leaves = {name: torch.as_tensor(leaf) for name, leaf in named_leaves(outputs).items()}
         chosen = self.request.chosen(leaves)
-        return chosen, self.request.loss(outputs) if self.request.loss else projected(chosen, self._tensor)
+        loss = self.request.loss(outputs) if self.request.loss else projected(chosen, self._tensor)
+        check_loss(loss, "torch", self.request.loss is not None)
+        return chosen, loss
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self.request.device)
@@ -197,9 +213,16 @@ class TorchPort:
             found = shown(self.request.optimizer)
             raise UserError(f"optimizers: found {found} for torch, expected a function from parameters to an optimizer")
         made = self.request.optimizer(parameters)
-        optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
+        optimizer, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise UserError(f"optimizers: found {shown(optimizer)} for torch, expected a torch.optim.Optimizer")
+            what = "a torch.optim.Optimizer, alone or in a pair with its scheduler"
+            raise UserError(f"optimizers: found {shown(optimizer)} for torch, expected {what}")
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if isinstance(optimizer, torch.optim.LBFGS) or isinstance(scheduler, plateau):
+            name = type(scheduler if isinstance(scheduler, plateau) else optimizer).__name__
+            raise UserError(f"optimizers: found {name} for torch, expected one whose step needs no loss")
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise UserError(f"optimizers: found {shown(scheduler)} as torch's scheduler, expected one with a step()")
         return optimizer, scheduler
 
     def _under(self, name: str) -> tuple[str, ...]:

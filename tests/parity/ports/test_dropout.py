@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from flax import linen
 from torch import nn
 
+from lmcore.errors import UserError
 from parity import compare
-from parity.ports.dropout import jax_masks, kept, torch_masks
+from parity.ports.dropout import drawn, jax_masks, kept, torch_masks
+from parity.ports.side import Request
+from parity.ports.torch.port import TorchPort
 
 X = np.random.default_rng(0).standard_normal((3, 4, 8))
 
@@ -70,3 +73,28 @@ def test_masks_are_numbered_in_the_order_of_calls():
         jax.random.bernoulli(jax.random.key(0), 0.75, (2, 3))
     assert seen == [(0, (2, 3), 0.75), (1, (4,), 0.5), (0, (2, 3), 0.75)]
     assert jnp.mean(jax.random.bernoulli(jax.random.key(0), 0.5, (1000,))) < 0.7, "put back"
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Dropout1d, (3, 4, 5)), (nn.Dropout2d, (3, 4, 5, 2))])
+def test_masks_of_whole_channels_are_given_too(layer: type, shape: tuple):
+    seen = []
+
+    def masks(number: int, shape: tuple, keep: float) -> np.ndarray:
+        seen.append(shape)
+        return drawn(number, shape, keep)
+
+    x = torch.ones(shape)
+    with torch_masks(masks):
+        found = layer(0.5)(x)
+    assert seen == [(3, 4, *(1 for _ in shape[2:]))]
+    assert torch.equal(found, x * 2 * torch.from_numpy(drawn(0, seen[0], 0.5)))
+
+
+def test_masks_that_cannot_be_given_are_said():
+    with torch_masks(kept), pytest.raises(UserError, match="train: alpha_dropout draws masks that cannot be given"):
+        nn.AlphaDropout(0.5)(torch.ones(3))
+    assert torch.equal(nn.AlphaDropout(0.5).eval()(torch.ones(3)), torch.ones(3))
+    request = Request(args=(), train=True)
+    with pytest.raises(UserError, match="train: GRU draws masks between its layers"):
+        TorchPort(nn.GRU(2, 2, num_layers=2, dropout=0.5), None, request)
+    TorchPort(nn.GRU(2, 2, num_layers=1), None, request)

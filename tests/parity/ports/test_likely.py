@@ -38,3 +38,23 @@ def test_a_usual_cause_is_named_and_nothing_else():
 def test_a_cause_of_updates_is_named():
     [said] = likely(nn.GELU("tanh"), decay=1e-2)
     assert said.startswith("likely: weight_decay 0.01 -> 0.0001 (agrees to ")
+
+
+def test_a_cause_of_a_curve_is_named():
+    batches = [(RNG.standard_normal((6, 5)),) for _ in range(12)]
+
+    def halved(parameters):
+        optimizer = torch.optim.Adam(parameters, lr=1e-2)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 6, 0.5)
+
+    module = nn.Sequential(nn.Linear(5, 7), nn.GELU("tanh"), nn.Linear(7, 3, bias=False))
+    options = {"params": PARAMS, "names": NAMES, "batches": batches}
+    report = compare(network, module, X, optimizers=(optax.adam(1e-2), halved), **options)
+    assert report.first_failure.first == "loss at step 8", "the seventh update is the first of the halved rate"
+    [said] = report.likely
+    assert said.startswith("likely: schedule -> constant learning rate (agrees to ")
+    late = optax.adam(optax.piecewise_constant_schedule(1e-2, {7: 0.5}))
+    report = compare(network, module, X, optimizers=(late, halved), **options)
+    assert report.first_failure.first == "loss at step 8"
+    assert report.likely[0].startswith("likely: schedule -> one step later")
+    assert compare(network, module, X, optimizers=(optax.adam(1e-2), lambda p: torch.optim.Adam(p, 1e-2)), **options)

@@ -1,10 +1,12 @@
 """A recording comes back from its file as it was; what is none is refused in one line."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lmcore.errors import UserError
@@ -81,3 +83,32 @@ def test_what_is_no_recording_is_refused_in_one_line(tmp_path: Path):
         path.write_bytes(data[:end])
         with pytest.raises(UserError, match="cannot be read as a recording"):
             load(path)
+
+
+DAMAGES = {
+    "no list": lambda facts: [],
+    "no modules": lambda facts: {name: facts[name] for name in facts if name != "modules"},
+    "no loss": lambda facts: {name: facts[name] for name in facts if name != "loss"},
+    "another type": lambda facts: facts | {"dtype": "foo"},
+    "another framework": lambda facts: facts | {"framework": "mlx"},
+    "no noise": lambda facts: facts | {"noise": None},
+    "no tensor": lambda facts: facts | {"args": {"tuple": [{"array": "missing"}]}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_json_of_another_form_is_refused_in_one_line(damage: str, tmp_path: Path):
+    save(tmp_path / "file", FULL)
+    with safe_open(tmp_path / "file", "numpy") as file:
+        about, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts = DAMAGES[damage](json.loads(about["recording"]))
+    save_file(arrays, tmp_path / "file", about | {"recording": json.dumps(facts)})
+    with pytest.raises(UserError, match=r"file: cannot be read as a recording: "):
+        load(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("tree", "said"), [({0: np.ones(1)}, "the key 0, expected strings"), (slice(2), "slice")])
+def test_what_json_cannot_hold_is_refused_when_written(tree: object, said: str, tmp_path: Path):
+    with pytest.raises(UserError, match=f"inputs/args\\[0\\]: found .*{said}|inputs/args\\[0\\]: found {said}"):
+        save(tmp_path / "file", replace(FULL, args=(tree,)))
+    assert not list(tmp_path.iterdir())

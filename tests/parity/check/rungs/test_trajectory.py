@@ -18,4 +18,4 @@ def test_a_run_is_compared_in_step_and_by_its_drift(tiny_pair: Callable[..., Pai
     losses = pair.answers["other"]
     losses |= {key: losses[key] + 1.0 for key in losses if key[:2] == ("free-running", 12)}
     *_, free = trajectory(pair, Options(steps=12))
-    assert (free.verdict, free.first) == ("FAIL", "loss at step")
+    assert (free.verdict, free.first) == ("FAIL", "loss at step 1")

@@ -155,6 +155,60 @@ def test_a_fault_of_an_optimizer_is_named(ours, theirs, said: str):
     assert said in found[0], found
 
 
+def scheduled(kind: type, rates: list[float], **options) -> Callable:
+    """torch's optimizer with a learning rate for each step."""
+
+    def make(params):
+        optimizer = kind(params, **{"lr": 1.0} | options)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
+
+    return make
+
+
+def in_optax(rates: list[float]) -> Callable:
+    return lambda step: jax.numpy.asarray(rates)[jax.numpy.minimum(step, len(rates) - 1)]
+
+
+RATES = [0.0, 0.1, 0.3, 0.2]
+SCHEDULES = [
+    ("early", lambda: optax.adam(in_optax(RATES)), scheduled(ADAM, RATES[1:]), "schedule -> one step later from 0"),
+    ("late", lambda: optax.adam(in_optax(RATES[1:])), scheduled(ADAM, RATES), "schedule -> one step earlier"),
+    ("constant", lambda: optax.sgd(0.3), scheduled(SGD, [1.0, 0.5, 0.1], lr=0.3), "schedule -> constant learning rate"),
+    ("beta2", lambda: optax.adam(in_optax(RATES), b2=0.95), scheduled(ADAM, RATES), "beta2 0.999 -> 0.95"),
+    ("eps", lambda: optax.rmsprop(in_optax(RATES), 0.99), scheduled(RMSPROP, RATES), "eps beside the root -> inside"),
+    ("rate", lambda: optax.sgd(in_optax(RATES)), scheduled(SGD, RATES, lr=10.0), "learning rate times 0.1"),
+    (
+        "decay",
+        lambda: optax.adamw(in_optax(RATES), weight_decay=0.1),
+        scheduled(ADAM, RATES, weight_decay=0.1),
+        "weight decay coupled -> decoupled",
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "said"), [c[1:] for c in SCHEDULES], ids=[c[0] for c in SCHEDULES])
+def test_a_fault_beside_a_schedule_or_of_it_is_named(ours, theirs, said: str):
+    found = suggested(ours, theirs)
+    assert said in found[0], found
+
+
+def test_a_scheduler_that_is_not_torchs_own_is_no_obstacle():
+    class Halving:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def step(self):
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.5
+
+    def make(params):
+        optimizer = ADAM(params, lr=0.1, eps=1e-6)
+        return optimizer, Halving(optimizer)
+
+    [said] = suggested(lambda: optax.adam(lambda step: 0.1 * 0.5**step), make)
+    assert "eps 1e-06 -> 1e-08" in said
+
+
 def uncorrected() -> optax.GradientTransformation:
     """Adam without bias correction, which optax has as parts."""
 
