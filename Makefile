@@ -5,6 +5,7 @@
 #   make coverage       all tests but the slow ones, and which lines they ran; fails under 92 %
 #   make slow           the longer proofs
 #   make torture        kills, full disks, damaged files and more, hundreds of each; one table of what became of them
+#   make proof          faults planted in ports, each to be found and named, and ports without one; one table
 #   make bench          the twins beside transformers in float32, training and generating (under ten minutes on two cores)
 # Another Python: make test PYTHON=python3.12 (it counts when .venv is made).
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test coverage slow torture lint bench clean
+.PHONY: quickstart test coverage slow torture proof lint bench clean
 
 quickstart: $(VENV)/.installed-jax
 	$(BIN)/python -m jaxlm.train
@@ -37,6 +38,9 @@ slow: $(VENV)/.installed-dev
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.torture
+
+proof: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.proof
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

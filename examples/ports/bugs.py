@@ -1,4 +1,10 @@
-"""A port with each of five usual bugs, one at a time: each is found, and its cause named."""
+"""A port with each of five usual bugs, one at a time: each is found, and its cause named.
+
+`python examples/ports/bugs.py FOLDER` also writes the page of each report there.
+"""
+
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +74,8 @@ def main() -> int:
     for word, (port, mapping, decay) in cases.items():
         report = compare(reference, port, x, params=PARAMS, names=mapping, optimizers=adamw(decay))
         print(report, end="\n\n")
+        for folder in sys.argv[1:] if word else ():
+            report.save_page(Path(folder, f"{word.replace(' ', '-')}.html"))
         wrong += bool(report) != (not word) or not all(word in sentence for sentence in report.likely[:1] or ("",))
     return min(wrong, 1)
 
