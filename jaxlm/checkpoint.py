@@ -80,7 +80,12 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
     expected = {name: _described(tree) for name, tree in items.items()}
     with ExitStack() as stack:
         path = stack.enter_context(_without_wildcards(folder))
-        writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        composite = ocp.CompositeOptions(multiprocessing_options=alone)
+        handler = ocp.CompositeCheckpointHandler(composite_options=composite)
+        writer = ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         writer.save(path, args=ocp.args.Composite(**args))
         resources = stack.pop_all()

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxlm.checkpoint import restore_state, save_state
@@ -20,10 +21,12 @@ from jaxlm.functional import Model, Params
 from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
-from jaxlm.sharding import batch_sharding, data_mesh, replicated, set_up_jax
+from jaxlm.processes import joined
+from jaxlm.sharding import batch_sharding, data_mesh, local, placed, replicated, set_up_jax
 from lmcore.config import Config, SampleConfig, TrainConfig
 from lmcore.model.flops import peak_flops
 from lmcore.model.memory import check_memory
+from lmcore.run.processes import ALONE, Processes
 
 __all__ = ["Engine", "TrainState", "eval_step", "train_step"]
 
@@ -114,9 +117,9 @@ class Engine:
     framework = "jax"
     package = "jaxlm"
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, processes: Processes = ALONE):
         set_up_jax(config.train)
-        self.config = config
+        self.config, self.processes = config, processes
         self.mesh = data_mesh(config.train)
         self._check_memory(training=False)
         self.model = Model(config)
@@ -133,6 +136,8 @@ class Engine:
         self.held: TrainState
         """The state in the form that the compiled steps take: stacked over the layers with `model.scan_layers`."""
 
+    joined = staticmethod(joined)
+
     @staticmethod
     def check_machine(train: TrainConfig) -> None:
         """Raise UserError unless this machine has the device and precision that `train` asks for."""
@@ -142,7 +147,8 @@ class Engine:
     @property
     def state(self) -> TrainState:
         """Everything that a train step changes, unstacked: by the parameters' own names."""
-        return unstack_layers(self.held, self.config.model.n_layers) if self.config.model.scan_layers else self.held
+        held = local(self.held)
+        return unstack_layers(held, self.config.model.n_layers) if self.config.model.scan_layers else held
 
     @state.setter
     def state(self, state: TrainState) -> None:
@@ -179,20 +185,23 @@ class Engine:
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Float[Array, ""] | Bool[Array, ""]]:
         """Update the parameters once; return `loss` and `grad_norm`, and `skipped` where updates may be skipped."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
-        placed = jax.device_put(micro, batch_sharding(self.mesh, 1))
+        tokens = placed(micro, batch_sharding(self.mesh, 1))
         self._wait_on_cpu()
-        self.held, self._running = self._train_step(self.held, placed, lr)
+        self.held, self._running = self._train_step(self.held, tokens, lr)
         return self._running
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
-        even = len(tokens) % self.mesh.size == 0
+        missing = -len(tokens) % (self.mesh.size // self.processes.count)
+        if missing and self.processes.count > 1:
+            tokens, targets = (np.pad(a, ((0, missing), (0, 0)), constant_values=IGNORED) for a in (tokens, targets))
+            tokens = np.maximum(tokens, 0)
+        even = len(tokens) * self.processes.count % self.mesh.size == 0
         sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
-        placed = jax.device_put((tokens, targets), sharding)
         self._wait_on_cpu()
-        self._running = self._eval_step(self.held.params, *placed)
+        self._running = self._eval_step(self.held.params, placed(tokens, sharding), placed(targets, sharding))
         return self._running
 
     def _wait_on_cpu(self) -> None:
@@ -213,6 +222,8 @@ class Engine:
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
         state = self.state
+        if self.processes.count > 1:  # Orbax takes no JAX array that one of several processes has to itself
+            state = jax.tree.map(np.asarray, state)
         return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
@@ -231,7 +242,9 @@ class Engine:
     def generator(self, options: SampleConfig) -> Generator:
         """Return a generator with the current parameters."""
         if options not in self._generators:
-            self._generators[options] = Generator(self.model, options, self.mesh)
+            own = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+            mesh = self.mesh if self.processes.count == 1 else Mesh(np.array(own), self.mesh.axis_names)
+            self._generators[options] = Generator(self.model, options, mesh)
         generator = self._generators[options]
         generator.load(self.state.params)
         return generator

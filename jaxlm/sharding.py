@@ -8,6 +8,7 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from lmcore.config import TrainConfig
 from lmcore.errors import UserError
 from lmcore.hardware import even_parts, limit_malloc_arenas, usable_cores
 
-__all__ = ["batch_sharding", "data_mesh", "replicated", "set_up_jax"]
+__all__ = ["batch_sharding", "data_mesh", "local", "placed", "replicated", "set_up_jax"]
 
 
 def set_up_jax(train: TrainConfig) -> None:
@@ -61,16 +62,30 @@ def data_mesh(train: TrainConfig) -> Mesh:
         raise UserError(
             f"train.device: {train.device!r} is not available ({str(error) or 'no such backend'}){hint}"
         ) from error
+    by_process = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
     if devices[0].platform == "cpu" and train.cpu_devices:
-        devices = devices[: train.cpu_devices]
-    sequences = train.batch_size // train.grad_accum
-    count = even_parts(sequences, len(devices))
-    if count < len(devices) and devices[0].platform != "cpu":
+        by_process = [own[: train.cpu_devices] for own in by_process]
+    sequences, count = train.batch_size // train.grad_accum, len(by_process[0])
+    used = even_parts(max(1, sequences // len(by_process)), count)
+    if sequences % (used * len(by_process)) or (used < count and devices[0].platform != "cpu"):
         raise UserError(
-            f"train.batch_size: found {train.batch_size}, with train.grad_accum = {train.grad_accum} "
-            f"{sequences} sequences at a time, expected a multiple of the {len(devices)} devices"
+            f"train.batch_size: found {train.batch_size} ({sequences} sequences at a time with train.grad_accum = "
+            f"{train.grad_accum}), expected a multiple of the {len(by_process) * count} devices"
         )
-    return Mesh(np.array(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+    chosen = [device for own in by_process for device in own[:used]]
+    return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+
+
+def placed(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Copy this process's rows of an array to the devices: of several processes, all have as many."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+
+def local(tree: Any) -> Any:
+    """Return arrays that every device holds whole as this process's own, which it can use without the others."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree) if jax.process_count() > 1 else tree
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

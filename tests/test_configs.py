@@ -11,7 +11,7 @@ from jaxlm.functional import Model
 from lmcore.ablation.plan import read_plan, trials
 from lmcore.config import Config
 from lmcore.config.cli import parse
-from lmcore.run.trainer import with_vocabulary
+from lmcore.run.opening import with_vocabulary
 
 ABLATIONS = Path(__file__).parent.parent / "configs" / "ablations.yaml"
 CONFIGS = sorted(path for path in ABLATIONS.parent.glob("*.yaml") if path != ABLATIONS)

@@ -16,7 +16,7 @@ from lmcore.data.prepare import prepare
 from lmcore.generate.prompting import write_tokens
 from lmcore.optim.schedule import learning_rate
 from lmcore.run.engine import Engine
-from lmcore.run.trainer import with_vocabulary
+from lmcore.run.opening import with_vocabulary
 from torchlm.engine import Engine as TorchEngine
 
 STEPS = 100

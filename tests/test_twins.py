@@ -97,10 +97,13 @@ DIFFERENCES = {
         "make_optimizer": MODULE,
         "apply_updates": MODULE,
     },
+    "processes.py": {"sum_over_processes": "GSPMD adds these sums to a compiled step; in eager torch they are a call"},
     "sharding.py": {
         "set_up_jax": DEVICES,
         "set_up_torch": DEVICES,
         "data_mesh": "torchlm trains on one device",
+        "placed": "torch has no arrays that span processes",
+        "local": "torch has no arrays that span processes",
         "replicated": "torchlm trains on one device",
         "batch_sharding": "torchlm trains on one device",
         "choose_device": "jax chooses by itself",

@@ -13,9 +13,11 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
 from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.errors import UserError
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import initial_weight
 from lmcore.model.memory import check_memory
+from lmcore.run.processes import ALONE, Processes
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
@@ -24,6 +26,7 @@ from torchlm.fast.parallel import LossSum, SplitLoss
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
+from torchlm.processes import joined, sum_over_processes
 
 __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
@@ -49,6 +52,7 @@ def train_step(
     batch: Int[Tensor, "A B T1"],
     lr: float,
     loss_sum: LossSum = loss_sum,
+    processes: Processes = ALONE,
 ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
     """Update the parameters once from A accumulated micro-batches.
 
@@ -61,18 +65,21 @@ def train_step(
         batch: token ids; the targets are the same ids, one position later.
         lr: learning rate of this update.
         loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
+        processes: those that each compute the gradients of their part of every micro-batch.
     """
     assert state.optimizer is not None
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    targets = batch[:, :, 1:].numel()
+    targets = batch[:, :, 1:].numel() * processes.count
     total = torch.zeros((), dtype=state.model.embed_tokens.weight.dtype, device=batch.device)
     for index, tokens in enumerate(batch):
-        key = dropout_key(config, state.step, index, batch.device)
+        key = dropout_key(config, state.step, index, batch.device, processes.rank)
         loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
         total += loss.detach()
         mean_loss = loss / targets  # one number divided here, instead of every gradient later
         (mean_loss if state.scaler is None else state.scaler.scale(mean_loss)).backward()
+    if processes.count > 1:
+        sum_over_processes([total, *(p.grad for p in state.model.parameters() if p.grad is not None)])
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
@@ -90,7 +97,7 @@ def update_is_finite(loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> B
     return torch.isfinite(loss) & torch.isfinite(grad_norm)
 
 
-def dropout_key(config: Config, step: int, index: int, device: torch.device) -> Key:
+def dropout_key(config: Config, step: int, index: int, device: torch.device, process: int = 0) -> Key:
     """Return the random key of one micro-batch's dropout masks.
 
     Args:
@@ -98,12 +105,13 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device) -> 
         step: of the update, from 0.
         index: of the micro-batch in the step, from 0.
         device: of the key.
+        process: whose part of the micro-batch it is.
     """
     if config.model.dropout == 0:
         return None
     if config.train.dropout_masks == "threefry":
         return fold_in(fold_in(seed_key(config.train.seed, device), step), index)
-    draws = np.random.SeedSequence([config.train.seed, step, index])
+    draws = np.random.SeedSequence([config.train.seed, step, index, *([process] if process else [])])
     torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
     return "native"
 
@@ -128,8 +136,10 @@ class Engine:
     framework = "torch"
     package = "torchlm"
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, processes: Processes = ALONE):
+        self.config, self.processes = config, processes
+        if processes.count > 1 and config.model.dropout > 0 and config.train.dropout_masks == "threefry":
+            raise UserError("train.dropout_masks: found threefry with several processes, expected native")
         self.device = set_up_torch(config.train)
         self._check_memory(training=False)
         with torch.device("meta"):  # allocates nothing, and skips torch's own initialization
@@ -141,8 +151,10 @@ class Engine:
         elif config.train.compile:
             self._loss_sum = torch.compile(loss_sum, dynamic=False)
         if self.device.type == "cpu":
-            self._loss_sum = SplitLoss(self._loss_sum, config.train)
+            self._loss_sum = SplitLoss(self._loss_sum, config.train, processes.count)
         self.state: TrainState
+
+    joined = staticmethod(joined)
 
     @staticmethod
     def check_machine(train: TrainConfig) -> None:
@@ -157,12 +169,14 @@ class Engine:
     @property
     def device_name(self) -> str:
         """Number and name of the devices in use, for people to read."""
-        return device_name(self.device)
+        name = device_name(self.device)
+        return name if self.processes.count == 1 else f"{self.processes.count} processes, each {name}"
 
     @property
     def peak_flops(self) -> float | None:
         """Dense 16-bit peak of all devices in use, in FLOP/s; None where it is unknown."""
-        return peak_flops(self.device_name)
+        peak = peak_flops(self.device_name)
+        return peak and peak * self.processes.count
 
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
@@ -178,13 +192,16 @@ class Engine:
     ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
         """Update the parameters once; return `loss` and `grad_norm`, and `skipped` where updates may be skipped."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
-        return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum)
+        return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum, self.processes)
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
-        return eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
+        loss, count = eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
+        if self.processes.count > 1:
+            loss, count = torch.tensor(self.processes.sum([float(loss), float(count)]), dtype=torch.float64)
+        return loss, count
 
     def is_finite(self) -> bool:
         """Return whether all parameters and optimizer values are finite; waits for the device."""

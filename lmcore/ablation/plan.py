@@ -170,7 +170,7 @@ def check_trials(runs: Sequence[Trial]) -> None:
         UserError: a text is unavailable or does not fit, or a run on disk has another config or text.
     """
     from lmcore.data.prepare import Prepared, prepare
-    from lmcore.run.trainer import with_vocabulary
+    from lmcore.run.opening import with_vocabulary
 
     prepared: dict[str, Prepared] = {}
     for trial in runs:

@@ -137,7 +137,16 @@ class Batches:
     16 bytes per window, 32 MB for a billion tokens at `seq_len` 512. `benchmarks/shuffle.py` compares alternatives.
     """
 
-    def __init__(self, tokens: Tokens, *, seq_len: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+        micro_batches: int = 1,
+    ):
         """Set up batches of `tokens`.
 
         Args:
@@ -145,10 +154,12 @@ class Batches:
             seq_len: targets per sequence, T.
             batch_size: sequences of the whole batch, B, over all shards.
             seed: seed of the epochs' offsets and shuffles.
-            shard: (index, count): this process takes the index-th of `count` equal, contiguous parts of the batch.
+            shard: (index, count): this process takes the index-th of `count` equal, contiguous parts of each
+                micro-batch.
+            micro_batches: equal, contiguous parts of the batch that are computed one after the other.
 
         Raises:
-            UserError: the text is shorter than one window, or `batch_size` is not a multiple of the shard count.
+            UserError: the text is shorter than one window, or a micro-batch cannot be split evenly.
         """
         if len(tokens) <= seq_len:
             raise UserError(
@@ -156,12 +167,15 @@ class Batches:
                 "set a smaller train.seq_len or provide more text"
             )
         index, count = shard
-        if batch_size % count:
-            raise UserError(f"train.batch_size: found {batch_size}, expected a multiple of the {count} processes")
-        rows = batch_size // count
+        if batch_size % (count * micro_batches):
+            times = f" times train.grad_accum = {micro_batches}" if micro_batches > 1 else ""
+            raise UserError(
+                f"train.batch_size: found {batch_size}, expected a multiple of the {count} processes{times}"
+            )
+        rows = batch_size // count // micro_batches
         self._tokens = tokens
         self._offsets = np.arange(seq_len + 1)
-        self._rows = index * rows + np.arange(rows)
+        self._rows = ((np.arange(micro_batches)[:, None] * count + index) * rows + np.arange(rows)).ravel()
         self._batch_size = batch_size
         self._seq_len = seq_len
         self._seed = seed

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from jaxtyping import Int32
 from lmcore.config import Config, SampleConfig, TrainConfig
 from lmcore.data.batches import Tokens, eval_windows
 from lmcore.generate import prompting
+from lmcore.run.processes import ALONE, Processes
 from lmcore.run.trackers import Row
 
 __all__ = ["Engine", "EngineClass", "evaluate"]
@@ -43,7 +45,10 @@ class Engine(Protocol):
         """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""
 
     def eval_step(self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]) -> tuple[Any, Any]:
-        """Return the sum of token losses and the number of targets that are not −1, as device scalars."""
+        """Return the sum of token losses and the number of targets that are not −1, as device scalars.
+
+        The sequences are this process's own, as in `train_step`; the sums are over all processes.
+        """
 
     def is_finite(self) -> bool:
         """Return whether parameters and optimizer state are free of infinities and NaN; waits for the device."""
@@ -67,11 +72,14 @@ class EngineClass(Protocol):
     def check_machine(self, train: TrainConfig) -> None:
         """Raise UserError unless this machine has the device and precision; called before anything is written."""
 
-    def __call__(self, config: Config) -> Engine:
+    def joined(self, train: TrainConfig) -> AbstractContextManager[Processes]:
+        """Join the processes that a launcher started, before the first use of a device."""
+
+    def __call__(self, config: Config, processes: Processes = ALONE) -> Engine:
         """Create an engine for a config whose vocabulary size is set."""
 
 
-def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
+def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int, processes: Processes = ALONE) -> Row:
     """Evaluate the model: the mean token loss over evenly spaced windows of a text.
 
     Args:
@@ -79,12 +87,15 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
         tokens: the text.
         config: its sequence length and evaluation batch size are used.
         windows: number of windows; 0 takes all of the text.
+        processes: those that each evaluate their part of every batch.
 
     Returns:
         valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
     """
-    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=config.eval.batch_size, windows=windows)
-    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(*batch) for batch in batches)]
+    rows = -(-config.eval.batch_size // processes.count)  # the last may be empty: eval_windows pads with such
+    own = slice(processes.rank * rows, (processes.rank + 1) * rows)
+    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=rows * processes.count, windows=windows)
+    sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(x[own], y[own]) for x, y in batches)]
     loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
     return {
         "valid_loss": loss,

@@ -24,15 +24,16 @@ SHOW_CURSOR = b"\x1b[?25h"
 class StopRequest:
     """Makes Ctrl-C or SIGTERM a request to stop after the current step; Ctrl-C after that stops at once."""
 
-    def __init__(self, grace: float = 0.0, is_command: bool = False):
+    def __init__(self, grace: float = 0.0, is_command: bool = False, says: bool = True):
         """Prepare the handlers, which hold inside a `with` statement.
 
         Args:
             grace: seconds from SIGTERM until the process ends, unless `all_saved` was called; 0 waits without limit.
             is_command: whether the process is for this run only, so that Ctrl-C may end it even while a library is at
                 work; if not, KeyboardInterrupt is raised.
+            says: whether to print that the run will stop; of several processes, the first does.
         """
-        self.grace, self.is_command = grace, is_command
+        self.grace, self.is_command, self.says = grace, is_command, says
         self.received: int | None = None
         self._all_saved = False
 
@@ -85,7 +86,7 @@ class StopRequest:
                     _end("interrupted", 128 + signal.SIGINT)
                 if number == signal.SIGTERM and self.grace > 0 and deadline is None:
                     deadline = time.monotonic() + self.grace
-                if number in (signal.SIGINT, signal.SIGTERM) and stops == 1:
+                if number in (signal.SIGINT, signal.SIGTERM) and stops == 1 and self.says:
                     message = "\nstopping after this step and saving; Ctrl-C stops at once"
                     print(message, file=sys.stderr, flush=True)
 

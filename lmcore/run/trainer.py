@@ -4,8 +4,8 @@ Batches, the schedule of reports, evaluations, samples and checkpoints, and resu
 the model. The loop waits for the device only where it reports, so that the next batch is prepared while a step runs.
 """
 
+import io
 import math
-import os
 import shlex
 import time
 from contextlib import ExitStack
@@ -18,47 +18,34 @@ import numpy as np
 
 from lmcore import config as configs
 from lmcore.config import Config
-from lmcore.data.batches import Batches, eval_windows, read_header
-from lmcore.data.prepare import Prepared, prepare
+from lmcore.data.batches import Batches, read_header
+from lmcore.data.prepare import Prepared
 from lmcore.errors import UserError, note, printable
-from lmcore.files import Damaged, check_folder, check_links, replace_file
+from lmcore.files import Damaged, replace_file
 from lmcore.generate import prompting
 from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
 from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints, provenance
-from lmcore.run import folder as run_folder
-from lmcore.run.checkpoints import OWN, Checkpoint
+from lmcore.run.checkpoints import Checkpoint
 from lmcore.run.engine import Engine, EngineClass, evaluate
+from lmcore.run.opening import check_agreement, open_run
+from lmcore.run.processes import ALONE, Processes, attributed, first
 from lmcore.run.progress import Progress
 from lmcore.run.saving import Checkpoints
 from lmcore.run.signals import SaveRequest, StopRequest
 from lmcore.run.storage import Writes, note_space
-from lmcore.run.trackers import Row, check_libraries, open_trackers, read_metrics
+from lmcore.run.trackers import Row, Tracker, check_libraries, open_trackers, read_metrics
 from lmcore.run.watch import MAX_SKIPPED, Watch
 
-__all__ = ["Diverged", "run", "with_vocabulary"]
+__all__ = ["Diverged", "run"]
 
 
 class Diverged(UserError):
     """The loss, the parameters or the optimizer state are no longer finite."""
 
     exit_code = 1
-
-
-def with_vocabulary(config: Config, vocab_size: int) -> Config:
-    """Return the config with `model.vocab_size` set, from the tokenizer if it is 0.
-
-    Raises:
-        UserError: `model.vocab_size` is smaller than the tokenizer's.
-    """
-    model_size = config.model.vocab_size or vocab_size
-    if model_size < vocab_size:
-        raise UserError(
-            f"model.vocab_size: found {model_size}, expected at least the tokenizer's {vocab_size}, or 0 to take that"
-        )
-    return replace(config, model=replace(config.model, vocab_size=model_size))
 
 
 def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> int:
@@ -72,66 +59,31 @@ def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> 
         is_command: whether the process is for this run only, and may be ended from within (see `lmcore.run.signals`).
 
     Returns:
-        Exit code: 0, or 128 + the signal that interrupted the run.
+        Exit code: 0, or 128 + the signal that interrupted the run; 0 too where a launcher watches several processes.
 
     Raises:
         UserError: the config does not fit the run folder, the data or the machine.
         Diverged: the loss or the state became infinite or NaN.
     """
-    assert config.run_dir is not None
     check_batch(config)
     if config.train.device == "cpu":
         check_memory(config, training=True)
-    folder = Path(config.run_dir)
-    engine_class.check_machine(config.train)
     check_libraries(config)
+    with engine_class.joined(config.train) as processes, attributed(processes):
+        config = replace(config, run_dir=processes.broadcast(config.run_dir or ""))
+        return _run(config, engine_class, is_command, processes)
+
+
+def _run(config: Config, engine_class: EngineClass, is_command: bool, processes: Processes) -> int:
+    first(processes, partial(engine_class.check_machine, config.train))
     with ExitStack() as stack:
-        save, stop = stack.enter_context(SaveRequest(is_command)), StopRequest(config.checkpoint.grace, is_command)
-        existed = folder.is_dir()
-        if existed:
-            check_links(folder, OWN)
-            _lock(folder, stack)
-        latest = run_folder.open_run(config, engine_class.framework)
-        if not existed:
-            _check_can_be_created(folder)
-        trained = latest is not None and latest.step > 0  # an imported model starts at step 0, on any text
-        prepared = prepare(config, run_dir=folder if trained else None)
-        config = with_vocabulary(config, prepared.tokenizer.vocab_size)
-        run_folder.check_config(config, imported=latest is not None and not trained)
-        engine, batches = engine_class(config), _batches(prepared, config)
-        if not existed:
-            _lock(folder, stack)
-            latest = run_folder.open_run(
-                config, engine_class.framework
-            )  # another process may have started a run meanwhile
-        return Run(config, prepared, engine, batches, latest, stack).train(save, stop)
-
-
-def _batches(prepared: Prepared, config: Config) -> Batches:
-    train = config.train
-    next(
-        eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1)
-    )  # raises for text that is too short
-    return Batches(prepared.train, seq_len=train.seq_len, batch_size=train.batch_size, seed=train.seed)
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.callback(run_folder.unlock_run, run_folder.lock_run(folder))
-    except OSError as error:
-        raise _cannot_be_created(folder, error) from error
-
-
-def _check_can_be_created(folder: Path) -> None:
-    check_folder("run_dir", folder)
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK):
-        raise _cannot_be_created(folder, f"{parent} cannot be written to")
-
-
-def _cannot_be_created(folder: Path, reason: object) -> UserError:
-    return UserError(f"run_dir: {folder} cannot be created ({reason}); name another folder")
+        save = stack.enter_context(SaveRequest(is_command))
+        stop = StopRequest(config.checkpoint.grace, is_command, says=processes.rank == 0)
+        found = first(processes, partial(open_run, config, engine_class, stack, processes))
+        complete, prepared, _, _, latest = found
+        check_agreement(processes, complete, prepared, latest)
+        processes.largest(0)  # all have read the folder before anything is written there
+        return Run(*found, stack, processes).train(save, stop)
 
 
 class Run:
@@ -145,6 +97,7 @@ class Run:
         batches: Batches,
         latest: Checkpoint | None,
         stack: ExitStack,
+        processes: Processes = ALONE,
     ):
         """Restore or initialize the engine, write the run folder, and open the trackers.
 
@@ -155,12 +108,21 @@ class Run:
             batches: training batches.
             latest: checkpoint to resume from; None for a new run.
             stack: receives what must be closed at the end of the run.
+            processes: those that train together; the first alone writes and prints.
         """
         assert config.run_dir is not None
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
-        self.folder = Path(config.run_dir)
+        self.folder, self.processes, self.leads = Path(config.run_dir), processes, processes.rank == 0
         restored = self._begin(latest)
         self.start = restored.step if restored else 0
+        skipped = restored.skipped if restored else 0
+        self.writes, self.trackers = Writes(config.checkpoint.on_error), list[Tracker]()
+        self.progress = Progress(config.train.steps, self.start, None if self.leads else io.StringIO())
+        self.clock = time.monotonic()
+        self.timed_from = self.start
+        if not self.leads:
+            self.watch = Watch([], skipped)
+            return
         saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
         configs.save(saved, self.folder / "config.yaml")
         # In this order: after a kill in between, the old tokenizer still matches the checksum in a checkpoint.
@@ -168,40 +130,46 @@ class Run:
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
-        on_error = config.checkpoint.on_error
-        self.writes = Writes(on_error)
-        self.checkpoints = Checkpoints(self.folder, engine.framework, config.checkpoint.keep, on_error)
+        self.checkpoints = Checkpoints(
+            self.folder, engine.framework, config.checkpoint.keep, config.checkpoint.on_error
+        )
         stack.callback(self.checkpoints.close)
         note_space(config, self.folder, self.start, len(checkpoints.checkpoint_folders(self.folder)))
-        self.trackers = open_trackers(config, self.folder, self.start if latest else None)
+        self.trackers += open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
             stack.callback(self.writes.close, tracker.name, tracker.close)
-        self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), restored.skipped if restored else 0)
-        self.progress = Progress(config.train.steps, self.start)
-        self.clock = time.monotonic()
-        self.timed_from = self.start
+        self.watch = Watch(read_metrics(self.folder / "metrics.jsonl"), skipped)
 
     def _begin(self, latest: Checkpoint | None) -> Checkpoint | None:
         """Initialize or restore the engine; return the checkpoint that was restored."""
         train, model = self.config.train, self.config.model
         size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
-        print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
+        self._print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
         if latest is None:
             self.engine.init()
-            print(printable(f"run folder {self.folder}"), flush=True)
+            self._print(f"run folder {self.folder}")
             return None
         latest = self._restore(latest)
-        print(printable(f"run folder {self.folder}, resuming from step {latest.step}"), flush=True)
+        self._print(f"run folder {self.folder}, resuming from step {latest.step}")
         try:
             latest.verify_metrics()
         except Damaged as error:
-            note(str(error))
+            if self.leads:
+                note(str(error))
         return latest
+
+    def _print(self, text: str) -> None:
+        if self.leads:
+            print(printable(text), flush=True)
+
+    def _set_aside(self, latest: Checkpoint, reason: str = "") -> None:
+        if self.leads:
+            checkpoints.set_aside_newer(latest, *([reason] if reason else []))
 
     def _restore(self, latest: Checkpoint) -> Checkpoint:
         """Restore the latest checkpoint with a finite state, and rename those after it."""
-        checkpoints.set_aside_newer(latest)
+        self._set_aside(latest)
         self.engine.restore(latest.state)
         while not self.engine.is_finite():
             reason = f"{latest.folder}: its state is not finite"
@@ -209,7 +177,7 @@ class Run:
             if earlier is None:
                 raise UserError(f"{reason}, and there is no earlier checkpoint; start a new run")
             latest = earlier
-            checkpoints.set_aside_newer(latest, reason)
+            self._set_aside(latest, reason)
             self.engine.restore(latest.state)
         return latest
 
@@ -218,11 +186,15 @@ class Run:
         with stop:
             with self.progress:
                 stopped_at = self._steps(save, stop)
-                self.checkpoints.finish()
+                if self.leads:
+                    self.checkpoints.finish()
+                self.processes.largest(0)  # a launcher ends the others where one ends
                 stop.all_saved()
                 if stopped_at is not None:
-                    return self._interrupted(stopped_at, 128 + (stop.received or 0))
-            self._finish()
+                    code = 128 + (stop.received or 0) if self.processes.count == 1 else 0
+                    return self._interrupted(stopped_at, code) if self.leads else code
+            if self.leads:
+                self._finish()
         return 0
 
     def _steps(self, save: SaveRequest, stop: StopRequest) -> int | None:
@@ -242,23 +214,32 @@ class Run:
                 row = self._report(done, metrics, evaluates)
             if _due(done, config.sample.every, steps):
                 self._sample(done)  # before the checkpoint, from which a killed run would not write it again
-            requested = save.take()
+            stopping, requested = self._requests(save, stop)
             if requested:
                 self.progress.say(f"SIGUSR1 received, saving step {done}")
             if due or requested:
                 self._save(done, metrics, row)
-            if stop.received and done < steps:
+            if stopping and done < steps:
                 self._save(done, metrics, row)
                 return done
             if row:
                 self._restart_clock(done)
         return None
 
+    def _requests(self, save: SaveRequest, stop: StopRequest) -> tuple[bool, bool]:
+        """Return whether any process is asked to stop, and to save: all then do so after the same step."""
+        asked = 2 * bool(stop.received) + save.take()
+        if self.processes.count == 1:
+            return asked >= 2, asked % 2 == 1
+        stops, saves = self.processes.sum([asked // 2, asked % 2])
+        return stops > 0, saves > 0
+
     def _restart_clock(self, done: int) -> None:
         self.clock, self.timed_from = time.monotonic(), done
 
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
-        self.checkpoints.poll()
+        if self.leads:
+            self.checkpoints.poll()
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
         row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
@@ -272,7 +253,7 @@ class Run:
                 mfu = used / self.engine.peak_flops
         problem = self._problem(row["loss"])
         if evaluates and not problem:
-            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
+            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows, self.processes)
         self._log(row, mfu)
         if not problem and not math.isfinite(row.get("valid_loss", 0.0)):
             problem = f"the validation loss became {row['valid_loss']}"
@@ -296,10 +277,13 @@ class Run:
         if problem:
             raise self._diverged(f"{problem} by step {done}")
         self.watch.read()
-        self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save, self.watch.skipped)
+        if self.leads:
+            self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save, self.watch.skipped)
 
     def _diverged(self, what: str) -> Diverged:
         """Return the error that names the last good checkpoint and what may help."""
+        if not self.leads:
+            return Diverged("")  # the first process says so
         self._plot()
         self.checkpoints.wait()
         last = checkpoints.newest_checkpoint(self.folder, verify=False)
@@ -314,6 +298,8 @@ class Run:
         self.writes.attempt("standard output", lambda: self.progress.update(row, mfu))
 
     def _sample(self, done: int) -> None:
+        if not self.leads:
+            return
         begin = time.monotonic()
         options, context = self.config.sample, self.config.model.max_seq_len
         generator = self.engine.generator(options)

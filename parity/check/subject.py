@@ -17,7 +17,7 @@ from lmcore.data.encoding import encode
 from lmcore.data.sources import open_text
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
-from lmcore.run.trainer import with_vocabulary
+from lmcore.run.opening import with_vocabulary
 from parity.arrays import Arrays
 from parity.backends.base import CANONICAL
 from parity.convert.conversion import open_source

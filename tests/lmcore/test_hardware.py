@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lmcore.hardware import usable_cores
+
 PROGRAM = """
 import os, sys
 from lmcore.hardware import restart_with_malloc_settings
@@ -87,3 +89,12 @@ def test_all_threads_share_an_arena_unless_the_user_says_otherwise(settings: dic
     environment = {name: value for name, value in environment.items() if name != "MALLOC_ARENA_MAX"} | settings
     done = subprocess.run([sys.executable, "-c", ARENAS], env=environment, capture_output=True, text=True, check=True)
     assert done.stderr.count("Arena ") == expected, done.stderr
+
+
+def test_the_processes_of_a_run_share_the_cores_of_their_host(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cores = usable_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert usable_cores() == max(1, cores // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores + 1))
+    assert usable_cores() == 1

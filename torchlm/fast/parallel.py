@@ -25,14 +25,15 @@ LossSum = Callable[[Decoder, Tensor, Tensor, Key], Tensor]
 
 
 class SplitLoss:
-    """A loss_sum over a batch split into threads, as many as divide a micro-batch evenly, with its gradients.
+    """A loss_sum over this process's part of a micro-batch, split evenly into threads, with its gradients.
 
     With dropout the batch stays whole, since one mask is drawn for all its sequences. Not for float16: its scaler would
     multiply the loss after the gradients are computed.
     """
 
-    def __init__(self, loss_sum: LossSum, train: TrainConfig):
-        cores, sequences = train.cpu_devices or usable_cores(), train.batch_size // train.grad_accum
+    def __init__(self, loss_sum: LossSum, train: TrainConfig, processes: int = 1):
+        cores = train.cpu_devices or usable_cores()
+        sequences = max(1, train.batch_size // train.grad_accum // processes)
         self.loss_sum = loss_sum
         self.parts = even_parts(sequences, cores)
         self.pool = ThreadPoolExecutor(self.parts, "part", lambda: torch.set_num_threads(cores // self.parts))

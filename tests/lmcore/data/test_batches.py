@@ -78,6 +78,24 @@ def test_shards_together_are_the_batch():
         Batches(tokens, seq_len=7, batch_size=12, seed=3, shard=(0, 5))
 
 
+@pytest.mark.parametrize(("count", "micro_batches"), [(1, 1), (1, 6), (2, 3), (3, 2), (4, 3), (6, 2)])
+def test_micro_batch_m_of_all_shards_is_micro_batch_m_of_one_process(count: int, micro_batches: int):
+    tokens, shared = counting(500), {"seq_len": 7, "batch_size": 12, "seed": 3}
+    whole = Batches(tokens, **shared)
+    parts = [Batches(tokens, **shared, shard=(i, count), micro_batches=micro_batches) for i in range(count)]
+    for step in (0, 5, 99):
+        expected = whole.batch(step).reshape(micro_batches, -1, 8)
+        found = [part.batch(step).reshape(micro_batches, -1, 8) for part in parts]
+        assert np.array_equal(np.concatenate(found, axis=1), expected)
+        rows = [tuple(row) for part in found for row in part.reshape(-1, 8).tolist()]
+        assert sorted(rows) == sorted(map(tuple, expected.reshape(-1, 8).tolist())), "each row once"
+
+
+def test_a_micro_batch_that_cannot_be_split_evenly_is_refused():
+    with pytest.raises(UserError, match=r"batch_size: found 12, .* the 4 processes times train.grad_accum = 2$"):
+        Batches(counting(500), seq_len=7, batch_size=12, seed=3, shard=(1, 4), micro_batches=2)
+
+
 def test_too_little_text_gives_the_numbers():
     assert Batches(counting(9), seq_len=8, batch_size=2, seed=0).batch(0).shape == (2, 9)
     with pytest.raises(UserError, match=r"train.seq_len: found 9, expected less than the 9 tokens"):

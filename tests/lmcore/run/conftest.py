@@ -1,6 +1,7 @@
 """An engine that is small enough to compute by hand, and a run folder."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lmcore.config import (
     TrainConfig,
 )
 from lmcore.data import tokenizer as tokenizers
+from lmcore.run.processes import ALONE, Processes
 from lmcore.run.saving import Checkpoints
 from tests.lmcore.run.folders import CONFIG, write
 
@@ -35,7 +37,11 @@ class Miniature:
     def check_machine(train: TrainConfig) -> None:
         """Any will do."""
 
-    def __init__(self, config: Config):
+    @staticmethod
+    def joined(train: TrainConfig) -> nullcontext[Processes]:
+        return nullcontext(ALONE)
+
+    def __init__(self, config: Config, processes: Processes = ALONE):
         self.config = config
         self.shapes: set[tuple[int, ...]] = set()
         """Of the batches that were evaluated."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lmcore.config import Config, ModelConfig, TrainConfig
@@ -33,3 +33,23 @@ def limited(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Member:
+    """One of several processes, in a test that plays them one after the other: it hears what process 0 said last."""
+
+    said = ""
+
+    def __init__(self, rank: int, count: int):
+        self.rank, self.count = rank, count
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [value * self.count for value in values]
+
+    def largest(self, value: int) -> int:
+        return value
+
+    def broadcast(self, text: str) -> str:
+        if self.rank == 0:
+            Member.said = text
+        return Member.said

@@ -10,21 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmcore.config import Config, ModelConfig
+from lmcore.config import Config
 from lmcore.errors import UserError
 from lmcore.run import trainer
 from lmcore.run.checkpoints import list_checkpoints
 from lmcore.run.trackers import read_metrics
-from lmcore.run.trainer import Diverged, with_vocabulary
+from lmcore.run.trainer import Diverged
 from tests.lmcore.run.folders import limited
-
-
-def test_the_embedding_takes_the_tokenizers_size_may_have_more_rows_and_never_fewer():
-    assert with_vocabulary(Config(), 300).model.vocab_size == 300
-    padded = Config(model=ModelConfig(vocab_size=320))
-    assert with_vocabulary(padded, 300).model.vocab_size == with_vocabulary(padded, 320).model.vocab_size == 320
-    with pytest.raises(UserError, match=r"^model.vocab_size: found 320, expected at least the tokenizer's 321"):
-        with_vocabulary(padded, 321)
 
 
 def test_each_step_does_what_is_due_and_the_last_does_everything(config: Config, miniature: type, capsys):

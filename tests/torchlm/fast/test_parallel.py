@@ -31,3 +31,8 @@ def test_the_parts_gradients_sum_to_the_batchs(dtype: torch.dtype, tolerance: fl
     for found, whole, less in zip(gradients(split(model, tokens, targets)), expected, part, strict=True):
         assert (found - whole).abs().max() <= tolerance * whole.abs().max()
         assert (less - whole).abs().max() > tolerance * whole.abs().max()
+
+
+def test_a_process_splits_its_own_part_of_a_micro_batch():
+    train = TrainConfig(batch_size=12, grad_accum=2, cpu_devices=4)
+    assert [SplitLoss(loss_sum, train, count).parts for count in (1, 2, 6)] == [3, 3, 1]
