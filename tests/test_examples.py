@@ -30,6 +30,7 @@ def test_a_public_pair_is_compared_in_few_lines_that_the_docs_have(path: Path):
     assert f"```python\n{script}```" in (ROOT / "docs" / "public-ports.md").read_text()
 
 
+@pytest.mark.slow
 def test_haikus_cnn_trains_as_torchs(tmp_path: Path):
     printed = ran(ROOT / "examples" / "public" / "haiku_cnn.py", tmp_path)
     assert "training, 50 steps" in printed
