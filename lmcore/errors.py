@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -19,8 +18,6 @@ EXTRAS = {
     **dict.fromkeys(("torch", "safetensors"), "torch"),
 }
 """Package -> the extra of this project that installs it."""
-SILENT = 5.0
-"""Seconds for which a process that fails silently, of a run with several, waits for process 0 to print the reason."""
 
 
 class UserError(Exception):
@@ -31,7 +28,9 @@ class UserError(Exception):
 
     exit_code = 2
     own: bool = False
-    """Whether this process alone has the error, of a run with several; if not, all have it, and process 0 prints it."""
+    """Whether this process alone has the error, of a run with several."""
+    silent: bool = False
+    """Whether another process prints the error."""
 
     def __init__(self, message: str):
         super().__init__(printable(" ".join(message.split())))
@@ -102,11 +101,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
             with _printable():
                 return main(argv) or 0
         except UserError as error:
-            several = os.environ.get("WORLD_SIZE", "1") != "1"
-            if str(error) and (error.own or not several or os.environ.get("RANK", "0") == "0"):
+            if not error.silent:
                 print(f"error: {error}", file=sys.stderr)
-            else:  # a launcher ends all processes where one ends
-                time.sleep(SILENT)
             return error.exit_code
         except ModuleNotFoundError as error:  # the other twin's framework, say
             if (package := (error.name or "").partition(".")[0]) not in EXTRAS:

@@ -28,7 +28,6 @@ __all__ = [
     "checksums",
     "file_digest",
     "flush_folder",
-    "give_usual_mode",
     "replace_file",
     "seal",
     "stamp",
@@ -241,14 +240,6 @@ def flush_folder(folder: Path) -> None:
             path.chmod(folder.stat().st_mode & 0o666)
         sync(path)
     sync(folder)
-
-
-def give_usual_mode(path: Path) -> None:
-    """Give a file the permissions that `open` gives: safetensors makes its files readable by their owner alone."""
-    probe = path.with_name(f".{path.name}.mode")
-    probe.touch()
-    path.chmod(probe.stat().st_mode & 0o777)
-    probe.unlink()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -11,6 +11,7 @@ from lmcore.config import Config
 from lmcore.config.cli import parse
 from lmcore.errors import command
 from lmcore.hardware import restart_with_malloc_settings
+from lmcore.run.processes import said_once
 
 if TYPE_CHECKING:
     from torchlm.engine import Engine
@@ -28,13 +29,14 @@ def make_engine(config: Config) -> "Engine":
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
-    config = parse(argv, prog="python -m torchlm.train", description="Train the decoder in PyTorch.")
-    if argv is None:  # this process is the command, not a test or a notebook
-        restart_with_malloc_settings()
-    from lmcore.run import trainer
-    from torchlm.engine import Engine
+    with said_once():
+        config = parse(argv, prog="python -m torchlm.train", description="Train the decoder in PyTorch.")
+        if argv is None:  # this process is the command, not a test or a notebook
+            restart_with_malloc_settings()
+        from lmcore.run import trainer
+        from torchlm.engine import Engine
 
-    return trainer.run(config, Engine, is_command=argv is None)
+        return trainer.run(config, Engine, is_command=argv is None)
 
 
 if __name__ == "__main__":

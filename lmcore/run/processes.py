@@ -6,6 +6,7 @@ An engine says how its framework's processes talk to each other; one process tal
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,25 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from lmcore.errors import UserError
 
-__all__ = ["ALONE", "Alone", "Elsewhere", "Launched", "Lost", "Processes", "attributed", "first", "launched"]
+__all__ = [
+    "ALONE",
+    "Alone",
+    "Elsewhere",
+    "Launched",
+    "Lost",
+    "Processes",
+    "attributed",
+    "first",
+    "launched",
+    "said_once",
+]
 
 T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MAX_PORT = 2**16 - 1
+SILENT = 5.0
+"""Seconds for which a process waits for process 0 to print their error."""
 
 
 class NotJoined(UserError):
@@ -129,6 +143,22 @@ def launched() -> Launched | None:
     if not 0 < port < MAX_PORT:
         raise NotJoined(f"MASTER_PORT: found {port}, expected from 1 to {MAX_PORT - 1}")
     return Launched(rank, count, local, local_count, os.environ["MASTER_ADDR"], port + 1)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let process 0 alone print an error that all processes have, such as a wrong field; for a command that joins them.
+
+    The others wait for that, since a launcher ends all processes where one ends.
+    """
+    try:
+        yield
+    except UserError as error:
+        others = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+        error.silent = not str(error) or (others and not error.own)
+        if error.silent:
+            time.sleep(SILENT)
+        raise
 
 
 @contextmanager

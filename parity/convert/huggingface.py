@@ -16,7 +16,7 @@ import numpy as np
 from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, shown
-from lmcore.files import check_sums, give_usual_mode, write_sums
+from lmcore.files import check_sums, write_sums
 from lmcore.model.memory import check_memory
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
@@ -374,7 +374,6 @@ def _write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
             save_file(shard, path, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
-        give_usual_mode(path)
 
     shards: list[dict[str, np.ndarray]] = [{}]
     room = SHARD_BYTES

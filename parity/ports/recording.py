@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 
 from lmcore.errors import UserError, shown
-from lmcore.files import give_usual_mode
 from parity.arrays import Arrays, moved_by_one_ulp
 from parity.ports.side import BITS, DType, Framework, Port, Side, Updated, carrier
 
@@ -196,7 +195,7 @@ def _moved(weights: Arrays, port: Port, draw: int, kind: DType | None = None) ->
 
 def save(path: Path, recording: Recording) -> None:
     """Write a recording, in one step: a file that is there is replaced when all is written."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     arrays: Arrays = {}
     for section in SECTIONS[1:]:
@@ -212,8 +211,8 @@ def save(path: Path, recording: Recording) -> None:
     facts["complex"] = [name for name, array in arrays.items() if array.dtype.kind == "c"]
     plain = {name: _plain(array) for name, array in arrays.items()}
     partial = path.with_name(f"{path.name}.partial")
-    save_file(plain, partial, {"schema": SCHEMA, "version": str(VERSION), "recording": json.dumps(facts)})
-    give_usual_mode(partial)
+    about = {"schema": SCHEMA, "version": str(VERSION), "recording": json.dumps(facts)}
+    partial.write_bytes(as_bytes(plain, about))  # safetensors' own file would be readable by its owner alone
     partial.replace(path)
 
 

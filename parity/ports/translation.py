@@ -21,6 +21,8 @@ ALIKE = 1e-2
 """Largest relative difference of a tapped value from the submodule's output that it is taken for."""
 NEARER = 3.0
 """Factor by which axes in another order must be nearer than as they are, where both have the shape."""
+TRANSLATED = re.compile(r"(grads|state|updates/\d+/[^/]+)/")
+"""Sections of `Recording.noise` whose names are those of parameters; Haiku's have slashes of their own."""
 MAX_AXES = 5
 """Number of axes whose orders are all tried."""
 
@@ -117,11 +119,10 @@ class Translation:
         return row.to_jax(arrays) if self.to == "jax" else row.to_torch(arrays)
 
     def _noise(self, noise: Mapping[str, float]) -> dict[str, float]:
-        sections = {key.rpartition("/")[0] for key in noise if not key.startswith(("activations/", "outputs/"))}
-        translated = sorted(section for section in sections if section not in ("", "input_grads"))
-        found = {key: value for key, value in noise.items() if key.rpartition("/")[0] not in translated}
+        sections = {key: match[1] for key in noise if (match := TRANSLATED.match(key))}
+        found = {key: value for key, value in noise.items() if key not in sections}
         for row in self.rows:
-            for section in translated:
+            for section in dict.fromkeys(sections.values()):
                 sizes = [noise[key] for name in self._source(row) if (key := f"{section}/{name}") in noise]
                 if sizes:
                     names = [SUM.join(self._target(row))] if row.shares or row.copies else self._target(row)

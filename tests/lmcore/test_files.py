@@ -6,9 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from lmcore.errors import UserError
 from lmcore.files import (
@@ -21,7 +19,6 @@ from lmcore.files import (
     checksums,
     file_digest,
     flush_folder,
-    give_usual_mode,
     replace_file,
     seal,
     stamp,
@@ -181,14 +178,3 @@ def test_sums_that_others_wrote_count_for_files_that_are_there(tmp_path: Path):
     (tmp_path / "c").write_text("three")
     with pytest.raises(Damaged):
         check_sums(tmp_path)
-
-
-def test_a_file_gets_the_permissions_that_open_gives(tmp_path: Path):
-    save_file({"x": np.zeros(1)}, tmp_path / "new")
-    old = os.umask(0o027)
-    try:
-        give_usual_mode(tmp_path / "new")
-    finally:
-        os.umask(old)
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]

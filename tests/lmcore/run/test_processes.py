@@ -3,7 +3,7 @@
 import pytest
 
 from lmcore.errors import UserError, command
-from lmcore.run.processes import ALONE, Elsewhere, Launched, Lost, Processes, attributed, first, launched
+from lmcore.run.processes import ALONE, Elsewhere, Launched, Lost, Processes, attributed, first, launched, said_once
 from tests.lmcore.run.folders import Member
 
 VARIABLES = {
@@ -109,7 +109,7 @@ def test_an_error_is_printed_by_the_process_that_has_it(
 ):
     @command
     def main(argv) -> None:
-        with attributed(Member(rank, 2)):
+        with said_once(), attributed(Member(rank, 2)):
             raise error
 
     waited: list[float] = []
@@ -123,7 +123,8 @@ def test_an_error_is_printed_by_the_process_that_has_it(
 def test_an_error_of_all_processes_is_printed_by_process_0(environment, capsys, monkeypatch: pytest.MonkeyPatch):
     @command
     def main(argv) -> None:
-        raise UserError("--train.btch_size: no such field")
+        with said_once():
+            raise UserError("--train.btch_size: no such field")
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     for rank, lines in (("0", 1), ("1", 0)):
@@ -133,3 +134,13 @@ def test_an_error_of_all_processes_is_printed_by_process_0(environment, capsys, 
     environment(RANK="1", WORLD_SIZE=None)
     assert main([]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1, "one process, whatever RANK says"
+
+
+def test_an_error_of_a_command_that_joins_no_others_is_printed_whatever_the_launcher_says(environment, capsys):
+    @command
+    def main(argv) -> None:
+        raise UserError("run: found nothing")
+
+    environment(RANK="1", WORLD_SIZE="2")
+    assert main([]) == 2
+    assert capsys.readouterr().err == "error: run: found nothing\n"

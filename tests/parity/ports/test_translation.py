@@ -73,3 +73,14 @@ def test_a_tap_that_is_not_listed_is_the_nearest_value_or_none():
         replace(EMPTY, activations=theirs, modules={}), like, {"far": "1", "near": "2"}
     )
     assert listed.activations["near"].shape == (7,), "a difference of shapes is a difference"
+
+
+def test_the_rounding_of_parameters_whose_names_have_slashes_is_kept():
+    """Haiku's have: `mlp/~/linear_0.w`."""
+    shapes = ({"mlp/~/linear_0.w": (2, 3)}, {"weight": (3, 2)})
+    rows = resolve({"mlp/~/linear_0.w": ("weight", (1, 0))}, *shapes)
+    sections = ("grads", "updates/0/params", "updates/1/mu")
+    noise = {f"{section}/mlp/~/linear_0.w": 1e-7 for section in sections}
+    own = {"loss": 1e-6, "outputs/output['a/b']": 1e-5, "input_grads/input[0]": 1e-4}
+    found = Translation(rows, "torch")._noise(noise | own)
+    assert found == {f"{section}/weight": 1e-7 for section in sections} | own
