@@ -171,6 +171,11 @@ class Engine:
         peak = peak_flops(self.mesh.devices.flat[0].device_kind)
         return peak and peak * self.mesh.size
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
+        return self.processes.rank, self.processes.count
+
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
@@ -221,6 +226,8 @@ class Engine:
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
+        if self.processes.rank > 0:
+            return lambda: None
         state = self.state
         if self.processes.count > 1:  # Orbax takes no JAX array that one of several processes has to itself
             state = jax.tree.map(np.asarray, state)

@@ -17,6 +17,7 @@ from lmcore.errors import UserError
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import initial_weight
 from lmcore.model.memory import check_memory
+from lmcore.run.mesh import check_mesh, mesh_shape
 from lmcore.run.processes import ALONE, Processes
 from torchlm.checkpoint import restore_state, save_state
 from torchlm.decoding import Generator
@@ -141,6 +142,8 @@ class Engine:
         if processes.count > 1 and config.model.dropout > 0 and config.train.dropout_masks == "threefry":
             raise UserError("train.dropout_masks: found threefry with several processes, expected native")
         self.device = set_up_torch(config.train)
+        self.mesh = mesh_shape(config.parallel, processes.count, "processes")
+        check_mesh(config, self.mesh)
         self._check_memory(training=False)
         with torch.device("meta"):  # allocates nothing, and skips torch's own initialization
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
@@ -178,6 +181,11 @@ class Engine:
         peak = peak_flops(self.device_name)
         return peak and peak * self.processes.count
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
+        return self.processes.rank // self.mesh.tensor, self.mesh.batch
+
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
@@ -213,6 +221,8 @@ class Engine:
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
+        if self.processes.rank > 0:
+            return lambda: None
         return save_state(folder, self.state.params, self._optimizer_tensors())
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "EvalConfig",
     "LogConfig",
     "OptimConfig",
+    "ParallelConfig",
     "Precision",
     "SampleConfig",
     "TokenizerConfig",
@@ -195,6 +196,37 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """The mesh: how a run is split over devices, of which the numbers of all axes multiply to the number.
+
+    In torch each process has one device. In jax a process has all devices of its host, or one GPU of several.
+    """
+
+    data: int = -1
+    """Number of groups that each hold the whole state and compute their part of every batch; −1 takes the devices that
+    the other axes leave."""
+    fsdp: int = 1
+    """Number of devices over which parameters, gradients and optimizer state are sharded, each computing its part of
+    the batch: fully sharded data parallelism. A divisor of model.dim; −1 takes the devices that are left."""
+    tensor: int = 1
+    """Number of devices that share the heads, the feed-forward width and the vocabulary, and compute the same part of
+    the batch: tensor parallelism. A divisor of model.n_kv_heads and model.ffn_dim; −1 takes the devices that are
+    left."""
+    sequence: bool = False
+    """Split the residual stream along its positions over the devices of `tensor`, between their matmuls: sequence
+    parallelism, with less memory for activations. train.seq_len must be a multiple of `tensor`."""
+
+    def __post_init__(self) -> None:
+        axes = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
+        for name, size in axes.items():
+            require("parallel", name, size, size == -1 or size >= 1, "at least 1, or -1 for the devices that are left")
+        last = next((name for name, size in reversed(axes.items()) if size == -1), "")
+        others = [name for name, size in axes.items() if size == -1 and name != last]
+        if last and others:
+            require("parallel", last, -1, False, f"a number, since parallel.{others[0]} is -1; only one axis can be")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Evaluation of the validation loss, always on the same windows of validation text."""
 
@@ -289,6 +321,7 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -38,6 +38,10 @@ class Engine(Protocol):
     def peak_flops(self) -> float | None:
         """Sum of the peaks of all devices in use, in FLOP/s; None if unknown."""
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
+
     def init(self) -> None:
         """Initialize the weights from `train.seed` (`lmcore.model.init`)."""
 
@@ -54,13 +58,16 @@ class Engine(Protocol):
         """Return whether parameters and optimizer state are free of infinities and NaN; waits for the device."""
 
     def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state and start writing it; the returned function waits for that and opens the files as a test."""
+        """Copy the state and start writing it; the returned function waits for that and opens the files as a test.
+
+        All processes call it, with a folder whose parent is there. In process 0, the returned function waits for all.
+        """
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load a saved state; `optimizer=False` skips the optimizer state, to evaluate or generate."""
 
     def generator(self, options: SampleConfig) -> prompting.Generator:
-        """Return a generator of text with the current weights."""
+        """Return a generator of text with the current weights; all processes call it, and the first may use it."""
 
 
 @runtime_checkable
@@ -79,22 +86,22 @@ class EngineClass(Protocol):
         """Create an engine for a config whose vocabulary size is set."""
 
 
-def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int, processes: Processes = ALONE) -> Row:
+def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
     """Evaluate the model: the mean token loss over evenly spaced windows of a text.
 
     Args:
-        engine: the model.
+        engine: the model; each of its processes evaluates its part of every batch.
         tokens: the text.
         config: its sequence length and evaluation batch size are used.
         windows: number of windows; 0 takes all of the text.
-        processes: those that each evaluate their part of every batch.
 
     Returns:
         valid_loss in nats per token, valid_perplexity, and valid_bits_per_byte by the whole text's bytes per token.
     """
-    rows = -(-config.eval.batch_size // processes.count)  # the last may be empty: eval_windows pads with such
-    own = slice(processes.rank * rows, (processes.rank + 1) * rows)
-    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=rows * processes.count, windows=windows)
+    index, count = engine.shard
+    rows = -(-config.eval.batch_size // count)  # the last may be empty: eval_windows pads with such
+    own = slice(index * rows, (index + 1) * rows)
+    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=rows * count, windows=windows)
     sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(x[own], y[own]) for x, y in batches)]
     loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
     return {

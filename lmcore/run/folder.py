@@ -8,6 +8,7 @@
 in every checkpoint; each checkpoint also has the checksum of the metrics up to its step.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from lmcore import config as configs
@@ -26,7 +27,7 @@ CHANGEABLE = (
     *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
     *("train.device", "train.compile", "train.deterministic", "model.scan_layers"),
     "tokenizer.stop_tokens",
-    *("optim.", "eval.", "checkpoint.", "log.", "sample."),
+    *("optim.", "parallel.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or prefixes of fields, that may change when a run is resumed; the others would make it another run."""
 UNCHANGEABLE = ("optim.name",)
@@ -42,6 +43,7 @@ def load_run(checkpoint: Checkpoint, verify: bool = True) -> tuple[Config, Token
     """
     run_dir = checkpoint.run_dir
     config = configs.load(run_dir / "config.yaml", verify)
+    config = replace(config, parallel=configs.ParallelConfig())  # that of its training, which holds for nothing else
     if verify:
         check_tokenizer(run_dir, checkpoint)
     named = config.tokenizer

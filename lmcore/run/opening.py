@@ -62,7 +62,8 @@ def open_run(
     prepared = prepare(config, report, run_dir=folder if trained else None)
     complete = with_vocabulary(config, prepared.tokenizer.vocab_size)
     run_folder.check_config(complete, imported=latest is not None and not trained)
-    engine, batches = engine_class(complete, processes), _batches(prepared, complete, processes)
+    engine = engine_class(complete, processes)
+    batches = _batches(prepared, complete, engine.shard)
     if not existed:
         _lock(folder, stack, processes)
         # another process may have started a run meanwhile
@@ -100,7 +101,7 @@ def _nowhere(text: str) -> None:
     """Print nothing."""
 
 
-def _batches(prepared: Prepared, config: Config, processes: Processes) -> Batches:
+def _batches(prepared: Prepared, config: Config, shard: tuple[int, int]) -> Batches:
     train = config.train
     next(
         eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1)
@@ -110,7 +111,7 @@ def _batches(prepared: Prepared, config: Config, processes: Processes) -> Batche
         seq_len=train.seq_len,
         batch_size=train.batch_size,
         seed=train.seed,
-        shard=(processes.rank, processes.count),
+        shard=shard,
         micro_batches=train.grad_accum,
     )
 

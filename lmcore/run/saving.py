@@ -10,12 +10,14 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmcore import files
 from lmcore.errors import note
 from lmcore.run.checkpoints import DESCRIPTION, NAME, Checkpoint, best_checkpoint, checkpoint_folders, list_checkpoints
+from lmcore.run.processes import ALONE, Elsewhere, Processes
 from lmcore.run.storage import LastNotSaved, NotWritten, OnError, reason_of
 
 __all__ = ["Checkpoints"]
@@ -25,9 +27,14 @@ DISCARDS, ABSENT, PAUSE = 50, 5, 0.1
 
 
 class Checkpoints:
-    """Saves checkpoints in the background, keeps the latest few and the best, and deletes the others."""
+    """Saves checkpoints in the background, keeps the latest few and the best, and deletes the others.
 
-    def __init__(self, run_dir: Path, framework: str, keep: int, on_error: OnError = "stop"):
+    Of several processes, each writes its part of the state, the first all else, and where one fails, all do.
+    """
+
+    def __init__(
+        self, run_dir: Path, framework: str, keep: int, on_error: OnError = "stop", processes: Processes = ALONE
+    ):
         """Create the folder of checkpoints, and delete incomplete ones that a killed process left there.
 
         Args:
@@ -35,14 +42,17 @@ class Checkpoints:
             framework: name of the framework that writes the state.
             keep: number of latest checkpoints to keep, in addition to the best.
             on_error: whether a checkpoint that cannot be written raises NotWritten, or is a note.
+            processes: those that each hold a part of the state, and call the same methods.
         """
         self.folder = run_dir / "checkpoints"
         self.framework = framework
         self.keep, self.on_error = keep, on_error
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("step_*.tmp"):
-            if NAME.fullmatch(unfinished.stem):
-                shutil.rmtree(unfinished)
+        self.processes, self.leads = processes, processes.rank == 0
+        if self.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("step_*.tmp"):
+                if NAME.fullmatch(unfinished.stem):
+                    shutil.rmtree(unfinished)
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: tuple[int, Future[None]] | None = None
         self._failure: NotWritten | None = None
@@ -66,20 +76,37 @@ class Checkpoints:
         self.wait()
         self._failure = None
         final = self.folder / f"step_{step:08d}"
-        if final.exists():  # the run resumed here and was interrupted before its next step
-            return
         unfinished = final.with_suffix(".tmp")
-        try:
-            run_sums = _run_sums(self.folder.parent)
-            unfinished.mkdir()
-            finish = write(unfinished / "state")
-        except (OSError, ValueError) as error:  # Orbax reports a full disk as ValueError
-            _discard(unfinished)
-            self._fail(step, error)
-            return
         facts = {"framework": self.framework, "step": step, "valid_loss": valid_loss, "skipped": skipped}
-        facts["run"] = run_sums
-        self._pending = step, self._thread.submit(self._commit, unfinished, finish, facts)
+        error: Exception | None = None
+        begun = False
+        if self.leads and not final.exists():  # else the run resumed here and was interrupted before its next step
+            try:
+                facts["run"] = _run_sums(self.folder.parent)
+                unfinished.mkdir()
+                begun = True
+            except OSError as caught:
+                error = caught
+        if not self._all_agree(step, unfinished, error):
+            return
+        if not self.processes.largest(begun):
+            return
+        try:
+            finish = write(unfinished / "state")
+        except (OSError, ValueError) as caught:  # Orbax reports a full disk as ValueError
+            error = caught
+        if self._all_agree(step, unfinished, error):
+            commit = partial(self._commit, unfinished, finish, facts) if self.leads else finish
+            self._pending = step, self._thread.submit(commit)
+
+    def _all_agree(self, step: int, unfinished: Path, error: Exception | None) -> bool:
+        """Return whether no process has an error; if one has, give the checkpoint up in all."""
+        if not self.processes.largest(error is not None):
+            return True
+        if self.leads:
+            _discard(unfinished)
+        self._fail(step, error)
+        return False
 
     def poll(self) -> None:
         """Report a failure of the last checkpoint, if it is known by now; else return at once.
@@ -87,7 +114,7 @@ class Checkpoints:
         Raises:
             NotWritten: it could not be written, and the run is to stop.
         """
-        if self._pending is not None and self._pending[1].done():
+        if self._pending is not None and not self.processes.largest(not self._pending[1].done()):
             self.wait()
 
     def wait(self) -> None:
@@ -99,9 +126,10 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             step, future = pending
-            try:
-                future.result()
-            except (OSError, ValueError) as error:
+            error = future.exception()
+            if error is not None and not isinstance(error, (OSError, ValueError)):
+                raise error
+            if self.processes.largest(error is not None):
                 self._fail(step, error)
 
     def finish(self) -> None:
@@ -111,9 +139,11 @@ class Checkpoints:
             NotWritten: it could not be written.
         """
         self.wait()
-        if self._failure is not None:
+        if self._failure is not None and self.leads:
             message = f"{self._failure}; the run ends without it: free some space and resume"
             raise LastNotSaved(message, self._failure.reason)
+        if self._failure is not None:
+            raise Elsewhere(self._failure.exit_code)
 
     def close(self) -> None:
         """Wait for the pending write, ignoring its errors, and stop the background thread."""
@@ -149,14 +179,18 @@ class Checkpoints:
                     note(f"checkpoint: {checkpoint.folder} could not be deleted ({reason_of(error)})")
         return [checkpoint for checkpoint in saved if checkpoint.folder in keep]
 
-    def _fail(self, step: int, error: Exception) -> None:
+    def _fail(self, step: int, error: Exception | None) -> None:
+        """Raise that a checkpoint could not be written, or print a note; without an error, another process failed."""
         earlier = checkpoint_folders(self.folder.parent)
         last = f"the last one saved is {earlier[-1]}" if earlier else "none was saved before"
-        reason = reason_of(error)
+        reason = "another process failed" if error is None else reason_of(error)
         self._failure = NotWritten(f"checkpoint: that of step {step} could not be written ({reason}); {last}", reason)
+        if self.on_error == "stop" and error is None and not self.leads:
+            raise Elsewhere(self._failure.exit_code)
         if self.on_error == "stop":
             raise NotWritten(f"{self._failure}; free some space and resume", reason) from error
-        note(f"{self._failure}; training goes on, and the next one is tried again")
+        if error is not None or self.leads:
+            note(f"{self._failure}; training goes on, and the next one is tried again")
 
 
 def _discard(unfinished: Path) -> None:

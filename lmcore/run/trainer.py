@@ -120,6 +120,10 @@ class Run:
         self.progress = Progress(config.train.steps, self.start, None if self.leads else io.StringIO())
         self.clock = time.monotonic()
         self.timed_from = self.start
+        self.checkpoints = Checkpoints(
+            self.folder, engine.framework, config.checkpoint.keep, config.checkpoint.on_error, processes
+        )
+        stack.callback(self.checkpoints.close)
         if not self.leads:
             self.watch = Watch([], skipped)
             return
@@ -130,10 +134,6 @@ class Run:
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
-        self.checkpoints = Checkpoints(
-            self.folder, engine.framework, config.checkpoint.keep, config.checkpoint.on_error
-        )
-        stack.callback(self.checkpoints.close)
         note_space(config, self.folder, self.start, len(checkpoints.checkpoint_folders(self.folder)))
         self.trackers += open_trackers(config, self.folder, self.start if latest else None)
         for tracker in self.trackers:
@@ -186,8 +186,7 @@ class Run:
         with stop:
             with self.progress:
                 stopped_at = self._steps(save, stop)
-                if self.leads:
-                    self.checkpoints.finish()
+                self.checkpoints.finish()
                 self.processes.largest(0)  # a launcher ends the others where one ends
                 stop.all_saved()
                 if stopped_at is not None:
@@ -238,8 +237,7 @@ class Run:
         self.clock, self.timed_from = time.monotonic(), done
 
     def _report(self, done: int, metrics: dict[str, Any], evaluates: bool) -> Row:
-        if self.leads:
-            self.checkpoints.poll()
+        self.checkpoints.poll()
         config, per_step = self.config, self.config.train.batch_size * self.config.train.seq_len
         row: Row = {"step": done, "tokens": done * per_step, "loss": float(metrics["loss"])}
         row |= {"lr": learning_rate(config, done - 1), "grad_norm": float(metrics["grad_norm"])}
@@ -253,7 +251,7 @@ class Run:
                 mfu = used / self.engine.peak_flops
         problem = self._problem(row["loss"])
         if evaluates and not problem:
-            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows, self.processes)
+            row |= evaluate(self.engine, self.prepared.valid, config, config.eval.windows)
         self._log(row, mfu)
         if not problem and not math.isfinite(row.get("valid_loss", 0.0)):
             problem = f"the validation loss became {row['valid_loss']}"
@@ -277,15 +275,14 @@ class Run:
         if problem:
             raise self._diverged(f"{problem} by step {done}")
         self.watch.read()
-        if self.leads:
-            self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save, self.watch.skipped)
+        self.checkpoints.save(done, row.get("valid_loss") if row else None, self.engine.save, self.watch.skipped)
 
     def _diverged(self, what: str) -> Diverged:
         """Return the error that names the last good checkpoint and what may help."""
+        self.checkpoints.wait()
         if not self.leads:
             return Diverged("")  # the first process says so
         self._plot()
-        self.checkpoints.wait()
         last = checkpoints.newest_checkpoint(self.folder, verify=False)
         remaining = f"the last good checkpoint is {last.folder}" if last else "no checkpoint had been saved"
         lr, clip = self.config.optim.lr, self.config.optim.clip
@@ -298,11 +295,11 @@ class Run:
         self.writes.attempt("standard output", lambda: self.progress.update(row, mfu))
 
     def _sample(self, done: int) -> None:
-        if not self.leads:
-            return
         begin = time.monotonic()
         options, context = self.config.sample, self.config.model.max_seq_len
         generator = self.engine.generator(options)
+        if not self.leads:
+            return
         [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
         sample = text.prompt + text.text
         self.writes.attempt("standard output", lambda: self.progress.say(f"\n{sample}\n"))

@@ -42,7 +42,7 @@ class Miniature:
         return nullcontext(ALONE)
 
     def __init__(self, config: Config, processes: Processes = ALONE):
-        self.config = config
+        self.config, self.shard = config, (processes.rank, processes.count)
         self.shapes: set[tuple[int, ...]] = set()
         """Of the batches that were evaluated."""
 

@@ -9,7 +9,6 @@ import pytest
 from lmcore.config import Config
 from lmcore.data.batches import Tokens
 from lmcore.run.engine import evaluate
-from tests.lmcore.run.folders import Member
 
 
 def test_the_loss_is_the_mean_over_targets_however_they_are_batched(config: Config, miniature: type):
@@ -46,7 +45,8 @@ def test_processes_evaluate_parts_that_together_are_the_whole(config: Config, mi
     shapes = []
     for rank in range(3):
         engine = Counting(sizes)
-        evaluate(engine, tokens, sizes, 0, Member(rank, 3))
+        engine.shard = rank, 3
+        evaluate(engine, tokens, sizes, 0)
         shapes.append(engine.shapes)
     assert sorted(seen) == list(range(1, 30)), "each target once"
     assert shapes[0] == shapes[1] == shapes[2] == {(-(-batch_size // 3), 4)}, "of as many rows each"
