@@ -68,8 +68,14 @@ def _stop_leaks() -> None:
     setattr(ts.KvStore.Spec, "to_json", without_leak)  # noqa: B010
 
 
-def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
+def save_state(folder: Path, params: Any, optimizer: Any, together: bool = False) -> Callable[[], None]:
     """Copy the arrays off the devices now, to be written in the background.
+
+    Args:
+        folder: to be made.
+        params: name -> array.
+        optimizer: tree of arrays.
+        together: whether all processes call this, each to write its shards of the arrays.
 
     Returns:
         A function that waits until everything is on disk and can be opened, and raises what went wrong.
@@ -80,12 +86,11 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
     expected = {name: _described(tree) for name, tree in items.items()}
     with ExitStack() as stack:
         path = stack.enter_context(_without_wildcards(folder))
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()}
-        )
-        composite = ocp.CompositeOptions(multiprocessing_options=alone)
+        own = {} if together else {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
+        options = ocp.options.MultiprocessingOptions(**own)
+        composite = ocp.CompositeOptions(multiprocessing_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=composite)
-        writer = ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
+        writer = ocp.AsyncCheckpointer(handler, multiprocessing_options=options)
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         writer.save(path, args=ocp.args.Composite(**args))
         resources = stack.pop_all()
@@ -93,7 +98,8 @@ def save_state(folder: Path, params: Any, optimizer: Any) -> Callable[[], None]:
     def finish() -> None:
         with resources:
             writer.close()
-            _check_opens(path, expected)
+            if not together or jax.process_index() == 0:
+                _check_opens(path, expected)
 
     return finish
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxlm.checkpoint import restore_state, save_state
@@ -22,8 +21,19 @@ from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.processes import joined
-from jaxlm.sharding import batch_sharding, data_mesh, local, placed, replicated, set_up_jax
-from lmcore.config import Config, SampleConfig, TrainConfig
+from jaxlm.sharding import (
+    batch_sharding,
+    gathered,
+    local,
+    make_mesh,
+    own_mesh,
+    placed,
+    replicated,
+    set_up_jax,
+    shape_of,
+    state_shardings,
+)
+from lmcore.config import Config, SampleConfig
 from lmcore.model.flops import peak_flops
 from lmcore.model.memory import check_memory
 from lmcore.run.processes import ALONE, Processes
@@ -34,10 +44,11 @@ __all__ = ["Engine", "TrainState", "eval_step", "train_step"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a train step changes."""
+    """Everything that a train step changes: arrays, or in their places their shapes or shardings."""
 
-    step: Int[Array, ""]
-    params: Params
+    step: Any
+    """Number of updates done, an integer."""
+    params: dict[str, Any]
     opt_state: Any
 
 
@@ -111,6 +122,10 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def _unchanged(state: TrainState) -> TrainState:
+    return state
+
+
 class Engine:
     """A jaxlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.engine.Engine`."""
 
@@ -118,17 +133,20 @@ class Engine:
     package = "jaxlm"
 
     def __init__(self, config: Config, processes: Processes = ALONE):
-        set_up_jax(config.train)
+        set_up_jax(config, processes.count)
         self.config, self.processes = config, processes
-        self.mesh = data_mesh(config.train)
+        self.mesh = make_mesh(config)
         self._check_memory(training=False)
         self.model = Model(config)
-        replicate, split = replicated(self.mesh), batch_sharding(self.mesh, axis=1)
+        self._new_opt_state = make_optimizer(config.optim).init
+        self._stack = stack_layers if config.model.scan_layers else _unchanged
+        self._unstack = partial(unstack_layers, n_layers=config.model.n_layers)
+        held = self._shardings(jax.eval_shape(self._stack, self._shapes()))
         self._train_step = jax.jit(
             partial(train_step, self.model),
             donate_argnums=0,
-            in_shardings=(replicate, split, None),
-            out_shardings=replicate,
+            in_shardings=(held, batch_sharding(self.mesh, axis=1), None),
+            out_shardings=(held, replicated(self.mesh)),
         )
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
@@ -139,20 +157,40 @@ class Engine:
     joined = staticmethod(joined)
 
     @staticmethod
-    def check_machine(train: TrainConfig) -> None:
-        """Raise UserError unless this machine has the device and precision that `train` asks for."""
-        set_up_jax(train)
-        data_mesh(train)
+    def check_machine(config: Config, processes: Processes = ALONE) -> None:
+        """Raise UserError unless this machine has the device and precision that the config asks for."""
+        set_up_jax(config, processes.count)
+        make_mesh(config)
 
     @property
     def state(self) -> TrainState:
         """Everything that a train step changes, unstacked: by the parameters' own names."""
-        held = local(self.held)
-        return unstack_layers(held, self.config.model.n_layers) if self.config.model.scan_layers else held
+        held = self.held if self._sharded else local(self.held)
+        return self._changed(self._unstack, held) if self.config.model.scan_layers else held
 
     @state.setter
     def state(self, state: TrainState) -> None:
-        self.held = stack_layers(state) if self.config.model.scan_layers else state
+        self.held = self._changed(self._stack, state)
+
+    def _changed(self, change: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+        """Return a state with its layers stacked or unstacked, sharded as its parameters are."""
+        if not self._sharded or change is _unchanged:
+            return change(state)
+        return jax.jit(change, out_shardings=self._shardings(jax.eval_shape(change, state)))(state)
+
+    def _shardings(self, state: Any) -> Any:
+        """Return the sharding of each array of a state, or of a part of it."""
+        return state_shardings(self.mesh, state, self.model.shapes)
+
+    def _shapes(self) -> TrainState:
+        def new(params: Params) -> TrainState:
+            return TrainState(jnp.int32(0), params, self._new_opt_state(params))
+
+        return jax.eval_shape(new, self.model.shapes)
+
+    @property
+    def _sharded(self) -> bool:
+        return shape_of(self.mesh).sharded
 
     @property
     def parameter_count(self) -> int:
@@ -163,7 +201,8 @@ class Engine:
     def device_name(self) -> str:
         """Number and name of the devices in use, for people to read."""
         devices = self.mesh.devices.flat
-        return f"{len(devices)} × {devices[0].device_kind}"
+        mesh = f" ({shape_of(self.mesh)})" if self._sharded else ""
+        return f"{len(devices)} × {devices[0].device_kind}{mesh}"
 
     @property
     def peak_flops(self) -> float | None:
@@ -174,14 +213,20 @@ class Engine:
     @property
     def shard(self) -> tuple[int, int]:
         """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
-        return self.processes.rank, self.processes.count
+        own, tensor = self.mesh.size // self.processes.count, self.mesh.shape["tensor"]
+        each = max(1, own // tensor)  # parts of a micro-batch for each process; those of one part have the same rows
+        return self.processes.rank * own // tensor // each, shape_of(self.mesh).batch // each
 
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
-        params = jax.device_put(self.model.initial_params(), replicated(self.mesh))
-        opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=replicated(self.mesh))(params)
-        self.state = TrainState(jax.device_put(jnp.int32(0), replicated(self.mesh)), params, opt_state)
+        shardings = self._shardings(self._shapes())
+        params: Params = {}
+        for name, leaf in self.model.shapes.items():  # one at a time: each device keeps its part alone
+            weight = self.model.initial_weight(name)
+            params[name] = jax.make_array_from_callback(leaf.shape, shardings.params[name], weight.__getitem__)
+        opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
+        self.state = TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
     def _check_memory(self, *, training: bool) -> None:
         if self.mesh.devices.flat[0].platform == "cpu":
@@ -192,21 +237,22 @@ class Engine:
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
         tokens = placed(micro, batch_sharding(self.mesh, 1))
         self._wait_on_cpu()
-        self.held, self._running = self._train_step(self.held, tokens, lr)
+        with jax.set_mesh(self.mesh):
+            self.held, self._running = self._train_step(self.held, tokens, lr)
         return self._running
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
-        missing = -len(tokens) % (self.mesh.size // self.processes.count)
-        if missing and self.processes.count > 1:
+        missing = -len(tokens) % (shape_of(self.mesh).batch // self.shard[1])
+        if missing:
             tokens, targets = (np.pad(a, ((0, missing), (0, 0)), constant_values=IGNORED) for a in (tokens, targets))
             tokens = np.maximum(tokens, 0)
-        even = len(tokens) * self.processes.count % self.mesh.size == 0
-        sharding = batch_sharding(self.mesh) if even else replicated(self.mesh)
         self._wait_on_cpu()
-        self._running = self._eval_step(self.held.params, placed(tokens, sharding), placed(targets, sharding))
+        with jax.set_mesh(self.mesh):
+            rows = (placed(array, batch_sharding(self.mesh)) for array in (tokens, targets))
+            self._running = self._eval_step(self.held.params, *rows)
         return self._running
 
     def _wait_on_cpu(self) -> None:
@@ -226,32 +272,34 @@ class Engine:
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
-        if self.processes.rank > 0:
+        together = self._sharded and self.processes.count > 1
+        if self.processes.rank > 0 and not together:
             return lambda: None
         state = self.state
-        if self.processes.count > 1:  # Orbax takes no JAX array that one of several processes has to itself
+        if self.processes.count > 1 and not together:  # Orbax takes no JAX array that one of several processes owns
             state = jax.tree.map(np.asarray, state)
-        return save_state(folder, state.params, {"step": state.step, "state": state.opt_state})
+        return save_state(folder, state.params, {"step": state.step, "state": state.opt_state}, together)
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
-        replicate = replicated(self.mesh)
-        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicate))
-        params = place(self.model.shapes)
+        shapes = self._shapes()
+        shapes = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            self._shardings(shapes),
+        )
         if not optimizer:
-            self.state = TrainState(jnp.int32(0), restore_state(folder, params=params)["params"], None)
+            self.state = TrainState(jnp.int32(0), restore_state(folder, params=shapes.params)["params"], None)
             return
-        opt_state = place(jax.eval_shape(make_optimizer(self.config.optim).init, self.model.shapes))
-        step = place(jax.ShapeDtypeStruct((), jnp.int32))
-        read = restore_state(folder, params=params, optimizer={"step": step, "state": opt_state})
+        items = {"params": shapes.params, "optimizer": {"step": shapes.step, "state": shapes.opt_state}}
+        read = restore_state(folder, **items)
         self.state = TrainState(read["optimizer"]["step"], read["params"], read["optimizer"]["state"])
 
     def generator(self, options: SampleConfig) -> Generator:
         """Return a generator with the current parameters."""
         if options not in self._generators:
-            own = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
-            mesh = self.mesh if self.processes.count == 1 else Mesh(np.array(own), self.mesh.axis_names)
-            self._generators[options] = Generator(self.model, options, mesh)
+            self._generators[options] = Generator(self.model, options, own_mesh(self.mesh))
         generator = self._generators[options]
-        generator.load(self.state.params)
+        params = self.state.params
+        generator.load(local(gathered(params, self.mesh)) if self._sharded else params)
         return generator

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -28,7 +29,8 @@ class Model:
         self.config = config
         self.dtype = jnp.dtype(config.train.precision)
         parameter_dtype = jnp.promote_types(self.dtype, jnp.float32)
-        decoder = nnx.eval_shape(lambda: Decoder(config.model, dtype=self.dtype, remat=config.train.remat))
+        remat, sequence = config.train.remat, config.parallel.sequence
+        decoder = nnx.eval_shape(lambda: Decoder(config.model, self.dtype, remat, sequence))
         self.graph, state = nnx.split(decoder)
         leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
         self.paths = {name: path for name, (path, _) in leaves.items()}
@@ -36,11 +38,12 @@ class Model:
 
     def initial_params(self) -> Params:
         """Return the weights of the shared NumPy initialization for `train.seed`."""
-        seed, model = self.config.train.seed, self.config.model
-        return {
-            name: jnp.asarray(initial_weight(seed, name, leaf.shape, model), leaf.dtype)
-            for name, leaf in self.shapes.items()
-        }
+        return {name: jnp.asarray(self.initial_weight(name)) for name in self.shapes}
+
+    def initial_weight(self, name: str) -> np.ndarray:
+        """Return the initial value of one parameter."""
+        leaf = self.shapes[name]
+        return initial_weight(self.config.train.seed, name, leaf.shape, self.config.model).astype(leaf.dtype)
 
     def __call__(self, params: Params) -> Decoder:
         """The decoder with these parameters, which may be stacked (see `jaxlm.layers`)."""

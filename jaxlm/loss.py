@@ -6,13 +6,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.dropout import Key
 from jaxlm.model import Decoder
+from jaxlm.sharding import devices_in_mesh
 
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
 
 IGNORED = -1
 """Target of a position that is left out of the loss."""
 CHUNK_LOGITS = 2**25
-"""Maximum number of logits at once; a batch with more is cut along its positions."""
+"""Maximum number of logits at once on a device; a batch with more is cut along its positions."""
 
 
 def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -34,7 +35,7 @@ def loss_sum(
     """
     hidden = model.hidden(tokens, key)
     batch, length, dim = hidden.shape
-    min_chunks = -(-batch * length * model.config.vocab_size // CHUNK_LOGITS)
+    min_chunks = -(-batch * length * model.config.vocab_size // (CHUNK_LOGITS * devices_in_mesh()))
     # The smallest number from `min_chunks` up that divides the length: all steps of a scan have one shape.
     chunks = next(n for n in range(min(min_chunks, length), length + 1) if length % n == 0)
     if chunks == 1:

@@ -26,6 +26,7 @@ from jaxlm.linear import LINEARS, Linear
 from jaxlm.mlps import make_mlp
 from jaxlm.norms import LayerNorm, NoNorm, unnormed
 from jaxlm.positions import POSITIONS, unrotated
+from jaxlm.sharding import gather_positions, on_mesh, over_heads, split_positions
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
 
@@ -42,7 +43,8 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((vocab_size, dim)))
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.weight[...][tokens]
+        # Whole rows: of those split over fsdp, as the sequences are too, XLA would gather the gradients of all tokens.
+        return on_mesh(self.weight[...], "tensor", None)[tokens]
 
 
 class RMSNorm(nnx.Module):
@@ -127,7 +129,7 @@ class Block(nnx.Module):
     sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290).
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, sequence: bool = False):
         norm = partial(NORMS[config.norm], config.dim, config.norm_eps)
         self.placement = config.norm_placement
         before, after = self.placement in ("pre", "sandwich"), self.placement in ("post", "sandwich")
@@ -138,6 +140,7 @@ class Block(nnx.Module):
         self.mlp = make_mlp(config, dtype)
         self.mlp_output_layernorm = norm() if after else unnormed
         self.dropout = config.dropout
+        self.split, self.gather = (partial(f, sequence=sequence) for f in (split_positions, gather_positions))
 
     def __call__(
         self,
@@ -157,9 +160,10 @@ class Block(nnx.Module):
             key: random key of the branches' dropout masks; None switches dropout off.
         """
         attn_key, mlp_key = split(key, 2)
-        mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = self.add(x, mixed, self.attention_output_layernorm, attn_key)
-        return self.add(x, self.mlp(self.post_attention_layernorm(x)), self.mlp_output_layernorm, mlp_key)
+        mixed = self.self_attn(self.gather(self.input_layernorm(x)), cos, sin, attend)
+        x = self.add(x, self.split(mixed), self.attention_output_layernorm, attn_key)
+        fed = self.mlp(self.gather(self.post_attention_layernorm(x)))
+        return self.add(x, self.split(fed), self.mlp_output_layernorm, mlp_key)
 
     def add(
         self,
@@ -198,14 +202,17 @@ class Decoder(nnx.Module):
     With norm_placement: post there is no final norm, since the last block ends with one.
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.float32, remat: bool = False):
+    def __init__(
+        self, config: ModelConfig, dtype: jnp.dtype = jnp.float32, remat: bool = False, sequence: bool = False
+    ):
         self.config = config
         self.dtype = dtype
         self.remat = remat
+        self.split, self.gather = (partial(f, sequence=sequence) for f in (split_positions, gather_positions))
         self.through = LAYERS[config.scan_layers]
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.embed_positions = POSITIONS[config.position](config)
-        self.layers = nnx.List([Block(config, dtype) for _ in range(config.n_layers)])
+        self.layers = nnx.List([Block(config, dtype, sequence) for _ in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
         self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
@@ -223,12 +230,12 @@ class Decoder(nnx.Module):
         x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
 
         def step(block: nnx.Module, x: Array, weights_key: Key, block_key: Key) -> Array:
-            attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
+            attend = over_heads(partial(causal_attention, rate=self.config.dropout), weights_key)
             apply = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
             return jax.checkpoint(apply)(x) if self.remat else apply(x)
 
-        x = self.through(step, self.layers, x, list(zip(keys[::2], keys[1::2])))
-        return self.norm(x)
+        x = self.through(step, self.layers, self.split(x), list(zip(keys[::2], keys[1::2])))
+        return self.gather(self.norm(x))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""

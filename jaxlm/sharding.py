@@ -1,34 +1,71 @@
-"""Devices and the sharding of arrays over them: parameters whole on each device, the batch split over a `data` axis.
+"""The mesh of devices, and the sharding of arrays: sequences over data and fsdp, parameters over fsdp and tensor.
+
+`jax.jit` partitions each program by the shardings of its arguments and of the residual stream (GSPMD, Xu et al. 2021,
+arXiv:2105.04663): the mathematics says nothing of devices but in `on_mesh` and `over_heads`, which do nothing outside
+of `jax.set_mesh`. What splits each parameter is in `lmcore.run.mesh`, for both twins.
 
 On a CPU, XLA runs one device's program mostly on one core, so a batch split over one device per core trains faster
 than the same batch on one device; it is also the cheapest test of the path that several accelerators take.
 """
 
 import contextlib
+import math
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
-from lmcore.config import TrainConfig
+from jaxlm.dropout import Key
+from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.hardware import even_parts, limit_malloc_arenas, usable_cores
+from lmcore.hardware import limit_malloc_arenas, usable_cores
+from lmcore.run.mesh import AXES, MeshShape, check_mesh, mesh_shape, split_axes
 
-__all__ = ["batch_sharding", "data_mesh", "local", "placed", "replicated", "set_up_jax"]
+__all__ = [
+    "BATCH",
+    "batch_sharding",
+    "devices_in_mesh",
+    "gather_positions",
+    "gathered",
+    "local",
+    "make_mesh",
+    "on_mesh",
+    "over_heads",
+    "own_mesh",
+    "parameter_sharding",
+    "placed",
+    "replicated",
+    "set_up_jax",
+    "shape_of",
+    "split_positions",
+    "state_shardings",
+]
+
+BATCH = ("data", "fsdp")
+"""Axes of the mesh that sequences are split over."""
 
 
-def set_up_jax(train: TrainConfig) -> None:
+def set_up_jax(config: Config, processes: int = 1) -> None:
     """Set up jax for the whole process: devices, number types, and a compilation cache in the user's folder.
 
-    Call it before the first array is created; devices cannot change after that.
+    Call it before the first array is created; devices cannot change after that. On a CPU there are as many as
+    `train.cpu_devices` says, else as a mesh of fixed size has, else one per core.
+
+    Args:
+        config: of the run.
+        processes: number of those that share the mesh.
 
     Raises:
         UserError: a precision or device that jaxlm does not have.
     """
+    train = config.train
     if train.precision == "float16":
         raise UserError("train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)")
     if train.device == "mps":
@@ -44,16 +81,19 @@ def set_up_jax(train: TrainConfig) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # A full disk, say: the next run compiles again, and what a run must write says so itself.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    sizes = [getattr(config.parallel, name) for name in AXES]
+    in_mesh = 0 if -1 in sizes else -(-math.prod(sizes) // processes)
     with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook
-        jax.config.update("jax_num_cpu_devices", train.cpu_devices or usable_cores())
+        jax.config.update("jax_num_cpu_devices", train.cpu_devices or in_mesh or usable_cores())
 
 
-def data_mesh(train: TrainConfig) -> Mesh:
-    """Return a mesh of as many devices as divide a micro-batch evenly; on accelerators, of all.
+def make_mesh(config: Config) -> Mesh:
+    """Return the mesh of all devices of all processes; on a CPU, of as many as divide a micro-batch evenly.
 
     Raises:
-        UserError: the device is not there, or the micro-batch cannot be split over the accelerators.
+        UserError: the device is not there, or batch or model cannot be split over the mesh.
     """
+    train = config.train
     try:
         devices = jax.devices(None if train.device == "auto" else train.device)
     except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what is not installed
@@ -63,17 +103,38 @@ def data_mesh(train: TrainConfig) -> Mesh:
             f"train.device: {train.device!r} is not available ({str(error) or 'no such backend'}){hint}"
         ) from error
     by_process = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
+    count = len(by_process[0])
     if devices[0].platform == "cpu" and train.cpu_devices:
-        by_process = [own[: train.cpu_devices] for own in by_process]
-    sequences, count = train.batch_size // train.grad_accum, len(by_process[0])
-    used = even_parts(max(1, sequences // len(by_process)), count)
-    if sequences % (used * len(by_process)) or (used < count and devices[0].platform != "cpu"):
-        raise UserError(
-            f"train.batch_size: found {train.batch_size} ({sequences} sequences at a time with train.grad_accum = "
-            f"{train.grad_accum}), expected a multiple of the {len(by_process) * count} devices"
-        )
-    chosen = [device for own in by_process for device in own[:used]]
-    return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+        count = min(count, train.cpu_devices)
+    fewest = 1 if devices[0].platform == "cpu" else count
+    refused: UserError | None = None
+    for used in range(count, fewest - 1, -1):
+        try:
+            shape = mesh_shape(config.parallel, used * len(by_process))
+            check_mesh(config, shape)
+        except UserError as error:
+            refused = refused or error
+            continue
+        if used % shape.tensor and shape.tensor % used:
+            raise UserError(
+                f"parallel.tensor: found {shape.tensor}, expected a divisor or a multiple of the {used} devices of "
+                "each process"
+            )
+        chosen = np.array([device for own in by_process for device in own[:used]])
+        return Mesh(chosen.reshape(*(getattr(shape, name) for name in AXES)), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert refused is not None
+    raise refused
+
+
+def shape_of(mesh: Mesh) -> MeshShape:
+    """Return the number of devices along each axis."""
+    return MeshShape(**{name: mesh.shape[name] for name in AXES})
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """Return a mesh of this process's devices alone, which it can use without the others, along `data`."""
+    own = np.array([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+    return Mesh(own.reshape(-1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def placed(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -88,11 +149,121 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree) if jax.process_count() > 1 else tree
 
 
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Return arrays that may be sharded over a mesh as whole ones; all its processes call it."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding of an array that is split over the devices along `axis`."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Return the sharding of an array whose sequences, along `axis`, are split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
+
+
+def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Return the sharding of a parameter.
+
+    Args:
+        mesh: the devices.
+        name: dotted name of the parameter.
+        shape: of the parameter, unstacked.
+    """
+    return NamedSharding(mesh, PartitionSpec(*split_axes(name, shape, shape_of(mesh))))
+
+
+def state_shardings(mesh: Mesh, state: Any, params: dict[str, Any]) -> Any:
+    """Return the sharding of each array of a state: that of its parameter where it has its shape, else whole.
+
+    Args:
+        mesh: the devices.
+        state: arrays, or their shapes, in dicts keyed by the parameters' names; perhaps stacked (see `jaxlm.layers`).
+        params: name -> parameter, or its shape, unstacked.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = next((key.key for key in reversed(path) if hasattr(key, "key") and "." in str(key.key)), "")
+        first = name.replace("*", "0")
+        if first not in params or len(leaf.shape) < len(params[first].shape):
+            return replicated(mesh)
+        stacked, like = first != name, params[first].shape
+        if leaf.shape[stacked:] != like:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * stacked, *split_axes(name, like, shape_of(mesh))))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def devices_in_mesh() -> int:
+    """Return the number of devices of the mesh that is set, 1 where none is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def on_mesh(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """Ask for a sharding of an array inside a program, where a mesh is set.
+
+    Args:
+        x: the array.
+        axes: axis or axes of the mesh that split each of its first dimensions, where they divide it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    sizes = (math.prod(mesh.shape[name] for name in ([axis] if isinstance(axis, str) else axis or ())) for axis in axes)
+    divided = [axis if dim % size == 0 else None for axis, dim, size in zip(axes, x.shape, sizes)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*divided))
+
+
+def split_positions(x: Array, sequence: bool) -> Array:
+    """Keep the residual stream, B × T × D, split over the mesh as its sequences are, where a mesh is set.
+
+    Without, XLA would gather the sequences of all devices rather than the weights.
+
+    Args:
+        x: the residual stream, or what a branch adds to it.
+        sequence: whether `tensor` splits the positions too; the gradient of x is gathered then.
+    """
+    return _resharded(x, sequence, False) if devices_in_mesh() > 1 else x
+
+
+def gather_positions(x: Array, sequence: bool) -> Array:
+    """Gather what `split_positions` has split, for a branch, whose matmuls `tensor` splits; the gradient is split."""
+    return _resharded(x, False, sequence) if devices_in_mesh() > 1 else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _resharded(x: Array, split: bool, split_gradient: bool) -> Array:
+    """Return x with its positions split over `tensor` or not, and its gradient with its own split or not."""
+    return on_mesh(x, BATCH, "tensor" if split else None)
+
+
+def _resharded_forward(x: Array, split: bool, split_gradient: bool) -> tuple[Array, None]:
+    return _resharded(x, split, split_gradient), None
+
+
+def _resharded_gradient(split: bool, split_gradient: bool, saved: None, gradient: Array) -> tuple[Array]:
+    return (on_mesh(gradient, BATCH, "tensor" if split_gradient else None),)
+
+
+_resharded.defvjp(_resharded_forward, _resharded_gradient)
+
+
+def over_heads(attend: Callable[..., Array], key: Key) -> Callable[..., Array]:
+    """Return attention that each device computes for its own sequences and heads, where a mesh is set.
+
+    Batch and heads become one axis within attention, which GSPMD cannot split over two axes of the mesh: it would
+    gather the heads. With dropout it does, since the mask is drawn for all heads at once.
+
+    Args:
+        attend: attention of queries to keys and values.
+        key: its random key; None where dropout is off.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if key is not None or mesh.empty or mesh.shape["tensor"] == 1:
+        return partial(attend, key=key)
+    spec = PartitionSpec(BATCH, None, "tensor", None)
+    return jax.shard_map(attend, in_specs=(spec, spec, spec), out_specs=spec)

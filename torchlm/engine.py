@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
-from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.config import Config, SampleConfig
 from lmcore.errors import UserError
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import initial_weight
@@ -160,9 +160,9 @@ class Engine:
     joined = staticmethod(joined)
 
     @staticmethod
-    def check_machine(train: TrainConfig) -> None:
-        """Raise UserError unless this machine has the device and precision that `train` asks for."""
-        set_up_torch(train)
+    def check_machine(config: Config, processes: Processes = ALONE) -> None:
+        """Raise UserError unless this machine has the device and precision that the config asks for."""
+        set_up_torch(config.train)
 
     @property
     def parameter_count(self) -> int:

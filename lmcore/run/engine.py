@@ -76,7 +76,7 @@ class EngineClass(Protocol):
 
     framework: str
 
-    def check_machine(self, train: TrainConfig) -> None:
+    def check_machine(self, config: Config, processes: Processes = ALONE) -> None:
         """Raise UserError unless this machine has the device and precision; called before anything is written."""
 
     def joined(self, train: TrainConfig) -> AbstractContextManager[Processes]:

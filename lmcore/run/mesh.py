@@ -64,7 +64,7 @@ def mesh_shape(parallel: ParallelConfig, devices: int, kind: str = "devices") ->
         sizes[left] = devices // known
     elif left is not None or known != devices:
         product = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
-        expected = f"{'a divisor of ' if left else ''}the {devices} {kind} of this run"
+        expected = f"{'a divisor of ' if left else ''}the {devices} {kind if devices > 1 else kind[:-1]} of this run"
         raise UserError(f"parallel: found {product}, expected {expected}; change it, or how many are started")
     return MeshShape(**sizes)
 

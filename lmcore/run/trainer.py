@@ -75,7 +75,7 @@ def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> 
 
 
 def _run(config: Config, engine_class: EngineClass, is_command: bool, processes: Processes) -> int:
-    first(processes, partial(engine_class.check_machine, config.train))
+    first(processes, partial(engine_class.check_machine, config, processes))
     with ExitStack() as stack:
         save = stack.enter_context(SaveRequest(is_command))
         stop = StopRequest(config.checkpoint.grace, is_command, says=processes.rank == 0)

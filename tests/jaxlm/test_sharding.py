@@ -11,13 +11,13 @@ import jaxlm
 
 ROOT = Path(jaxlm.__file__).parent.parent
 CODE = """
-from jaxlm.sharding import data_mesh, set_up_jax
-from lmcore.config import TrainConfig
+from jaxlm.sharding import make_mesh, set_up_jax
+from lmcore.config import Config, TrainConfig
 from lmcore.errors import UserError
-train = TrainConfig(device={device!r}, batch_size=1)
+config = Config(train=TrainConfig(device={device!r}, batch_size=1))
 try:
-    set_up_jax(train)
-    print(data_mesh(train).devices.flat[0].platform)
+    set_up_jax(config)
+    print(make_mesh(config).devices.flat[0].platform)
 except UserError as error:
     print(error)
 """

@@ -8,7 +8,7 @@ import pytest
 from jaxlm.decoding import Generator, cutoff_by_sorting
 from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
 from jaxlm.functional import Model
-from jaxlm.sharding import data_mesh
+from jaxlm.sharding import make_mesh
 from lmcore.config import Config, ModelConfig, SampleConfig, TrainConfig
 
 DTYPES = [jnp.float64, jnp.float32]
@@ -55,7 +55,7 @@ def test_weights_laid_out_for_decoding_are_the_same_model(precision: str, transp
         expected, _ = plain.decode(tokens, plain.empty_cache(pads, 8))
         weights = for_decoding(params, jnp.dtype(precision), transposed)
         assert any(name.endswith(TRANSPOSED) for name in weights) is transposed
-        generator = Generator(model, SampleConfig(), data_mesh(config.train))
+        generator = Generator(model, SampleConfig(), make_mesh(config))
 
         def logits(weights: dict[str, jax.Array]) -> jax.Array:
             fast = generator.decoder(weights)

@@ -50,6 +50,7 @@ ALTERNATIVES = {
     "model.rope_scaling": None,
     "optim.warmup_steps": 7,
     "train.grad_accum": 2,
+    "parallel.data": 2,
     "train.seq_len": 100,
     "tokenizer.kind": "chars",
 }

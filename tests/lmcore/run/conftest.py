@@ -34,7 +34,7 @@ class Miniature:
     parameter_count, device_name, peak_flops = 1, "paper", None
 
     @staticmethod
-    def check_machine(train: TrainConfig) -> None:
+    def check_machine(config: Config, processes: Processes = ALONE) -> None:
         """Any will do."""
 
     @staticmethod
