@@ -8,20 +8,32 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, partial, wraps
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from lmcore.errors import UserError
 
-__all__ = ["restore_state", "save_state"]
+__all__ = ["Stored", "open_item", "restore_state", "save_state"]
 
 WILDCARDS = frozenset("*?[\\")
+CHUNK_BYTES = 1 << 27
+"""Larger arrays are compressed in chunks of at most this size: reading one whole would take twice its memory."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint says of one array, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
@@ -91,7 +103,7 @@ def save_state(folder: Path, params: Any, optimizer: Any, together: bool = False
         composite = ocp.CompositeOptions(multiprocessing_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=composite)
         writer = ocp.AsyncCheckpointer(handler, multiprocessing_options=options)
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = {name: ocp.args.StandardSave(tree, jax.tree.map(_in_chunks, tree)) for name, tree in items.items()}
         writer.save(path, args=ocp.args.Composite(**args))
         resources = stack.pop_all()
 
@@ -122,6 +134,29 @@ def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:
     return {name: restored[name] for name in abstract}
 
 
+def open_item(folder: Path, item: str) -> dict[str, Stored]:
+    """Describe the arrays of one item, `params` or `optimizer`, without reading them.
+
+    Raises:
+        UserError: the item is missing or damaged.
+    """
+    path = folder.absolute() / item
+    try:
+        opened = {name: _open(name, path) for name in _array_names(path)}
+    except Exception as error:  # TensorStore has no class of its own for what cannot be read
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path}: cannot be read ({reason}); take another checkpoint") from error
+    return {name: Stored(tuple(array.shape), partial(_read, path, name, array)) for name, array in opened.items()}
+
+
+def _read(path: Path, name: str, array: ts.TensorStore) -> np.ndarray:
+    try:
+        return array.read().result()
+    except Exception as error:  # TensorStore has no class of its own for what cannot be read
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path}: {name} cannot be read ({reason}); take another checkpoint") from error
+
+
 @contextmanager
 def _without_wildcards(folder: Path) -> Iterator[Path]:
     """Yield a path to the folder without wildcards: Orbax looks for its own files with `glob` on the whole path.
@@ -138,6 +173,10 @@ def _without_wildcards(folder: Path) -> Iterator[Path]:
         link = Path(other, "link")
         link.symlink_to(path.parent, target_is_directory=True)
         yield link / path.name
+
+
+def _in_chunks(array: Any) -> ocp.SaveArgs:
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
 
 
 def _described(tree: Any) -> list[str]:
@@ -168,8 +207,12 @@ def _array_names(item: Path) -> list[str]:
 
 
 def _opened(name: str, item: Path) -> str:
-    array = ts.open({"driver": "zarr", "kvstore": _store(item) | {"path": f"{name}/"}}, open=True).result()
+    array = _open(name, item)
     return f"{array.dtype.name} {list(array.shape)}"
+
+
+def _open(name: str, item: Path) -> ts.TensorStore:
+    return ts.open({"driver": "zarr", "kvstore": _store(item) | {"path": f"{name}/"}}, open=True).result()
 
 
 def _store(item: Path) -> dict[str, Any]:

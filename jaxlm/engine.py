@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxlm.checkpoint import restore_state, save_state
 from jaxlm.decoding import Generator
+from jaxlm.device import set_up_jax
 from jaxlm.functional import Model, Params
 from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
@@ -29,7 +31,6 @@ from jaxlm.sharding import (
     own_mesh,
     placed,
     replicated,
-    set_up_jax,
     shape_of,
     state_shardings,
 )
@@ -38,7 +39,15 @@ from lmcore.model.flops import peak_flops
 from lmcore.model.memory import check_memory
 from lmcore.run.processes import ALONE, Processes
 
-__all__ = ["Engine", "TrainState", "eval_step", "train_step"]
+__all__ = [
+    "Engine",
+    "TrainState",
+    "eval_step",
+    "jit_train_step",
+    "lower_train_step",
+    "state_shapes",
+    "train_step",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -122,6 +131,46 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def state_shapes(model: Model) -> TrainState:
+    """Return the shapes of a train state, unstacked."""
+    init = make_optimizer(model.config.optim).init
+    return jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, init(params)), model.shapes)
+
+
+def jit_train_step(model: Model, mesh: Mesh) -> tuple[Any, TrainState]:
+    """Return the train step on a mesh, jitted, and the shapes of the state that it takes, with their shardings.
+
+    Args:
+        model: the decoder without its parameters.
+        mesh: the devices; to lower the step, it needs none that exists.
+    """
+    shapes = state_shapes(model)
+    if model.config.model.scan_layers:
+        shapes = jax.eval_shape(stack_layers, shapes)
+    held = state_shardings(mesh, shapes, model.shapes)
+    step = jax.jit(
+        partial(train_step, model),
+        donate_argnums=0,
+        in_shardings=(held, batch_sharding(mesh, axis=1), None),
+        out_shardings=(held, replicated(mesh)),
+    )
+    return step, jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, held)
+
+
+def lower_train_step(config: Config, mesh: Mesh) -> Any:
+    """Return the train step that `Engine` would compile on a mesh, lowered from shapes: nothing is allocated.
+
+    Args:
+        config: with `model.vocab_size` set.
+        mesh: the devices, which may be those of a topology that is not here.
+    """
+    step, state = jit_train_step(Model(config), mesh)
+    train = config.train
+    batch = (train.grad_accum, train.batch_size // train.grad_accum, train.seq_len + 1)
+    with jax.set_mesh(mesh):
+        return step.lower(state, jax.ShapeDtypeStruct(batch, jnp.int32), 0.0)
+
+
 def _unchanged(state: TrainState) -> TrainState:
     return state
 
@@ -141,13 +190,7 @@ class Engine:
         self._new_opt_state = make_optimizer(config.optim).init
         self._stack = stack_layers if config.model.scan_layers else _unchanged
         self._unstack = partial(unstack_layers, n_layers=config.model.n_layers)
-        held = self._shardings(jax.eval_shape(self._stack, self._shapes()))
-        self._train_step = jax.jit(
-            partial(train_step, self.model),
-            donate_argnums=0,
-            in_shardings=(held, batch_sharding(self.mesh, axis=1), None),
-            out_shardings=(held, replicated(self.mesh)),
-        )
+        self._train_step, _ = jit_train_step(self.model, self.mesh)
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
         self._running: Any = None
@@ -182,12 +225,6 @@ class Engine:
         """Return the sharding of each array of a state, or of a part of it."""
         return state_shardings(self.mesh, state, self.model.shapes)
 
-    def _shapes(self) -> TrainState:
-        def new(params: Params) -> TrainState:
-            return TrainState(jnp.int32(0), params, self._new_opt_state(params))
-
-        return jax.eval_shape(new, self.model.shapes)
-
     @property
     def _sharded(self) -> bool:
         return shape_of(self.mesh).sharded
@@ -220,13 +257,14 @@ class Engine:
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
-        shardings = self._shardings(self._shapes())
+        shardings = self._shardings(state_shapes(self.model))
         params: Params = {}
         for name, leaf in self.model.shapes.items():  # one at a time: each device keeps its part alone
             weight = self.model.initial_weight(name)
             params[name] = jax.make_array_from_callback(leaf.shape, shardings.params[name], weight.__getitem__)
         opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
-        self.state = TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+        step = jax.make_array_from_callback((), shardings.step, np.zeros((), np.int32).__getitem__)
+        self.state = TrainState(step, params, opt_state)
 
     def _check_memory(self, *, training: bool) -> None:
         if self.mesh.devices.flat[0].platform == "cpu":
@@ -282,7 +320,7 @@ class Engine:
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
-        shapes = self._shapes()
+        shapes = state_shapes(self.model)
         shapes = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,

@@ -8,7 +8,7 @@ from jaxlm.dropout import Key
 from jaxlm.model import Decoder
 from jaxlm.sharding import devices_in_mesh
 
-__all__ = ["IGNORED", "cross_entropy", "loss_sum"]
+__all__ = ["IGNORED", "chunk_count", "cross_entropy", "loss_sum"]
 
 IGNORED = -1
 """Target of a position that is left out of the loss."""
@@ -20,6 +20,20 @@ def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Fl
     """Return −log softmax(logits)[target] of each position, 0 where the target is ignored; in the logits' dtype."""
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return jnp.where(targets == IGNORED, 0, jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+
+def chunk_count(batch: int, length: int, vocab_size: int, devices: int) -> int:
+    """Return the number of equal chunks that the positions are cut into.
+
+    Args:
+        batch: number of sequences, on all devices.
+        length: number of positions.
+        vocab_size: number of logits of each position.
+        devices: number of devices.
+    """
+    min_chunks = -(-batch * length * vocab_size // (CHUNK_LOGITS * devices))
+    # The smallest number from `min_chunks` up that divides the length: all steps of a scan have one shape.
+    return next(n for n in range(min(min_chunks, length), length + 1) if length % n == 0)
 
 
 def loss_sum(
@@ -35,9 +49,7 @@ def loss_sum(
     """
     hidden = model.hidden(tokens, key)
     batch, length, dim = hidden.shape
-    min_chunks = -(-batch * length * model.config.vocab_size // (CHUNK_LOGITS * devices_in_mesh()))
-    # The smallest number from `min_chunks` up that divides the length: all steps of a scan have one shape.
-    chunks = next(n for n in range(min(min_chunks, length), length + 1) if length % n == 0)
+    chunks = chunk_count(batch, length, model.config.vocab_size, devices_in_mesh())
     if chunks == 1:
         return cross_entropy(model.logits(hidden), targets).sum()
 

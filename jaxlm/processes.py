@@ -1,21 +1,32 @@
 """The processes of a run in JAX: `jax.distributed`, by gloo on a CPU and by NCCL between GPUs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmcore.config import TrainConfig
-from lmcore.run.processes import Alone, Launched, Lost, Processes, launched
+from jaxlm.device import set_up_jax
+from lmcore.config import Config
+from lmcore.errors import UserError
+from lmcore.run.heartbeat import Heartbeat
+from lmcore.run.processes import Alone, Launched, Lost, NotJoined, Processes, launched
 
 __all__ = ["Group", "joined"]
 
-LOST = 30
-"""Seconds after which a process that is gone ends the others, and for which one that ends waits for them."""
+LOST = 60
+"""Seconds after which JAX itself ends the others of a process that is gone, and for which one that ends waits for
+them; the heartbeat ends them before."""
+BOARD = "lm"
+"""Folder of the coordination service's keys."""
 TRANSPORTS = ("Gloo", "NCCL", "coordination service")
 """What JAX's error names where another process is gone."""
+CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""Variables of a cluster's launcher that have the number of processes."""
 TEXT = 4096
 """Maximum number of bytes of a text that is sent to all processes."""
 
@@ -23,8 +34,8 @@ TEXT = 4096
 class Group:
     """The processes of one run: a `lmcore.run.processes.Processes`."""
 
-    def __init__(self, found: Launched):
-        self.rank, self.count = found.rank, found.count
+    def __init__(self, rank: int, count: int):
+        self.rank, self.count = rank, count
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums of numbers over all processes, in float64."""
@@ -44,29 +55,78 @@ class Group:
 
 
 @contextmanager
-def joined(train: TrainConfig) -> Iterator[Processes]:
+def joined(config: Config) -> Iterator[Processes]:
     """Join the processes that the launcher started, until the end of the `with` statement.
+
+    Where no variables of `torchrun` are set, JAX finds those of a cluster itself: SLURM's, Open MPI's, those of an
+    indexed Kubernetes job and of TPU hosts.
 
     Raises:
         UserError: the other processes cannot be reached.
     """
-    found = launched()
-    if found is None:
+    found, cluster = launched(), _cluster()
+    if found is None and not cluster:
         yield Alone()
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    where = f"{found.address}:{found.port}"
-    gpu = [found.local_rank] if found.local_count > 1 else None  # a process alone on its host takes all its GPUs
+    join = partial(jax.distributed.initialize, heartbeat_timeout_seconds=LOST, shutdown_timeout_seconds=LOST)
     try:
-        jax.distributed.initialize(
-            where, found.count, found.rank, gpu, heartbeat_timeout_seconds=LOST, shutdown_timeout_seconds=LOST
-        )
-    except RuntimeError as error:
-        raise found.unreachable(error) from error
+        if found is None:
+            join()
+        else:
+            gpu = [found.local_rank] if found.local_count > 1 else None  # alone on its host, a process takes all GPUs
+            join(f"{found.address}:{found.port}", found.count, found.rank, gpu)
+    except (RuntimeError, ValueError) as error:
+        raise _not_joined(found, cluster, error) from error
+    count = found.count if found else int(os.environ.get(cluster) or "1")
+    set_up_jax(config, count)  # before the first message: it makes the devices
+    group = Group(found.rank, count) if found else Group(jax.process_index(), jax.process_count())
+    board = _Board.of_process()
+    heartbeat = Heartbeat(group.rank, group.count, board, board) if board else None
     try:
-        yield Group(found)
+        yield group if group.count > 1 else Alone()
     except jax.errors.JaxRuntimeError as error:
         if any(word in str(error) for word in TRANSPORTS):
-            raise Lost(found.rank, error) from error
+            raise Lost(group.rank, error, heartbeat.missing() if heartbeat else None) from error
         raise
+    finally:
+        if heartbeat:
+            heartbeat.stop()
     jax.distributed.shutdown()  # not after an error, which is to be said first: at exit, JAX waits for the others
+
+
+class _Board:
+    """Texts in JAX's coordination service: a `lmcore.run.heartbeat.Board`."""
+
+    def __init__(self, client: Any):
+        self.client = client
+
+    @classmethod
+    def of_process(cls) -> "_Board | None":
+        """Return the board of this run; None where a version of JAX keeps it elsewhere, since it is private."""
+        try:
+            from jax._src.distributed import global_state
+        except ImportError:
+            return None
+        return cls(global_state.client) if hasattr(global_state.client, "key_value_dir_get") else None
+
+    def set(self, key: str, text: str) -> None:
+        """Set or replace a text."""
+        self.client.key_value_set(f"{BOARD}/{key}", text, allow_overwrite=True)
+
+    def read(self, keys: Sequence[str]) -> list[str]:
+        """Return texts, empty where none is set."""
+        texts = {key.removeprefix(f"{BOARD}/"): text for key, text in self.client.key_value_dir_get(BOARD)}
+        return [texts.get(key, "") for key in keys]
+
+
+def _not_joined(found: Launched | None, cluster: str, error: Exception) -> UserError:
+    return found.unreachable(error) if found else NotJoined(f"{cluster}: JAX cannot join the run it names ({error})")
+
+
+def _cluster() -> str:
+    """Return the variable by which a cluster says that it has started several processes, or an empty string."""
+    several = [name for name in CLUSTERS if int(os.environ.get(name) or "1") > 1]
+    several += ["TPU_WORKER_HOSTNAMES"] * ("," in os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+    several += ["JOB_COMPLETION_INDEX"] * ({"JOB_COMPLETION_INDEX", "KUBERNETES_SERVICE_HOST"} <= os.environ.keys())
+    return next(iter(several), "")

@@ -8,24 +8,20 @@ On a CPU, XLA runs one device's program mostly on one core, so a batch split ove
 than the same batch on one device; it is also the cheapest test of the path that several accelerators take.
 """
 
-import contextlib
 import math
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxlm.dropout import Key
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.hardware import limit_malloc_arenas, usable_cores
 from lmcore.run.mesh import AXES, MeshShape, check_mesh, mesh_shape, split_axes
 
 __all__ = [
@@ -36,13 +32,13 @@ __all__ = [
     "gathered",
     "local",
     "make_mesh",
+    "mesh_of",
     "on_mesh",
     "over_heads",
     "own_mesh",
     "parameter_sharding",
     "placed",
     "replicated",
-    "set_up_jax",
     "shape_of",
     "split_positions",
     "state_shardings",
@@ -50,41 +46,6 @@ __all__ = [
 
 BATCH = ("data", "fsdp")
 """Axes of the mesh that sequences are split over."""
-
-
-def set_up_jax(config: Config, processes: int = 1) -> None:
-    """Set up jax for the whole process: devices, number types, and a compilation cache in the user's folder.
-
-    Call it before the first array is created; devices cannot change after that. On a CPU there are as many as
-    `train.cpu_devices` says, else as a mesh of fixed size has, else one per core.
-
-    Args:
-        config: of the run.
-        processes: number of those that share the mesh.
-
-    Raises:
-        UserError: a precision or device that jaxlm does not have.
-    """
-    train = config.train
-    if train.precision == "float16":
-        raise UserError("train.precision: found 'float16', expected bfloat16 with jaxlm (torchlm has float16)")
-    if train.device == "mps":
-        raise UserError("train.device: found 'mps', expected auto, cpu or cuda with jaxlm; torchlm runs on MPS")
-    limit_malloc_arenas(1)  # Orbax starts a dozen threads for each checkpoint, and TensorStore others
-    if train.device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", train.precision == "float64")
-    jax.config.update("jax_default_matmul_precision", None if train.precision == "bfloat16" else "highest")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "twinlm" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # A full disk, say: the next run compiles again, and what a run must write says so itself.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
-    sizes = [getattr(config.parallel, name) for name in AXES]
-    in_mesh = 0 if -1 in sizes else -(-math.prod(sizes) // processes)
-    with contextlib.suppress(RuntimeError):  # the devices exist already, in a test or a notebook
-        jax.config.update("jax_num_cpu_devices", train.cpu_devices or in_mesh or usable_cores())
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -120,21 +81,26 @@ def make_mesh(config: Config) -> Mesh:
                 f"parallel.tensor: found {shape.tensor}, expected a divisor or a multiple of the {used} devices of "
                 "each process"
             )
-        chosen = np.array([device for own in by_process for device in own[:used]])
-        return Mesh(chosen.reshape(*(getattr(shape, name) for name in AXES)), AXES, axis_types=(AxisType.Auto,) * 3)
+        return mesh_of([device for own in by_process for device in own[:used]], shape)
     assert refused is not None
     raise refused
 
 
-def shape_of(mesh: Mesh) -> MeshShape:
+def mesh_of(devices: Sequence[Any], shape: MeshShape) -> Mesh:
+    """Return a mesh of these devices, in their order: those of the last axis are neighbours."""
+    sizes = [getattr(shape, name) for name in AXES]
+    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shape_of(mesh: Mesh | AbstractMesh) -> MeshShape:
     """Return the number of devices along each axis."""
     return MeshShape(**{name: mesh.shape[name] for name in AXES})
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
     """Return a mesh of this process's devices alone, which it can use without the others, along `data`."""
-    own = np.array([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
-    return Mesh(own.reshape(-1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return mesh_of(own, MeshShape(data=len(own)))
 
 
 def placed(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -154,7 +120,7 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -175,11 +141,11 @@ def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSh
     return NamedSharding(mesh, PartitionSpec(*split_axes(name, shape, shape_of(mesh))))
 
 
-def state_shardings(mesh: Mesh, state: Any, params: dict[str, Any]) -> Any:
+def state_shardings(mesh: Mesh | AbstractMesh, state: Any, params: dict[str, Any]) -> Any:
     """Return the sharding of each array of a state: that of its parameter where it has its shape, else whole.
 
     Args:
-        mesh: the devices.
+        mesh: the devices; their numbers along each axis suffice.
         state: arrays, or their shapes, in dicts keyed by the parameters' names; perhaps stacked (see `jaxlm.layers`).
         params: name -> parameter, or its shape, unstacked.
     """

@@ -31,6 +31,8 @@ class UserError(Exception):
     """Whether this process alone has the error, of a run with several."""
     silent: bool = False
     """Whether another process prints the error."""
+    at_once: bool = False
+    """Whether the process ends without its usual end, which would wait for processes that are gone."""
 
     def __init__(self, message: str):
         super().__init__(printable(" ".join(message.split())))
@@ -103,6 +105,10 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except UserError as error:
             if not error.silent:
                 print(f"error: {error}", file=sys.stderr)
+            if error.at_once and argv is None:  # this process is the command
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(error.exit_code)
             return error.exit_code
         except ModuleNotFoundError as error:  # the other twin's framework, say
             if (package := (error.name or "").partition(".")[0]) not in EXTRAS:

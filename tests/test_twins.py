@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-PAIRS = {"sharding.py": "device.py"}
+PAIRS: dict[str, str] = {}
 """File of jaxlm -> file of torchlm, where the names differ."""
 
 ALONE = {
@@ -22,6 +22,10 @@ ALONE = {
     "torchlm/fast/loss.py": "XLA needs no help to fuse head and loss; eager torch does",
     "torchlm/fast/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
     "torchlm/math_kernels.py": "jax has its own vector math, without MKL",
+    "jaxlm/sharding.py": "GSPMD partitions one program for all devices, from the shardings of its arrays",
+    "torchlm/sharding.py": "each process has its own part of the model, and says when the others' are needed",
+    "torchlm/sharded_optim.py": "GSPMD partitions any optimizer; torch's own need whole matrices, or sums over parts",
+    "torchlm/tensor_parallel.py": "GSPMD partitions the matmuls from the shardings of their kernels",
     "torchlm/baseline.py": "transformers has its models in torch only; jaxlm.evaluate runs this in another process",
 }
 
@@ -29,6 +33,7 @@ THREEFRY = "jax has this generator; in torch it is written out"
 MODULE = "a torch module holds its parameters and is changed in place, where jax passes them in and out"
 AUTOCAST = "autocast gives matmuls their dtype from outside, so torch's own modules serve and take none"
 DEVICES = "the file has the same role in both: the machine; its settings are each framework's own"
+LOWERED = "jax compiles a whole step, for devices that need not be there; torch runs it"
 
 DIFFERENCES = {
     "attention.py": {
@@ -37,14 +42,17 @@ DIFFERENCES = {
         "by_head": "batch and heads are one axis in jax, two in torch's kernel",
     },
     "checkpoint.py": {
+        "Stored.read": "Orbax restores NumPy's arrays, DCP its own tensors",
         "restore_state": "DCP reads into tensors that are there, Orbax returns arrays",
         "save_state": "the optimizer's state is a flat dict in torch, optax's own tree in jax",
+        "save_parts": "Orbax's threads may talk to other processes; DCP's must not, beside training",
     },
     "decoding.py": {
         "Generator": MODULE,
         "cutoff_by_sorting": "XLA's sort is slow on a CPU, torch's is not: torch has only this way, in choose_tokens",
     },
-    "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY),
+    "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY)
+    | dict.fromkeys(("Part", "MaskKey"), "GSPMD splits the masks of a sharded array by itself"),
     "fast/attention.py": {
         "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
         "block_attention": "a loop of its own in torch, which saves passes over memory that XLA fuses",
@@ -71,11 +79,15 @@ DIFFERENCES = {
         "train_step": MODULE,
         "eval_step": MODULE,
         "initial_params": "in jax, a method of functional.Model",
+        "state_shapes": LOWERED,
+        "jit_train_step": LOWERED,
+        "lower_train_step": LOWERED,
     },
     "linear.py": {
         "Linear": AUTOCAST,
         "BiasedLinear": AUTOCAST,
     },
+    "loss.py": {"chunk_count": "XLA's chunks are equal, for one loop; torch's are of a fixed size, in fast/loss.py"},
     "mlps.py": {
         "GatedMLP.__init__": AUTOCAST,
         "MLP.__init__": AUTOCAST,
@@ -86,6 +98,7 @@ DIFFERENCES = {
         "Attention.__init__": AUTOCAST,
         "Block.__init__": AUTOCAST,
         "Decoder.__init__": "torch splits the positions from outside of the modules",
+        "Block.forward": "a process has its part of the positions alone; a sharded array has all of them",
         "Decoder.autocast": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
         "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its matmuls",
@@ -98,25 +111,14 @@ DIFFERENCES = {
         "make_optimizer": MODULE,
         "apply_updates": MODULE,
     },
-    "processes.py": {"sum_over_processes": "GSPMD adds these sums to a compiled step; in eager torch they are a call"},
-    "sharding.py": {
+    "processes.py": {
+        "sum_over_processes": "GSPMD adds these sums to a compiled step; in eager torch they are a call",
+        "Group.__init__": "torch's store is another connection, for threads",
+        "Group.together": "Orbax waits for all processes itself",
+    },
+    "device.py": {
         "set_up_jax": DEVICES,
         "set_up_torch": DEVICES,
-        "devices_in_mesh": "a traced program may ask for the mesh",
-        "gather_positions": "torch changes the inputs of modules from outside",
-        "gathered": "torch gathers one tensor at a time",
-        "make_mesh": "jax sets up its mesh from the config",
-        "on_mesh": "GSPMD takes wishes within a program",
-        "over_heads": "GSPMD has to be told; in torch each process has its own heads",
-        "own_mesh": "in torch a process has one device",
-        "parameter_sharding": "torch has placements",
-        "shape_of": "jax has a mesh of its own",
-        "split_positions": "torch changes the outputs of modules from outside",
-        "state_shardings": "in torch the optimizer's state follows its parameters",
-        "placed": "torch has no arrays that span processes",
-        "local": "torch has no arrays that span processes",
-        "replicated": "torchlm trains on one device",
-        "batch_sharding": "torchlm trains on one device",
         "choose_device": "jax chooses by itself",
         "check_precision": "jax has bfloat16 everywhere and no float16",
         "PRECISIONS": "jax has bfloat16 everywhere and no float16",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from torchlm.dropout import Key, dropout
+from torchlm.dropout import Key, MaskKey, dropout
 from torchlm.fast.linear import matmul
 
 __all__ = ["additive", "attention", "by_head", "causal_attention", "causal_mask"]
@@ -89,7 +89,7 @@ def causal_attention(
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
     """
-    if not isinstance(key, Tensor):
+    if not isinstance(key, MaskKey):
         return attention(q, by_head(k), by_head(v), None, 0.0 if key is None else rate)
     batch, length, n_heads, _ = q.shape
     accumulation = torch.promote_types(q.dtype, torch.float32)

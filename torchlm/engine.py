@@ -11,23 +11,24 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lmcore.config import Config, SampleConfig
-from lmcore.errors import UserError
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import initial_weight
 from lmcore.model.memory import check_memory
 from lmcore.run.mesh import check_mesh, mesh_shape
 from lmcore.run.processes import ALONE, Processes
-from torchlm.checkpoint import restore_state, save_state
+from torchlm.checkpoint import restore_state, save_parts, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
-from torchlm.dropout import Key, fold_in, seed_key
+from torchlm.dropout import Key, MaskKey, fold_in, seed_key
 from torchlm.fast.parallel import LossSum, SplitLoss
 from torchlm.loss import IGNORED, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
-from torchlm.processes import joined, sum_over_processes
+from torchlm.processes import Group, joined
+from torchlm.sharding import Sharding, check_sharding, own
 
 __all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
 
@@ -40,11 +41,14 @@ class TrainState:
     model: Decoder
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler | None
+    parameters: dict[str, nn.Parameter]
+    """Dotted name, such as `layers.0.mlp.up_proj.weight`, -> parameter, or this process's part of it."""
+    sharding: Sharding | None = None
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """Dotted name, such as `layers.0.mlp.up_proj.weight`, -> tensor."""
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        """Dotted name -> tensor, or this process's part of it."""
+        return {name: p.detach() for name, p in self.parameters.items()}
 
 
 def train_step(
@@ -53,7 +57,6 @@ def train_step(
     batch: Int[Tensor, "A B T1"],
     lr: float,
     loss_sum: LossSum = loss_sum,
-    processes: Processes = ALONE,
 ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
     """Update the parameters once from A accumulated micro-batches.
 
@@ -66,24 +69,25 @@ def train_step(
         batch: token ids; the targets are the same ids, one position later.
         lr: learning rate of this update.
         loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
-        processes: those that each compute the gradients of their part of every micro-batch.
     """
     assert state.optimizer is not None
     state.model.train()
-    state.optimizer.zero_grad(set_to_none=True)
-    targets = batch[:, :, 1:].numel() * processes.count
+    state.model.zero_grad(set_to_none=True)
+    sharding = state.sharding
+    targets = batch[:, :, 1:].numel() * (sharding.shape.batch if sharding else 1)
     total = torch.zeros((), dtype=state.model.embed_tokens.weight.dtype, device=batch.device)
     for index, tokens in enumerate(batch):
-        key = dropout_key(config, state.step, index, batch.device, processes.rank)
+        key = dropout_key(config, state.step, index, batch.device, sharding)
         loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
         total += loss.detach()
         mean_loss = loss / targets  # one number divided here, instead of every gradient later
         (mean_loss if state.scaler is None else state.scaler.scale(mean_loss)).backward()
-    if processes.count > 1:
-        sum_over_processes([total, *(p.grad for p in state.model.parameters() if p.grad is not None)])
+    if sharding:
+        sharding.sum_over_batch([total, *sharding.collect_gradients(state.model, state.parameters)])
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
-    grad_norm = clip_by_global_norm(state.model.parameters(), config.optim.clip)
+    parts = (sharding,) if sharding and sharding.shape.sharded else ()
+    grad_norm = clip_by_global_norm(state.parameters.values(), config.optim.clip, *parts)
     metrics = {"loss": total / targets, "grad_norm": grad_norm}
     if config.optim.nonfinite == "skip" or state.scaler is not None:
         metrics["skipped"] = ~update_is_finite(total, grad_norm)
@@ -98,7 +102,7 @@ def update_is_finite(loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> B
     return torch.isfinite(loss) & torch.isfinite(grad_norm)
 
 
-def dropout_key(config: Config, step: int, index: int, device: torch.device, process: int = 0) -> Key:
+def dropout_key(config: Config, step: int, index: int, device: torch.device, sharding: Sharding | None = None) -> Key:
     """Return the random key of one micro-batch's dropout masks.
 
     Args:
@@ -106,18 +110,20 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device, pro
         step: of the update, from 0.
         index: of the micro-batch in the step, from 0.
         device: of the key.
-        process: whose part of the micro-batch it is.
+        sharding: of the masks, where each process computes a part.
     """
     if config.model.dropout == 0:
         return None
     if config.train.dropout_masks == "threefry":
-        return fold_in(fold_in(seed_key(config.train.seed, device), step), index)
+        words = fold_in(fold_in(seed_key(config.train.seed, device), step), index)
+        return sharding.mask_key(words, config.parallel.sequence) if sharding else MaskKey(words)
+    process = sharding.mask_seed(config.parallel.sequence) if sharding else 0
     draws = np.random.SeedSequence([config.train.seed, step, index, *([process] if process else [])])
     torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
     return "native"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, whose tensors FSDP could not use again in training
 def eval_step(
     model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -139,21 +145,21 @@ class Engine:
 
     def __init__(self, config: Config, processes: Processes = ALONE):
         self.config, self.processes = config, processes
-        if processes.count > 1 and config.model.dropout > 0 and config.train.dropout_masks == "threefry":
-            raise UserError("train.dropout_masks: found threefry with several processes, expected native")
         self.device = set_up_torch(config.train)
         self.mesh = mesh_shape(config.parallel, processes.count, "processes")
         check_mesh(config, self.mesh)
+        check_sharding(config, self.mesh)
         self._check_memory(training=False)
         with torch.device("meta"):  # allocates nothing, and skips torch's own initialization
             self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
+        self.sharding: Sharding | None = None
         self._loss_sum: LossSum = loss_sum
         if config.train.compile and config.model.scan_layers:
             for block in self.model.layers:
                 block.compile(dynamic=False)  # the same code with other weights, so it compiles once
         elif config.train.compile:
             self._loss_sum = torch.compile(loss_sum, dynamic=False)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not self.mesh.sharded:  # what is sharded is sent by one thread
             self._loss_sum = SplitLoss(self._loss_sum, config.train, processes.count)
         self.state: TrainState
 
@@ -189,7 +195,14 @@ class Engine:
     def init(self) -> None:
         """Start from the shared NumPy initialization."""
         self._check_memory(training=True)
-        self.state = self._state(initial_params(self.model, self.config.train.seed))
+        self._shard()
+        self.state = self._state(initial_params(self.model, self.config.train.seed, self.sharding))
+
+    def _shard(self) -> None:
+        """Split the model over the mesh, once; not in `__init__`, since all processes must do so at the same time."""
+        if self.processes.count > 1 and self.sharding is None:
+            self.sharding = Sharding(self.mesh, self.device)
+            self.sharding.apply(self.model, self.config)
 
     def _check_memory(self, *, training: bool) -> None:
         if self.device.type == "cpu":
@@ -200,15 +213,18 @@ class Engine:
     ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
         """Update the parameters once; return `loss` and `grad_norm`, and `skipped` where updates may be skipped."""
         micro = batch.reshape(self.config.train.grad_accum, -1, batch.shape[1])
-        return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum, self.processes)
+        return train_step(self.config, self.state, to_device(micro, self.device), lr, self._loss_sum)
 
     def eval_step(
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
         loss, count = eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
-        if self.processes.count > 1:
-            loss, count = torch.tensor(self.processes.sum([float(loss), float(count)]), dtype=torch.float64)
+        if self.sharding:
+            sums = torch.stack([loss.double(), count.double()])
+            self.sharding.reshard(self.state.model)
+            self.sharding.sum_over_batch([sums])
+            loss, count = sums[0], sums[1].long()
         return loss, count
 
     def is_finite(self) -> bool:
@@ -217,24 +233,30 @@ class Engine:
         assert state.optimizer is not None
         values = [t for moments in state.optimizer.state.values() for t in moments.values()]
         finite = [torch.isfinite(t).all() for t in [*state.params.values(), *values]]
-        return bool(torch.stack([f.to(self.device) for f in finite]).all())
+        return not self.processes.largest(not torch.stack([f.to(self.device) for f in finite]).all())
 
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state and write it in the background; the returned function waits for that, then reads it back."""
+        if self.mesh.sharded:
+            assert isinstance(self.processes, Group)
+            params, optimizer = self._wholes(self.state.params), self._wholes(self._optimizer_tensors())
+            return save_parts(folder, params, optimizer, self.processes)
         if self.processes.rank > 0:
             return lambda: None
         return save_state(folder, self.state.params, self._optimizer_tensors())
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
-        params = {name: torch.empty_like(p, device=self.device) for name, p in self.model.named_parameters()}
+        self._shard()
+        named = self.model.named_parameters()
+        params = {name: torch.empty_like(own(p), device=self.device) for name, p in named}
         self.state = self._state(params, optimizer)
         if not optimizer:
-            restore_state(folder, params=self.state.params)
+            restore_state(folder, params=self._wholes(self.state.params))
             return
         assert self.state.optimizer is not None
         read = self._optimizer_tensors()
-        restore_state(folder, params=self.state.params, optimizer=read)
+        restore_state(folder, params=self._wholes(self.state.params), optimizer=self._wholes(read))
         self.state.step = int(read["step"])
         for moments in self.state.optimizer.state.values():
             if "step" in moments:
@@ -245,22 +267,42 @@ class Engine:
 
     def generator(self, options: SampleConfig) -> Generator:
         """Return a generator with the current parameters."""
-        return Generator(self.state.model.eval(), options)
+        if not self.sharding or not self.mesh.sharded:
+            return Generator(self.state.model.eval(), options)
+        with torch.device("meta"):
+            model = Decoder(self.config.model, self.model.dtype)
+        weights = {}
+        for name, part in self._wholes(self.state.params).items():
+            assert isinstance(part, DTensor)
+            whole = part.full_tensor()
+            if self.processes.rank == 0:
+                weights[name] = whole
+        if self.processes.rank == 0:  # the others have nothing to generate with
+            model.load_state_dict(weights, assign=True)
+            model.to(self.device)
+        return Generator(model.eval(), options)
+
+    def _wholes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole tensors of which this process has parts, as DTensors where they are split."""
+        return self.sharding.wholes(tensors) if self.sharding and self.mesh.sharded else tensors
 
     def _state(self, params: dict[str, Tensor], optimizer: bool = True) -> TrainState:
         """Return the state of a run that starts from these parameters."""
+        if self.sharding:
+            params = self.sharding.held(self.model, params)
         self.model.load_state_dict(params, assign=True)
         self.model.to(self.device)
-        parameters = dict(self.model.named_parameters())
-        new_optimizer = make_optimizer(self.config.optim, parameters) if optimizer else None
+        parameters = self.sharding.own_parts(self.model) if self.sharding else dict(self.model.named_parameters())
+        sharding = (self.sharding,) if self.mesh.sharded else ()
+        new_optimizer = make_optimizer(self.config.optim, parameters, *sharding) if optimizer else None
         scaler = make_scaler(self.device, self.config.train.precision)
-        return TrainState(0, self.model, new_optimizer, scaler)
+        return TrainState(0, self.model, new_optimizer, scaler, parameters, self.sharding)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Return what a resumed run needs beside the parameters: the optimizer's tensors, and copies of its numbers."""
         state = self.state
         assert state.optimizer is not None
-        moments = {name: state.optimizer.state[p] for name, p in state.model.named_parameters()}
+        moments = {name: state.optimizer.state[p] for name, p in state.parameters.items()}
         tensors = {"step": torch.tensor(state.step)}
         for name, values in moments.items():  # all parameters share one count
             tensors |= {"count" if key == "step" else f"{key}.{name}": t for key, t in values.items()}
@@ -271,12 +313,19 @@ class Engine:
         return tensors
 
 
-def initial_params(model: Decoder, seed: int) -> dict[str, Tensor]:
-    """Return the shared NumPy initialization, by name; torch stores kernels output × input, `lmcore` input × output."""
+def initial_params(model: Decoder, seed: int, sharding: Sharding | None = None) -> dict[str, Tensor]:
+    """Return the shared NumPy initialization, by name; torch stores kernels output × input, `lmcore` input × output.
+
+    Args:
+        model: the decoder.
+        seed: `train.seed`.
+        sharding: where each process has a part of the parameters, it keeps that alone of each.
+    """
     params = {}
     for name, p in model.named_parameters():
         transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         shape = tuple(reversed(p.shape)) if transposed else tuple(p.shape)
         weight = initial_weight(seed, name, shape, model.config)
-        params[name] = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
+        whole = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
+        params[name] = sharding.own(whole, sharding.layouts[name]) if sharding else whole
     return params

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchlm.dropout import Key
 from torchlm.fast.loss import HeadLoss
 from torchlm.model import Decoder
+from torchlm.tensor_parallel import own_part
 
 __all__ = ["IGNORED", "cross_entropy", "loss_sum"]
 
@@ -38,6 +39,7 @@ def loss_sum(
     hidden, targets = model.hidden(tokens, key).flatten(0, 1), targets.flatten()
     positions = max(MIN_POSITIONS, CHUNK_LOGITS[hidden.device.type] // model.config.vocab_size)
     if torch.is_grad_enabled():  # the same loss, its gradient computed with it
-        return HeadLoss.apply(hidden, model.head, targets, targets != IGNORED, positions, model.dtype)
+        weight, group = own_part(model.head)
+        return HeadLoss.apply(hidden, weight, targets, targets != IGNORED, positions, model.dtype, group)
     chunks = zip(hidden.split(positions), targets.split(positions), strict=True)
     return torch.stack([cross_entropy(model.logits(h), t).sum() for h, t in chunks]).sum()

@@ -28,6 +28,7 @@ from torchlm.linear import LINEARS, Linear
 from torchlm.mlps import make_mlp
 from torchlm.norms import LayerNorm, NoNorm, unnormed
 from torchlm.positions import POSITIONS, unrotated
+from torchlm.tensor_parallel import own_part, whole_last
 
 __all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "rotate"]
 
@@ -138,15 +139,15 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "#B T H"],
-        sin: Float[Tensor, "#B T H"],
+        cos: Float[Tensor, "#B S H"],
+        sin: Float[Tensor, "#B S H"],
         attend: Attend,
         key: Key = None,
     ) -> Float[Tensor, "B T D"]:
         """Apply attention, then the feed-forward layer, to the residual stream.
 
         Args:
-            x: the residual stream.
+            x: the residual stream; a part of its positions, with sequence parallelism.
             cos: RoPE cosines of each position.
             sin: RoPE sines of each position, signed as `rotate` takes them.
             attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
@@ -240,8 +241,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
+        weight, group = own_part(self.head)
         with self.autocast():
-            return linear(hidden, self.head).to(hidden.dtype)
+            return whole_last(linear(hidden, weight).to(hidden.dtype), group)
 
     def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]:
         """Return the RoPE cosines and sines of these positions, in the parameters' dtype."""

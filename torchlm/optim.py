@@ -1,7 +1,8 @@
 """Global-norm clip, then an optimizer with decay on matrices only; the learning rate is an argument of each update."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
@@ -13,18 +14,30 @@ from torch.overrides import TorchFunctionMode
 from lmcore.config import OptimConfig
 from lmcore.optim.epsilon import norm_epsilon
 from lmcore.optim.table import OPTIMIZERS, kinds_of, takes_muon
+from torchlm.sharded_optim import ShardedAdafactor, ShardedMuon
+from torchlm.sharding import Sharding
 
 __all__ = ["apply_updates", "clip_by_global_norm", "decay_mask", "make_optimizer", "muon_mask"]
 
 
-def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Float[Tensor, ""]:
+def clip_by_global_norm(
+    parameters: Iterable[nn.Parameter], max_norm: float, sharding: Sharding | None = None
+) -> Float[Tensor, ""]:
     """Scale gradients by min(1, max_norm / (‖g‖ + 1e-6)); 0 does not clip. Return ‖g‖ before the clip.
 
     Summed by `torch.sum`, since torch's norms add float32 squares one after the other on a CPU: 1e-5 too small for a
     million of them, and the more the larger the model.
+
+    Args:
+        parameters: with their gradients.
+        max_norm: largest norm.
+        sharding: of the parameters, where each process has a part of them.
     """
     parameters = list(parameters)
-    norm = torch.stack([torch.sum(p.grad * p.grad) for p in parameters if p.grad is not None]).sum().sqrt()
+    if sharding is None:
+        norm = torch.stack([torch.sum(p.grad * p.grad) for p in parameters if p.grad is not None]).sum().sqrt()
+    else:
+        norm = sharding.norm([p for p in parameters if p.grad is not None])
     nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
     return norm
 
@@ -39,26 +52,37 @@ def muon_mask(parameters: dict[str, nn.Parameter]) -> dict[str, bool]:
     return {name: takes_muon(name, p.ndim) for name, p in parameters.items()}
 
 
-def make_optimizer(config: OptimConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: OptimConfig, parameters: dict[str, nn.Parameter], sharding: Sharding | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer that the config names, its state zero; `apply_updates` sets its learning rate.
 
     Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; Adafactor, Shazeer & Stern 2018, arXiv:1804.04235;
     Muon, Jordan et al. 2024, scaled as in Liu et al. 2025, arXiv:2502.16982; Lion, Chen et al. 2023, arXiv:2302.06675.
+
+    Args:
+        config: of the optimizer.
+        parameters: dotted name -> parameter, or this process's part of it.
+        sharding: of the parameters, where each process has a part of them.
     """
     groups, betas = _groups(config, parameters), (config.beta1, config.beta2)
     eps = norm_epsilon(np.dtype(str(next(iter(parameters.values())).dtype).removeprefix("torch.")))
     optimizer: torch.optim.Optimizer
+    adafactor: Callable[..., torch.optim.Optimizer]
+    muon: Callable[..., torch.optim.Optimizer]
     # A fused update reads and writes each value once, and on CUDA skips what a gradient scaler rejects without waiting.
     match config.name:
         case "adamw":
             optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
         case "adafactor":
-            optimizer = torch.optim.Adafactor(groups, eps=(eps, 1e-3))
+            adafactor = partial(ShardedAdafactor, sharding=sharding) if sharding else torch.optim.Adafactor
+            optimizer = adafactor(groups, eps=(eps, 1e-3))
         case "muon":
             by_muon = muon_mask(parameters)
             matrices, rest = ({n: p for n, p in parameters.items() if by_muon[n] is wanted} for wanted in (True, False))
+            muon = partial(ShardedMuon, sharding=sharding, whole=_Muon) if sharding else _Muon
             optimizer = _Together(
-                _Muon(_groups(config, matrices), momentum=config.momentum, eps=eps, adjust_lr_fn="match_rms_adamw"),
+                muon(_groups(config, matrices), momentum=config.momentum, eps=eps, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(_groups(config, rest), betas=betas, eps=config.eps, fused=True),
             )
         case "lion":

@@ -7,6 +7,7 @@ from lmcore.config import GATED, ModelConfig
 __all__ = ["flops_per_token", "peak_flops"]
 
 DENSE_BFLOAT16_PEAKS = {
+    "B200": 2250e12,
     "H200": 989e12,
     "GH200": 989e12,
     "H100 NVL": 835e12,

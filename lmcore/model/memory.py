@@ -1,5 +1,7 @@
 """A lower bound on the memory of a model, so that one that cannot fit is refused before anything is allocated."""
 
+import os
+
 from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
 from lmcore.hardware import memory_bytes
@@ -37,7 +39,8 @@ def check_memory(config: Config, *, training: bool) -> None:
     """Check that a model on the CPU fits into the machine's memory.
 
     This is a lower bound: it counts the weights, the position table and, with `training`, the optimizer state.
-    Gradients and activations take more, but depend on the framework.
+    Gradients and activations take more, but depend on the framework. Of several processes on this host, each holds the
+    whole, or its shard.
 
     Raises:
         UserError: the lower bound exceeds the memory of the machine.
@@ -47,7 +50,7 @@ def check_memory(config: Config, *, training: bool) -> None:
     parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8
-    needed, available = sum(parts.values()), memory_bytes()
+    needed, available = int(sum(parts.values()) * _copies_on_host(config)), memory_bytes()
     if needed > available:
         largest = max(parts, key=lambda fields: parts[fields])
         what = "weights and optimizer state" if training else "weights"
@@ -55,6 +58,16 @@ def check_memory(config: Config, *, training: bool) -> None:
             f"model: found one that needs at least {_gigabytes(needed)} for {what}, expected at most the "
             f"{_gigabytes(available)} of memory in this machine; lower {largest}"
         )
+
+
+def _copies_on_host(config: Config) -> float:
+    """Return at least how many times a host's processes hold a model: a fraction where it is sharded over several."""
+    local, count = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    sizes = config.parallel.fsdp, config.parallel.tensor
+    if sizes == (1, 1):
+        return float(local)
+    holders = count if -1 in sizes else sizes[0] * sizes[1]
+    return max(local / max(local, count), local / holders)
 
 
 def check_batch(config: Config) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from lmcore.config import Config, SampleConfig, TrainConfig
+from lmcore.config import Config, SampleConfig
 from lmcore.data.batches import Tokens, eval_windows
 from lmcore.generate import prompting
 from lmcore.run.processes import ALONE, Processes
@@ -79,7 +79,7 @@ class EngineClass(Protocol):
     def check_machine(self, config: Config, processes: Processes = ALONE) -> None:
         """Raise UserError unless this machine has the device and precision; called before anything is written."""
 
-    def joined(self, train: TrainConfig) -> AbstractContextManager[Processes]:
+    def joined(self, config: Config) -> AbstractContextManager[Processes]:
         """Join the processes that a launcher started, before the first use of a device."""
 
     def __call__(self, config: Config, processes: Processes = ALONE) -> Engine:

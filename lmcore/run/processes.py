@@ -20,6 +20,7 @@ __all__ = [
     "Elsewhere",
     "Launched",
     "Lost",
+    "NotJoined",
     "Processes",
     "attributed",
     "first",
@@ -46,10 +47,12 @@ class Lost(UserError):
 
     exit_code = 1
     own = True
+    at_once = True
 
-    def __init__(self, rank: int, error: Exception):
+    def __init__(self, rank: int, error: Exception, lost: int | None = None):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-        super().__init__(f"process {rank}: another process of this run has ended or cannot be reached ({reason})")
+        which = "another process" if lost is None else f"process {lost}"
+        super().__init__(f"process {rank}: {which} of this run has ended or cannot be reached ({reason})")
 
 
 class Elsewhere(UserError):

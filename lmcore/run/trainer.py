@@ -69,7 +69,7 @@ def run(config: Config, engine_class: EngineClass, is_command: bool = False) -> 
     if config.train.device == "cpu":
         check_memory(config, training=True)
     check_libraries(config)
-    with engine_class.joined(config.train) as processes, attributed(processes):
+    with engine_class.joined(config) as processes, attributed(processes):
         config = replace(config, run_dir=processes.broadcast(config.run_dir or ""))
         return _run(config, engine_class, is_command, processes)
 

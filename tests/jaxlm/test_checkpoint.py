@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 
 from jaxlm import checkpoint
-from jaxlm.checkpoint import restore_state, save_state
+from jaxlm.checkpoint import open_item, restore_state, save_state
 from lmcore.errors import UserError
 
 PARAMS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -86,3 +86,24 @@ def test_a_folder_in_json_is_what_tensorstore_says(tmp_path: Path, name: str):
     for spec in map(ts.KvStore.Spec, (folder, locked, {"driver": "ocdbt", "base": folder}, {"driver": "memory"})):
         assert spec.to_json() == original(spec)
         assert spec.to_json(include_defaults=True) == original(spec, include_defaults=True)
+
+
+@pytest.mark.parametrize("name", ["plain", "run[1]", "x::y #%20"])
+def test_arrays_are_opened_and_read_one_at_a_time(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 100)
+    large = {"layers.0.w": np.arange(300, dtype=np.float32).reshape(20, 15)}
+    folder = tmp_path / name / "state"
+    folder.parent.mkdir()
+    save_state(folder, PARAMS | large, OPTIMIZER)()
+    opened = open_item(folder, "params")
+    store = ts.open({"driver": "zarr", "kvstore": checkpoint._store(folder / "params") | {"path": "layers.0.w/"}})
+    assert store.result().chunk_layout.read_chunk.shape == (5, 5)
+    assert {key: each.shape for key, each in opened.items()} == {"w": (2, 3), "layers.0.w": (20, 15)}
+    for key, array in (PARAMS | large).items():
+        assert np.array_equal(opened[key].read(), array)
+    assert int(open_item(folder, "optimizer")["step"].read()) == 3
+    restored = restore_state(folder, params={n: np.empty_like(array) for n, array in (PARAMS | large).items()})
+    assert np.array_equal(restored["params"]["layers.0.w"], large["layers.0.w"])
+    (folder / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(UserError, match=r"params: cannot be read .*; take another checkpoint"):
+        open_item(folder, "params")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.engine import Engine, TrainState, train_step
+from jaxlm.engine import Engine, TrainState, lower_train_step, train_step
 from jaxlm.loss import IGNORED, loss_sum
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
 from lmcore.run.engine import Engine as EngineProtocol
@@ -53,6 +53,17 @@ def test_the_number_of_devices_changes_nothing_but_rounding() -> None:
     two, one = start(), start(cpu_devices=1)
     assert (two.mesh.size, one.mesh.size) == (2, 1)
     np.testing.assert_allclose(train(one, 3), train(two, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_step_lowered_from_shapes_is_the_one_that_trains(scan_layers: bool) -> None:
+    engine = start(replace(MODEL, scan_layers=scan_layers), grad_accum=2)
+    seen = []
+    engine._train_step = lambda *args, step=engine._train_step: seen.append(step.lower(*args).as_text()) or step(*args)
+    engine.train_step(batch(0), 1e-2)
+    assert lower_train_step(engine.config, engine.mesh).as_text() == seen[0]
+    other = replace(engine.config, optim=OptimConfig(clip=0.5))
+    assert lower_train_step(other, engine.mesh).as_text() != seen[0]
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion", "sgd")]

@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm import loss as loss_module
 from jaxlm.functional import Model
-from jaxlm.loss import IGNORED, cross_entropy, loss_sum
+from jaxlm.loss import IGNORED, chunk_count, cross_entropy, loss_sum
 from lmcore.config import Config, ModelConfig
 
 MODEL = ModelConfig(vocab_size=61, dim=20, n_layers=1, n_heads=5, n_kv_heads=1, head_dim=6, ffn_dim=24, max_seq_len=7)
@@ -54,3 +54,10 @@ def test_the_loss_is_the_sum_over_the_logits_of_the_whole_pass() -> None:
     found = loss_sum(decoder, tokens[:, :-1], targets)
     np.testing.assert_allclose(found, cross_entropy(decoder(tokens[:, :-1]), targets).sum(), rtol=1e-6)
     np.testing.assert_allclose(found, (8 * 7 - 3) * np.log(61), rtol=0.02)  # fresh weights guess
+
+
+def test_chunks_are_as_few_as_the_devices_allow_and_equal() -> None:
+    assert chunk_count(8, 4096, 128256, 1) == 128  # of 126, which do not divide 4096
+    assert chunk_count(8, 4096, 128256, 8) == 16
+    assert chunk_count(8, 7, 2**25, 8) == 7
+    assert chunk_count(1, 256, 2048, 1) == 1

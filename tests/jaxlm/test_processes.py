@@ -4,14 +4,14 @@ import jax
 import pytest
 
 from jaxlm import processes
-from lmcore.config import TrainConfig
+from lmcore.config import Config
 from lmcore.errors import UserError
 from lmcore.run.processes import Launched, Lost
 
 
 def test_numbers_and_texts_are_sent_whole():
     """One process, which speaks to itself, and without x64: JAX then has no float64 of its own."""
-    group = processes.Group(Launched(0, 1, 0, 1, "127.0.0.1", 1))
+    group = processes.Group(0, 1)
     assert group.sum([0.1, 2.0**60 + 2.0**10]) == [0.1, 2.0**60 + 2.0**10]
     assert (group.largest(3), group.broadcast("é 'x'")) == (3, "é 'x'")
 
@@ -28,7 +28,7 @@ def test_a_process_that_is_gone_is_one_line_and_no_other_fault_is(monkeypatch: p
     monkeypatch.setattr(processes, "launched", lambda: Launched(1, 2, 1, 2, "127.0.0.1", 1))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **limits: None)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    with pytest.raises(expected, match=reason.split()[-1]), processes.joined(TrainConfig()):
+    with pytest.raises(expected, match=reason.split()[-1]), processes.joined(Config()):
         raise jax.errors.JaxRuntimeError(reason)
 
 
@@ -39,7 +39,7 @@ def test_a_process_takes_its_own_gpu_unless_it_is_alone_on_its_host(monkeypatch:
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **limits: joined.append(arguments))
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    with processes.joined(TrainConfig()) as group:
+    with processes.joined(Config()) as group:
         assert (group.rank, group.count) == (7, 8)
     assert joined == [("127.0.0.1:29501", 8, 7, gpu)]
 
@@ -52,5 +52,23 @@ def test_a_process_that_cannot_join_says_where(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     message = r"^MASTER_ADDR: process 1 cannot join the run at 127.0.0.1:29501 \(DEADLINE_EXCEEDED: no answer\)$"
-    with pytest.raises(UserError, match=message), processes.joined(TrainConfig()):
+    with pytest.raises(UserError, match=message), processes.joined(Config()):
         pytest.fail("it runs")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ""),
+        ({"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "TPU_WORKER_HOSTNAMES": "one"}, ""),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"TPU_WORKER_HOSTNAMES": "one,two"}, "TPU_WORKER_HOSTNAMES"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ""),
+    ],
+)
+def test_jax_is_asked_to_find_the_processes_of_a_cluster(monkeypatch: pytest.MonkeyPatch, variables, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes._cluster() == expected

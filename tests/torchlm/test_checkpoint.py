@@ -1,14 +1,16 @@
 """What is written is read back to the bit; what is damaged, foreign or dangerous is refused in one line."""
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lmcore.errors import UserError
 from torchlm import checkpoint
-from torchlm.checkpoint import restore_state, save_state
+from torchlm.checkpoint import open_item, restore_state, save_state
 
 PARAMS = {"layers.0.weight": torch.randn(3, 5), "norm.weight": torch.randn(5)}
 OPTIMIZER = {"step": torch.tensor(7), "exp_avg.norm.weight": torch.randn(5).double()}
@@ -121,3 +123,55 @@ def test_what_cannot_be_opened_is_not_called_a_save(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(checkpoint.dcp, "save", in_vain)
     with pytest.raises(OSError, match="was written and cannot be opened"):
         save_state(tmp_path / "state", PARAMS, OPTIMIZER)()
+
+
+@pytest.mark.parametrize("block", [1, 30, 1 << 26])
+def test_tensors_are_read_one_at_a_time_from_any_number_of_files(block: int, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", block)
+    save_state(tmp_path, PARAMS, OPTIMIZER)()
+    opened = open_item(tmp_path, "params")
+    assert {name: each.shape for name, each in opened.items()} == {n: tuple(t.shape) for n, t in PARAMS.items()}
+    assert all(torch.equal(opened[name].read(), tensor) for name, tensor in PARAMS.items())
+    assert int(open_item(tmp_path, "optimizer")["step"].read()) == 7
+    # As two processes write them: each its rows, with their offsets.
+    (tmp_path / "params" / FILE).unlink()
+    whole = PARAMS["layers.0.weight"]
+    for number, (begin, rows) in enumerate(((0, whole[:2]), (2, whole[2:]))):
+        saved = json.dumps({"layers.0.weight": {"saved_offsets": [begin, 0]}})
+        file = tmp_path / "params" / f"shard-{number}.safetensors"
+        save_file({"layers.0.weight": rows.contiguous()}, file, {"DCP_SHARDING_INFO": saved})
+    assert torch.equal(open_item(tmp_path, "params")["layers.0.weight"].read(), whole)
+    (tmp_path / "params" / "shard-0.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found 5 values of layers.0.weight, expected 15; a file is missing"):
+        open_item(tmp_path, "params")["layers.0.weight"].read()
+
+
+def test_a_file_that_is_cut_off_after_it_was_opened_is_named(saved: Path):
+    opened = open_item(saved, "params")
+    file = saved / "params" / FILE
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"cannot be read .*; take another checkpoint"):
+        opened["norm.weight"].read()
+    with pytest.raises(UserError, match=r"cannot be read .*; take another checkpoint"):
+        open_item(saved, "params")
+    with pytest.raises(UserError, match=r"cannot be read .*; take another checkpoint"):
+        open_item(saved, "nothing")
+
+
+def test_a_missing_part_is_refused(saved: Path):
+    """DCP itself would leave what no file has as it was."""
+    path = saved / "params" / FILE
+    tensors = load_file(path)
+    whole = tensors["layers.0.weight"]
+    for begin, end in ((0, 2), (2, 3)):
+        own = {name: t for name, t in tensors.items() if begin == 0} | {"layers.0.weight": whole[begin:end].clone()}
+        starts = {name: [begin if name == "layers.0.weight" else 0, *[0] * (t.ndim - 1)] for name, t in own.items()}
+        offsets = {name: {"saved_offsets": start} for name, start in starts.items()}
+        save_file(own, path.with_name(f"shard-{begin}.safetensors"), {"DCP_SHARDING_INFO": json.dumps(offsets)})
+    path.unlink()
+    read = empty(PARAMS)
+    restore_state(saved, params=read)
+    assert all(torch.equal(read[name], t) for name, t in PARAMS.items())
+    path.with_name("shard-0.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found a part of layers.0.weight, expected all of it"):
+        restore_state(saved, params=read)

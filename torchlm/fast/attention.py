@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlm.attention import additive, by_head, causal_mask
 from torchlm.attention import causal_attention as plain_attention
-from torchlm.dropout import Key, dropout
+from torchlm.dropout import Key, MaskKey, dropout
 from torchlm.fast.linear import matmul
 
 __all__ = ["causal_attention"]
@@ -41,7 +41,7 @@ def causal_attention(
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
     """
-    long = q.shape[1] > LONGEST_IN_BLOCKS and not isinstance(key, Tensor)
+    long = q.shape[1] > LONGEST_IN_BLOCKS and not isinstance(key, MaskKey)
     if q.device.type != "cpu" or long:
         return plain_attention(q, k, v, rate, key)
     with torch.autocast("cpu", enabled=False):  # the scores are float32
@@ -68,7 +68,7 @@ def block_attention(
     grouped = (batch * k.shape[2], -1, length, head_dim)  # BK G T H
     q = by_head(q.to(accumulation) / math.sqrt(head_dim)).reshape(grouped)
     k, v = by_head(k.to(accumulation)).reshape(grouped)[:, 0].mT, by_head(v).reshape(grouped)[:, 0]
-    if isinstance(key, Tensor):  # drawn for the whole square, so that no mask depends on how the queries are cut
+    if isinstance(key, MaskKey):  # drawn for the whole square, so that no mask depends on how the queries are cut
         ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
         factors = dropout(ones, rate, key)
     blocks = []
@@ -78,7 +78,7 @@ def block_attention(
         queries = q[:, :, start:end].flatten(1, 2)
         scores = torch.baddbmm(mask.repeat(q.shape[1], 1), queries, k[..., :end])
         weights = torch.softmax(scores, dim=-1)
-        if isinstance(key, Tensor):
+        if isinstance(key, MaskKey):
             weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
         elif key is not None:
             weights = dropout(weights, rate, key)

@@ -4,6 +4,7 @@ In jaxlm, XLA fuses the gradient of the plain form; eager torch would keep or re
 """
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, counted, positions, dtype):
+    def forward(ctx, hidden, weight, targets, counted, positions, dtype, group=None):
         """Return the summed loss of P positions.
 
         Args:
@@ -32,23 +33,29 @@ class HeadLoss(torch.autograd.Function):
             counted: whether each target counts, P; the loss of one that doesn't is 0, and so is its gradient.
             positions: number of positions in a chunk.
             dtype: of the matmuls; all else is in that of `hidden`.
+            group: processes which each have one part of the vocabulary, in order; None where `weight` is whole.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             low, head, index = hidden.to(dtype), weight.to(dtype), targets.clamp_min(0)
             grad_hidden, grad_weight, total = torch.empty_like(low), torch.zeros_like(weight), hidden.new_zeros(())
+            if group is not None:  # a target elsewhere is found below none of these rows
+                index = index - dist.get_rank(group) * len(weight)
             for h, t, c, out in zip(*(x.split(positions) for x in (low, index, counted, grad_hidden)), strict=True):
                 t, c = t[:, None], c[:, None]
                 logits = linear(h, head).to(hidden.dtype)
                 # log softmax in place: one buffer holds the logits, their exponentials and at last the gradient.
-                logits -= logits.amax(dim=-1, keepdim=True)
-                chosen = logits.gather(-1, t)
+                logits -= reduced(logits.amax(dim=-1, keepdim=True), group, dist.ReduceOp.MAX)
+                here = (t >= 0) & (t < len(weight))
+                t = t.clamp(0, len(weight) - 1)
+                chosen = logits.gather(-1, t) * here
                 weights = logits.exp_()
-                sums = weights.sum(dim=-1, keepdim=True)
+                sums, chosen = reduced(torch.stack([weights.sum(dim=-1, keepdim=True), chosen]), group)
                 total += ((sums.log() - chosen) * c).sum()
                 weights *= c / sums
-                grads = weights.scatter_add_(-1, t, -c.to(weights.dtype)).to(dtype)
+                grads = weights.scatter_add_(-1, t, -(c & here).to(weights.dtype)).to(dtype)
                 out.copy_(linear(grads, head.T))
                 add_matmul(grad_weight, grads.T, h)
+            reduced(grad_hidden, group)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -56,7 +63,16 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx, grad):
         """Return the gradients with respect to hidden and weight."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, None, None, None, None
+        return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, None, None, None, None, None
+
+
+def reduced(
+    x: Float[Tensor, "*S"], group: dist.ProcessGroup | None, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> Float[Tensor, "*S"]:
+    """Return x, replaced by its sum or maximum over a group of processes; None is a group of one."""
+    if group is not None:
+        dist.all_reduce(x, op, group)
+    return x
 
 
 def add_matmul(total: Float[Tensor, "V D"], a: Float[Tensor, "V P"], b: Float[Tensor, "P D"]) -> None:

@@ -43,6 +43,7 @@ def test_only_what_is_multiplied_counts_in_the_variants():
         ("NVIDIA GH200 480GB", 989),
         ("NVIDIA A100-SXM4-40GB", 312),
         ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA B200", 2250),
         ("NVIDIA A10G", 70),
         ("NVIDIA L4", 121),
         ("NVIDIA L40", 181),

@@ -7,7 +7,7 @@ import pytest
 
 import lmcore.model.memory
 from jaxlm.engine import Engine as JaxEngine
-from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from lmcore.errors import UserError
 from lmcore.model.memory import check_batch, check_memory, parameter_parts, state_bytes
 from torchlm.engine import Engine as TorchEngine
@@ -89,3 +89,29 @@ def test_a_checkpoint_takes_at_least_what_is_said_and_little_more(tmp_path: Path
     engine.save(tmp_path / "state")()
     size = sum(path.stat().st_size for path in (tmp_path / "state").rglob("*.safetensors"))
     assert 0.75 * size < state_bytes(config) <= size
+
+
+@pytest.mark.parametrize(
+    ("parallel", "local", "count", "fits"),
+    [
+        (ParallelConfig(), 1, 1, 1.0),
+        (ParallelConfig(), 4, 8, 4.0),  # each process holds the whole
+        (ParallelConfig(fsdp=4), 4, 4, 1.0),
+        (ParallelConfig(data=2, fsdp=2), 4, 4, 2.0),
+        (ParallelConfig(data=1, fsdp=-1), 4, 8, 0.5),
+        (ParallelConfig(data=1, fsdp=4, tensor=2), 4, 8, 0.5),
+        (ParallelConfig(data=1, fsdp=2), 1, 2, 0.5),
+    ],
+)
+def test_the_processes_of_a_host_share_its_memory(
+    parallel: ParallelConfig, local: int, count: int, fits: float, monkeypatch: pytest.MonkeyPatch
+):
+    config = Config(model=MODEL, parallel=parallel)
+    parts = sum(parameter_parts(MODEL).values()) * 4 + MODEL.max_seq_len * MODEL.head_dim * 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    monkeypatch.setattr(lmcore.model.memory, "memory_bytes", lambda: int(parts * fits))
+    check_memory(config, training=False)
+    monkeypatch.setattr(lmcore.model.memory, "memory_bytes", lambda: int(parts * fits) - 1)
+    with pytest.raises(UserError, match="model: found one that needs at least"):
+        check_memory(config, training=False)

@@ -38,7 +38,7 @@ class Miniature:
         """Any will do."""
 
     @staticmethod
-    def joined(train: TrainConfig) -> nullcontext[Processes]:
+    def joined(config: Config) -> nullcontext[Processes]:
         return nullcontext(ALONE)
 
     def __init__(self, config: Config, processes: Processes = ALONE):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from torchlm import attention as plain
-from torchlm.dropout import Key, seed_key
+from torchlm.dropout import Key, MaskKey, seed_key
 from torchlm.fast import attention as fast
 from torchlm.fast.attention import causal_attention
 
@@ -27,7 +27,7 @@ def values_and_gradients(attend, given: list[torch.Tensor], rate: float, key: Ke
 
 @pytest.mark.parametrize("block", [1, 4, 11, 128])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("key", [None, seed_key(4, CPU)], ids=["whole", "threefry"])
+@pytest.mark.parametrize("key", [None, MaskKey(seed_key(4, CPU))], ids=["whole", "threefry"])
 def test_blocks_are_the_plain_form_with_its_gradients(
     block: int, dtype: torch.dtype, key: Key, monkeypatch: pytest.MonkeyPatch
 ):
