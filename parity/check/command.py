@@ -21,6 +21,7 @@ from parity.backends import BACKENDS, PAIR
 
 if TYPE_CHECKING:
     from parity.backends.base import Device
+    from parity.check.mesh.ladder import Topology
     from parity.check.processes import Climbed
     from parity.check.result import Result
     from parity.check.subject import Subject
@@ -46,6 +47,7 @@ def check(
     verify: bool = True,
     apart: bool = False,
     backends: Sequence[str] = tuple(PAIR),
+    meshes: "Sequence[Topology]" = (),
 ) -> "Report":
     """Check that jaxlm and torchlm, or two other backends, are the same model.
 
@@ -62,6 +64,7 @@ def check(
         apart: check precisions side by side in separate processes, where cores and memory allow it; a script that
             sets this needs `if __name__ == "__main__"`.
         backends: two names in `parity.backends.BACKENDS`, the reference first.
+        meshes: compare runs on these meshes with the run of one device instead, in both twins, from initial weights.
 
     Returns:
         A report; it is true if nothing differs.
@@ -76,6 +79,15 @@ def check(
 
     subject = open_subject(None if what is None else Path(what), config or Config(), list(files), verify)
     facts, results, on = _facts(subject), [], dict(zip(backends, devices, strict=True))
+    if meshes:
+        from parity.check.mesh.ladder import climb_meshes
+
+        lines = list(climb_meshes(subject, meshes, dtypes, backends))
+        for dtype in dtypes:
+            results += [line for line in lines if line.dtype == dtype]
+            if report is not None:
+                report(dtype, [line for line in lines if line.dtype == dtype])
+        facts["meshes"], dtypes = "; ".join(map(str, meshes)), ()
     options, at_once = Options(steps=steps), processes_for(subject, dtypes, on) if apart else 1
     for first in range(0, len(dtypes), at_once):
         group = dtypes[first : first + at_once]
@@ -123,8 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
         if path is not None and Path(path).is_dir():
             raise UserError(f"{option}: {path!r} is a folder, expected a file to write; name one in it")
+    meshes = _meshes(args)
     if args.self_test:
-        return _self_test()
+        return _mesh_self_test() if meshes else _self_test()
     if args.calibrate:
         return _calibrate()
     files, config = _config(args)
@@ -144,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verify=not args.no_verify,
             apart=True,
             backends=backends,
+            meshes=meshes,
         )
     console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
     console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)
@@ -175,6 +189,13 @@ def _parser() -> Any:
         "--backends", type=list[str], default=list(PAIR), help="Two frameworks to compare, the reference first."
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="Steps of the training trajectory on rung 7.")
+    parser.add_argument(
+        "--mesh",
+        type=list[str] | None,
+        help="Compare runs on these meshes with the run of one device instead: sizes of data, fsdp and tensor, such as "
+        "1,2,2, or 1,1,2,sequence.",
+    )
+    parser.add_argument("--processes", type=int, default=1, help="Number of processes that share a mesh in jax.")
     parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
     parser.add_argument("--report", type=str | None, help="Write a self-contained web page to this file.")
     parser.add_argument(
@@ -213,6 +234,16 @@ def _rungs(words: list[str] | None) -> list[int] | None:
             raise UserError(f"--rungs: found {word!r}, expected numbers from 0 to 11, or a range such as 1-6")
         chosen |= set(range(int(ends[0]), int(ends[1]) + 1))
     return sorted(chosen)
+
+
+def _meshes(args: Any) -> "list[Topology]":
+    from parity.check.mesh.ladder import topology
+
+    if args.mesh and args.what is not None:
+        raise UserError(f"--mesh: found {args.what} too, expected a config: runs on meshes start from initial weights")
+    if args.mesh and args.device != "cpu":
+        raise UserError(f"--mesh: found --device {args.device}, expected cpu")
+    return [topology(text, args.processes) for text in args.mesh or []]
 
 
 def _backends(words: list[str]) -> list[str]:
@@ -266,6 +297,26 @@ def _self_test() -> int:
         console.print(f"{missed} of {len(MUTANTS)} faults were not caught where they should be.", style="bold red")
         return 1
     console.print(f"All {len(MUTANTS)} faults were caught, each at its rung.", style="bold green")
+    return 0
+
+
+def _mesh_self_test() -> int:
+    """Plant faults in runs on meshes; the meshes are the faults' own, whatever the command line names."""
+    from parity.check.mesh.selftest import self_test
+
+    console, missed, count = _console(), 0, 0
+    console.print(f"{'fault':32}  {'twin':5}  caught", style="bold", highlight=False)
+    with _busy(console):
+        for caught in self_test():
+            missed, count = missed + (not caught.ok), count + (caught.fault is not None)
+            where = "nothing" if caught.line is None else f"{caught.line.what}: {caught.line.where}"
+            line = f"{caught.name:32}  {caught.framework:5}  {where}"
+            style = None if caught.ok else "bold red"
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    if missed:
+        console.print(f"{missed} of {count} faults, or meshes without one, were misjudged.", style="bold red")
+        return 1
+    console.print(f"All {count} faults were caught, and no mesh without one failed.", style="bold green")
     return 0
 
 

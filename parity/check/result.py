@@ -8,7 +8,10 @@ import numpy as np
 
 from parity.difference import Difference, Kind, tolerance, worst
 
-__all__ = ["Result", "Verdict", "distributions", "identical", "judge"]
+__all__ = ["MESH_RUNG", "Result", "Verdict", "distributions", "identical", "judge"]
+
+MESH_RUNG = 12
+"""Number of the rung of runs on meshes, which is climbed by itself."""
 
 Verdict = Literal["pass", "FAIL", "reported", "skipped"]
 """`reported` is a difference that has no tolerance; `skipped` is a comparison that could not be made."""

@@ -20,7 +20,7 @@ from lmcore.errors import UserError
 from lmcore.run.opening import with_vocabulary
 from parity.arrays import Arrays
 from parity.backends.base import CANONICAL
-from parity.convert.conversion import open_source
+from parity.convert.sources import open_source
 
 __all__ = ["Subject", "open_subject"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lmcore.report.html import Markup, card, facts_list, table
 from lmcore.report.html import page as html_page
-from parity.check.result import Result
+from parity.check.result import MESH_RUNG, Result
 from parity.difference import tolerance
 from parity.report.charts import gradient_bars, heat_map, loss_curves
 
@@ -24,10 +24,11 @@ TITLES = {
     9: "A third implementation",
     10: "Save, restore, go on",
     11: "Ways of computing",
+    12: "Runs on meshes",
 }
 SHORT_TITLES = (
     *("repeats", "batches", "weights", "activations", "outputs", "gradients", "update", "training", "decoding"),
-    *("third", "restart", "ways"),
+    *("third", "restart", "ways", "meshes"),
 )
 SHORT = dict(zip(TITLES, SHORT_TITLES, strict=True))
 
@@ -131,10 +132,12 @@ MARKS = {"pass": "✓", "FAIL": "✕", "reported": "•", "skipped": "–"}
 
 def _overview(results: Sequence[Result], dtypes: list[str]) -> str:
     """One mark for each rung and type: the worst that happened there."""
-    cells = ["<span></span>"] + [f"<small>{rung}<br><span>{SHORT[rung]}</span></small>" for rung in TITLES]
+    alone = any(r.rung == MESH_RUNG for r in results)
+    rungs = [rung for rung in TITLES if (rung == MESH_RUNG) is alone]
+    cells = ["<span></span>"] + [f"<small>{rung}<br><span>{SHORT[rung]}</span></small>" for rung in rungs]
     for dtype in dtypes:
         cells.append(f"<b>{html.escape(dtype)}</b>")
-        for rung in TITLES:
+        for rung in rungs:
             verdicts = [r.verdict for r in results if (r.rung, r.dtype) == (rung, dtype)]
             worst = next((v for v in ("FAIL", "pass", "reported", "skipped") if v in verdicts), None)
             cells.append(f'<i class="{worst}" title="{worst}">{MARKS[worst]}</i>' if worst else "<i></i>")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity.check.result import Result
+from parity.check.result import MESH_RUNG, Result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,8 +59,10 @@ class Report:
             return "Nothing was compared that has a tolerance."
         if failure is None:
             types = list(dict.fromkeys(r.dtype for r in self.results))
-            passed = sum(r.verdict == "pass" for r in self.results)
-            return f"The two are the same model: {passed} comparisons passed in {' and '.join(types)}."
+            passed = f"{sum(r.verdict == 'pass' for r in self.results)} comparisons passed in {' and '.join(types)}."
+            if all(r.rung == MESH_RUNG for r in self.results):
+                return f"Runs on meshes are the run of one device: {passed}"
+            return f"The two are the same model: {passed}"
         if failure.rung == 0:
             size = "" if failure.max_abs is None else f", by up to {failure.max_abs:.1e}"
             return f"{failure.what}: {failure.first} is not the same{size}. The port is not to blame for what follows."
