@@ -1,5 +1,6 @@
 """Every YAML in configs/ is a valid run whose model takes shape, without a byte allocated for it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from jaxlm.functional import Model
 from lmcore.ablation.plan import read_plan, trials
 from lmcore.config import Config
 from lmcore.config.cli import parse
+from lmcore.run.mesh import MeshShape, check_mesh, mesh_shape
 from lmcore.run.opening import with_vocabulary
+from parity.plan.hardware import read_target
+from parity.plan.memory import device_memory
+from parity.plan.meshes import estimate
+from parity.plan.report import sums
+from parity.plan.shapes import shapes_of
+from parity.plan.traffic import exchanges
+from parity.plan.worker import compile_step
 
 ABLATIONS = Path(__file__).parent.parent / "configs" / "ablations.yaml"
 CONFIGS = sorted(path for path in ABLATIONS.parent.glob("*.yaml") if path != ABLATIONS)
@@ -71,3 +80,40 @@ def test_every_recipe_has_its_size_tested_and_takes_local_files() -> None:
     for path in CONFIGS:
         config = parse(["--config", str(path), "--data.files", "a.txt"], prog="test", description="")
         assert config.data.files == ["a.txt"]
+
+
+LARGE = [
+    (name, devices, target)
+    for name in ("llama_1b", "llama_8b")
+    for devices, target in ((8, "cuda:h100"), (256, "tpu:v5e"))
+]
+
+
+def on_devices(name: str, devices: int) -> tuple[Config, MeshShape]:
+    """Return a config with the options that its comments give for a number of devices, and its mesh."""
+    path = CONFIGS[0].with_name(f"{name}.yaml")
+    options = re.search(rf"# .*{path.name} (--.*?) +on {devices} devices", path.read_text(encoding="utf-8"))
+    assert options or devices == 8
+    config = parse(["--config", str(path), *(options[1].split() if options else [])], prog="", description="")
+    return with_vocabulary(config, SIZES[name][0]), mesh_shape(config.parallel, devices)
+
+
+@pytest.mark.parametrize(("name", "devices", "target"), LARGE)
+def test_a_large_recipe_fits_on_8_and_256_devices(name: str, devices: int, target: str) -> None:
+    config, mesh = on_devices(name, devices)
+    check_mesh(config, mesh)
+    assert (mesh.fsdp, config.train.batch_size) == (devices, 256)
+    assert estimate(config, shapes_of(config), mesh, read_target(target, devices)).fits
+    small, _ = on_devices(name, 8)
+    for fewer in (1, 2, 4):
+        check_mesh(small, mesh_shape(small.parallel, fewer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "devices", "target"), LARGE)
+def test_a_large_recipe_compiles_for_8_and_256_devices(name: str, devices: int, target: str) -> None:
+    config, mesh = on_devices(name, devices)
+    shapes, compiled = shapes_of(config), compile_step(config, mesh)
+    assert compiled.state == device_memory(config, shapes, mesh).state
+    counted, formula = sums(compiled.collectives), sums(exchanges(config, shapes, mesh, compiled_for_cpu=True))
+    assert counted == pytest.approx(formula, rel=1e-4)
