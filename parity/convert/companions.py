@@ -25,7 +25,10 @@ FOLDER = "huggingface"
 NAMES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
+    *("vocab.json", "merges.txt"),
 )
+TEMPLATES = "additional_chat_templates"
+"""Subfolder of a Hugging Face folder, with a file for each further chat template."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -48,27 +51,70 @@ class Companions:
         """
         folder = run_dir / FOLDER
         if verify:
-            check_sums(folder)
-        return cls({name: (folder / name).read_bytes() for name in NAMES if (folder / name).exists()})
+            for place in (folder, folder / TEMPLATES):
+                check_sums(place)
+        return cls({name: (folder / name).read_bytes() for name in _names(folder)})
 
     def keep(self, run_dir: Path) -> None:
         """Store them in a run folder."""
         if self.files:
             (run_dir / FOLDER).mkdir()
-            for name, content in self.files.items():
-                (run_dir / FOLDER / name).write_bytes(content)
+            _write(run_dir / FOLDER, self.files)
             write_sums(run_dir / FOLDER)
 
     def special_ids(self) -> dict[str, Any]:
         """Return the fields of `config.json` that name the bos, eos and pad tokens."""
-        fields = json.loads(self.files.get("config.json", b"{}"))
-        return {name: fields[name] for name in SPECIAL_IDS if name in fields}
+        return {name: value for name, value in self.config().items() if name in SPECIAL_IDS}
+
+    def with_stops(self, tokenizer: Tokenizer) -> "Companions":
+        """Return the same files; `generation_config.json` names other tokens that end a text where the run's differ."""
+        places = (self._fields("config.json"), self._fields("generation_config.json"))
+        named = {i for place in places for i in token_ids("eos_token_id", place.get("eos_token_id"), [])}
+        if not self.files or named | {tokenizer.eot_id} == tokenizer.stop_ids:
+            return self
+        stops = [tokenizer.eot_id, *sorted(tokenizer.stop_ids - {tokenizer.eot_id})]
+        text = json.dumps(places[1] | {"eos_token_id": stops}, indent=2, ensure_ascii=False) + "\n"
+        return Companions({**self.files, "generation_config.json": text.encode()})
+
+    def config(self) -> dict[str, Any]:
+        """Return the fields of `config.json`; none where there is no such file."""
+        return self._fields("config.json")
+
+    def chat_template(self) -> str | None:
+        """Return the template that turns a conversation into text; None where the model has none."""
+        if "chat_template.jinja" in self.files:
+            return self.files["chat_template.jinja"].decode()
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            template = self._fields(name).get("chat_template")
+            if isinstance(template, list):  # of several, by name
+                template = {each["name"]: each["template"] for each in template}.get("default")
+            if template is not None:
+                return template
+        return None
 
     def write(self, folder: Path) -> None:
         """Write all but `config.json`, which also describes the model's shape, into a Hugging Face folder."""
-        for name, content in self.files.items():
-            if name != "config.json":
-                (folder / name).write_bytes(content)
+        _write(folder, {name: content for name, content in self.files.items() if name != "config.json"})
+
+    def _fields(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self.files.get(name, b"{}"))
+        except ValueError as error:
+            raise UserError(f"{name}: cannot be read as JSON ({error})") from error
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names, relative to a folder, of the files in it that are kept."""
+    templates = sorted(path.name for path in (folder / TEMPLATES).glob("*.jinja"))
+    return [name for name in (*NAMES, *(f"{TEMPLATES}/{name}" for name in templates)) if (folder / name).is_file()]
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    if (folder / TEMPLATES).exists():
+        write_sums(folder / TEMPLATES)
 
 
 def read_companions(folder: Path) -> Companions:
@@ -79,11 +125,12 @@ def read_companions(folder: Path) -> Companions:
             copied into every export.
     """
     blobs = folder.resolve().parent.parent / "blobs"
-    for path in (folder / name for name in NAMES):
+    names = _names(folder)
+    for path in (folder / name for name in (*names, *(name for name in NAMES if name not in names))):
         target = path.resolve()
         if path.is_symlink() and not (target.is_relative_to(folder.resolve()) or target.parent == blobs):
             raise UserError(f"{path}: is a link to {target}, outside of {folder}; replace it by the file")
-    return Companions({name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()})
+    return Companions({name: (folder / name).read_bytes() for name in names})
 
 
 def read_fields(path: Path, problems: list[str]) -> dict[str, Any]:

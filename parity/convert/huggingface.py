@@ -1,4 +1,4 @@
-"""Reading and writing Llama folders of Hugging Face: `config.json`, safetensors, `tokenizer.json`.
+"""Reading and writing Llama folders of Hugging Face: `config.json`, and what `shards` and `companions` hold.
 
 A field that our model cannot express is refused by name, all of them in one error; an unknown field is refused too,
 since it may change the model. Only safetensors are read: a pickle can run code.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
@@ -20,12 +19,11 @@ from lmcore.files import check_sums, write_sums
 from lmcore.model.memory import check_memory
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
-from parity.convert.names import convert_names, require_llama
+from parity.convert.names import require_llama
+from parity.convert.shards import read_tensors, write_shards
+from parity.convert.tensors import Tensors, convert_tensors
 
 __all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
-
-SHARD_BYTES = 5 * 10**9
-"""A larger model is written in shards of at most this size."""
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -72,10 +70,10 @@ HARMLESS = {
 }
 """Fields that do not change the mathematics."""
 
-NONE = Companions()
+REPLACED = ("rope_parameters", "dtype", "transformers_version")
+"""Fields of an imported folder that an export says otherwise; it keeps all others that it does not write itself."""
 
-STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""Dtypes in safetensors that are read."""
+NONE = Companions()
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Folder:
 
     config: Config
     """Model and tokenizer; `train.precision` is float64 where a tensor is, so that nothing is rounded."""
-    weights: dict[str, np.ndarray]
+    weights: Tensors
     """By Hugging Face's names, in the dtypes they are stored in; without the head where it is the embedding."""
     tokenizer: Tokenizer | None
     """None where the folder has no `tokenizer.json`."""
@@ -107,7 +105,7 @@ def read_folder(folder: Path, verify: bool = True) -> Folder:
     problems: list[str] = []
     fields = read_fields(folder / "config.json", problems)
     model = _model_config(fields, problems) if fields else None
-    weights = _read_weights(folder, problems)
+    weights = read_tensors(folder, problems)
     text = read_tokenizer(folder, fields, problems)
     tokenizer = text[0] if text else None
     if model is not None:
@@ -116,13 +114,14 @@ def read_folder(folder: Path, verify: bool = True) -> Folder:
             problems.append(f"vocab_size: found {model.vocab_size}, tokenizer.json needs {tokenizer.vocab_size}")
         if not problems:
             try:
-                weights = convert_names(weights, model, "hf", "hf")
+                _check_head(weights, model, problems)
+                weights = convert_tensors(weights, model, "hf", "hf")
             except UserError as error:
                 problems.append(str(error))
     if problems:
         raise UserError(f"{folder}: cannot be converted: {'; '.join(problems)}")
     assert model is not None
-    has_float64 = any(array.dtype == np.float64 for array in weights.values())
+    has_float64 = any(each.dtype == np.float64 for each in weights.stored.values())
     named = text[1] if text else TokenizerConfig(kind="file", file=str(folder / "tokenizer.json"))
     config = Config(model=model, tokenizer=named, train=TrainConfig(precision="float64" if has_float64 else "float32"))
     return Folder(config, weights, tokenizer, read_companions(folder))
@@ -204,77 +203,25 @@ def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str
     return (10000.0 if theta is None else theta), scaling
 
 
-def _read_weights(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    weights: dict[str, np.ndarray] = {}
-    files, expected = _weight_files(folder, problems)
-    holder: dict[str, str] = {}
-    for file in files:
-        if not (folder / file).is_file():
-            problems.append(f"{file} is missing")
-            continue
-        try:
-            with safe_open(folder / file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    stored = opened.get_slice(name).get_dtype()
-                    if stored not in STORED:
-                        problems.append(f"{name}: found type {stored}, expected one of {', '.join(STORED)}")
-                    elif name in weights:
-                        problems.append(f"{name} is in {holder[name]} and in {file}")
-                    elif expected is not None and expected.get(name) != file:
-                        problems.append(f"{name} is in {file}, the index says {expected.get(name)}")
-                    else:
-                        weights[name], holder[name] = opened.get_tensor(name), file
-                        if bad := weights[name].size - np.count_nonzero(np.isfinite(weights[name])):
-                            problems.append(f"{name}: found {bad:,} values that are NaN or infinite, expected none")
-        except (OSError, SafetensorError) as error:
-            problems.append(f"{file} cannot be read ({error})")
-    readable = {file for file in files if (folder / file).is_file()}
-    for name, file in (expected or {}).items():
-        if name not in weights and file in readable:
-            problems.append(f"{name} is not in {file}, where the index puts it")
-    return weights
-
-
-def _weight_files(folder: Path, problems: list[str]) -> tuple[list[str], dict[str, str] | None]:
-    """Return the names of the safetensors files, and the index (tensor -> file) where there is one."""
-    if (folder / "model.safetensors").exists():
-        return ["model.safetensors"], None
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        found = read_fields(index, problems).get("weight_map")
-        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-            problems.append(f"{index.name} has no weight_map")
-            return [], None
-        files = sorted(set(found.values()))
-        # A link of that name may lead elsewhere, as in the hub's cache; the index, which came with the model, may not.
-        outside = [file for file in files if file in ("", ".", "..") or set(file) & set("/\\\0")]
-        problems += [f"{index.name}: found {file!r}, expected the name of a file in the folder" for file in outside]
-        return [file for file in files if file not in outside], found
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if pickles:
-        problems.append(
-            f"{pickles[0]} is a pickle, which can run code when it is read, so only safetensors are; "
-            "save the model again with transformers"
-        )
-    else:
-        problems.append("model.safetensors is missing")
-    return [], None
-
-
-def _without_rope_tables(
-    weights: dict[str, np.ndarray], model: ModelConfig, problems: list[str]
-) -> dict[str, np.ndarray]:
+def _without_rope_tables(weights: Tensors, model: ModelConfig, problems: list[str]) -> Tensors:
     """Drop the rotary frequencies that old versions of transformers stored, if they are those of the config."""
     expected = frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
     parameters = {}
-    for name, array in weights.items():
+    for name, stored in weights.stored.items():
         if not name.endswith(".rotary_emb.inv_freq"):
-            parameters[name] = array
-        elif array.shape != expected.shape or not np.allclose(array.astype(np.float64), expected, rtol=1e-2):
+            parameters[name] = stored
+        elif stored.shape != expected.shape or not np.allclose(weights[name].astype(np.float64), expected, rtol=1e-2):
             problems.append(f"{name} holds other frequencies than those of rope_theta {model.rope_theta}")
-    return parameters
+    return Tensors(parameters)
+
+
+def _check_head(weights: Tensors, model: ModelConfig, problems: list[str]) -> None:
+    """Check that a head that is stored though the embeddings are tied holds the same bits."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if model.tie_embeddings and {head, embedding} <= weights.keys():
+        one, other = (weights.stored[name] for name in (head, embedding))
+        if (one.shape, one.dtype) != (other.shape, other.dtype) or one.read().tobytes() != other.read().tobytes():
+            problems.append(f"{head} differs from {embedding}, though the embeddings are tied")
 
 
 def write_folder(
@@ -289,7 +236,7 @@ def write_folder(
     Args:
         folder: an existing folder to write into.
         config: the model's.
-        weights: by Hugging Face's names, contiguous.
+        weights: by Hugging Face's names.
         tokenizer: None leaves out the tokenizer's files.
         companions: files of the folder that the model was imported from, written again unchanged.
 
@@ -303,13 +250,20 @@ def write_folder(
             f"model.dim: found {model.dim}, expected a multiple of n_heads = {model.n_heads}; "
             "transformers loads no other Llama"
         )
-    dtypes = {str(array.dtype) for array in weights.values()}
-    _write_weights(folder, weights)
-    ids = companions.special_ids() if companions.files else _special_ids(tokenizer)
-    _write_json(folder / "config.json", config_fields(model) | ids | {"torch_dtype": _widest(dtypes)})
+    tensors = Tensors.of(weights)
+    dtypes = {str(each.dtype) for each in tensors.stored.values()}
+    write_shards(folder, tensors, {"format": "pt"})
+    fields = config_fields(model) | {"torch_dtype": _widest(dtypes)}
     if companions.files:
+        if tokenizer is not None:
+            companions = companions.with_stops(tokenizer)
+        ids = companions.special_ids()
+        kept = {name: value for name, value in companions.config().items() if name not in REPLACED}
+        _write_json(folder / "config.json", {"initializer_range": 0.02} | kept | fields | ids)
         companions.write(folder)
     else:
+        ids = _special_ids(tokenizer)
+        _write_json(folder / "config.json", fields | {"initializer_range": 0.02} | ids)
         _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
@@ -338,7 +292,7 @@ def config_fields(model: ModelConfig) -> dict[str, Any]:
     scaling = model.rope_scaling
     llama3 = scaling and {"rope_type": "llama3"} | {name: getattr(scaling, ours) for name, ours in LLAMA3.items()}
     fields |= {"hidden_act": "silu", "attention_bias": model.bias, "mlp_bias": model.bias, "attention_dropout": 0.0}
-    return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3, "initializer_range": 0.02}
+    return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3}
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
@@ -363,37 +317,6 @@ def _token(tokenizer: Tokenizer, number: int) -> str:
     token = tokenizer.inner.id_to_token(number)
     assert token is not None
     return token
-
-
-def _write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    def save(shard: dict[str, np.ndarray], path: Path) -> None:
-        try:
-            save_file(shard, path, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
-
-    shards: list[dict[str, np.ndarray]] = [{}]
-    room = SHARD_BYTES
-    for name, array in weights.items():
-        assert array.flags.c_contiguous, f"{name}: safetensors would write the wrong order"
-        if shards[-1] and array.nbytes > room:
-            shards.append({})
-            room = SHARD_BYTES
-        shards[-1][name] = array
-        room -= array.nbytes
-    if len(shards) == 1:
-        save(shards[0], folder / "model.safetensors")
-        return
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for file, shard in zip(names, shards, strict=True):
-        save(shard, folder / file)
-    places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-    total = sum(array.nbytes for array in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:

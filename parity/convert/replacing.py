@@ -1,4 +1,4 @@
-"""Write a folder under a temporary name and put it in its place when all of it is on disk.
+"""Write a folder or a file under a temporary name and put it in its place when all of it is on disk.
 
 A kill leaves the old folder, the new one, or, between two renames, the old one under a temporary name. These names
 contain the process that uses them, so that the next process can put the old folder back and remove the rest.
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmcore.errors import UserError, note
-from lmcore.files import flush_folder
+from lmcore.files import flush_folder, sync
 from lmcore.locks import Owner
 from lmcore.run.folder import lock_run, unlock_run
 
-__all__ = ["recover", "replacing"]
+__all__ = ["recover", "replacing", "replacing_file"]
 
 
 def _host() -> str:
@@ -81,3 +81,24 @@ def replacing(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing_file(out: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to write; rename it to `out` at the end, or delete it if anything fails.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    out = out.resolve()
+    folder = _beside(out, "tmp")
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            yield folder / out.name
+            flush_folder(folder)
+            (folder / out.name).replace(out)
+            sync(out.parent)
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error

@@ -6,6 +6,7 @@ test suite.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,15 @@ from lmcore.optim.table import OPTIMIZERS
 from lmcore.run.checkpoints import Checkpoint
 from parity.convert.moments import Moments, fill_optax, read_optax, torch_key, zero_moments
 from parity.convert.names import Side, convert_names, numpy_to_torch, table
+from parity.convert.tensors import Stored, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["State", "parameter_type", "read_state", "write_state"]
+__all__ = ["State", "open_weights", "parameter_type", "read_state", "write_state"]
+
+Opened = tuple[tuple[int, ...], Callable[[], np.ndarray]]
+"""Shape of an array in a checkpoint, and the function that reads it."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,36 @@ def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -
     Raises:
         UserError: it cannot be read, or is not what its description says.
     """
-    readers = {"jax": _read_jax, "torch": _read_torch}
-    if checkpoint.framework not in readers:
-        raise UserError(
-            f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected {' or '.join(readers)}"
-        )
-    state = readers[checkpoint.framework](checkpoint.state, config, optimizer)
+    _check_framework(checkpoint)
+    reader = {"jax": _read_jax, "torch": _read_torch}[checkpoint.framework]
+    state = reader(checkpoint.state, config, optimizer)
     if optimizer and state.step != checkpoint.step:
         raise UserError(
             f"{checkpoint.folder}: found the state of step {state.step}, expected that of step {checkpoint.step}"
         )
     return State(state.side, checkpoint.step, state.params, state.moments)
+
+
+def open_weights(checkpoint: Checkpoint, config: Config) -> Tensors:
+    """Open a checkpoint's weights, in its own framework's names; each is read when it is asked for.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    _check_framework(checkpoint)
+    opened = {"jax": _open_jax, "torch": _open_torch}[checkpoint.framework](checkpoint.state)
+    dtype = parameter_type(config)
+
+    def stored(shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> Stored:
+        return Stored(shape, dtype, lambda: read().astype(dtype, copy=False))
+
+    return Tensors({name: stored(shape, read) for name, (shape, read) in opened.items()})
+
+
+def _check_framework(checkpoint: Checkpoint) -> None:
+    """Raise UserError unless it is one of the twins' checkpoints."""
+    if checkpoint.framework not in ("jax", "torch"):
+        raise UserError(f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected jax or torch")
 
 
 def write_state(folder: Path, state: State, config: Config) -> Callable[[], None]:
@@ -100,6 +124,12 @@ def _optax_state(config: Config, moments: Moments) -> Any:
     return fill_optax(jax.eval_shape(make_optimizer(config.optim).init, shapes), moments, config)
 
 
+def _open_jax(folder: Path) -> dict[str, Opened]:
+    from jaxlm.checkpoint import open_item
+
+    return {name: (each.shape, each.read) for name, each in open_item(folder, "params").items()}
+
+
 def _read_jax(folder: Path, config: Config, optimizer: bool) -> State:
     from jaxlm.checkpoint import restore_state
 
@@ -119,6 +149,15 @@ def _write_jax(folder: Path, state: State, moments: Moments, config: Config) -> 
 
     step = np.array(state.step, np.int32)
     return save_state(folder, state.params, {"step": step, "state": _optax_state(config, moments)})
+
+
+def _open_torch(folder: Path) -> dict[str, Opened]:
+    from torchlm.checkpoint import open_item
+
+    def read(tensor: Callable[[], "Tensor"]) -> np.ndarray:
+        return tensor().numpy()
+
+    return {name: (each.shape, partial(read, each.read)) for name, each in open_item(folder, "params").items()}
 
 
 def _read_torch(folder: Path, config: Config, optimizer: bool) -> State:

@@ -1,6 +1,7 @@
 """A Hugging Face folder comes in whole and goes out as it was: text, special tokens, and what is wrong told by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,77 @@ def test_a_larger_tokenizer_than_the_model_has_rows_is_one_line(folder: Path, tm
     (run / "tokenizer.json").write_text(json.dumps(state))
     assert torchlm.generate.main([str(run), "--no_verify"]) == 2
     assert "found 401 tokens, expected at most the model's 340" in capsys.readouterr().err
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_nothing_is_lost_between_a_folder_and_its_export(framework: Any, folder: Path, tmp_path: Path):
+    """Chat templates, added tokens, several eos ids, a padded vocabulary, and fields that say nothing of the model."""
+    chat = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    added = {str(i): {"content": t, "special": True} for i, t in enumerate(("<unk>", "<s>", "</s>"))}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=added, chat_template=chat, model_max_length=512)
+    edit(folder / "generation_config.json", eos_token_id=[2, 300], temperature=0.7, do_sample=True)
+    edit(folder / "config.json", pretraining_tp=1, use_cache=True, task_specific_params={"a": 1})
+    (folder / "chat_template.jinja").write_text(chat)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"):
+        (folder / name).write_bytes(name.encode())
+    run = convert(folder, framework, tmp_path / "run")
+    assert configs.load(run / "config.yaml").model.vocab_size == 340 > load_run(find_checkpoint(run))[1].vocab_size
+    other = convert(run, "torch" if framework == "jax" else "jax", tmp_path / "other")
+    back = convert(other, "hf", tmp_path / "back")
+    before, after = read(folder), read(back)
+    changed = {name for name in before if after[name] != before[name]}
+    assert before.keys() == after.keys()
+    assert changed <= {"config.json", "model.safetensors"}
+    one, another = (json.loads(files["config.json"]) for files in (before, after))
+    written = {"rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype", "transformers_version"}
+    assert {n: v for n, v in one.items() if n not in written} == {n: v for n, v in another.items() if n not in written}
+    same = {n: a.tobytes() for n, a in load_file(folder / "model.safetensors").items()}
+    assert {n: a.tobytes() for n, a in load_file(back / "model.safetensors").items()} == same
+    conversation = [{"role": "user", "content": "hello"}]
+    texts = [
+        transformers.AutoTokenizer.from_pretrained(f).apply_chat_template(conversation, tokenize=False)
+        for f in (folder, back)
+    ]
+    assert texts == ["user: hello\n"] * 2
+    assert transformers.AutoModelForCausalLM.from_pretrained(back).generation_config.eos_token_id == [2, 300]
+    (run / "huggingface" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ other }}")
+    with pytest.raises(UserError, match=r"tool_use.jinja: is damaged"):
+        convert(run, "hf", tmp_path / "damaged")
+
+
+def test_tokens_that_end_a_text_in_the_run_end_it_in_the_export(folder: Path, tmp_path: Path):
+    run = convert(folder, "torch", tmp_path / "run")
+    config = configs.load(run / "config.yaml")
+    named = replace(config.tokenizer, stop_tokens=["<0x0A>"])
+    configs.save(replace(config, tokenizer=named), run / "config.yaml")
+    back = convert(run, "hf", tmp_path / "back")
+    stops = json.loads((back / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == [2, load_run(find_checkpoint(run))[1].inner.token_to_id("<0x0A>")]
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"chat_template": "a"}}, "a"),
+        ({"tokenizer_config.json": {"chat_template": "a"}, "chat_template.json": {"chat_template": "b"}}, "b"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "c"}]}}, None),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "d"}]}}, "d"),
+        ({"tokenizer_config.json": {"chat_template": "a"}, "chat_template.jinja": "e"}, "e"),
+    ],
+)
+def test_the_chat_template_is_found(files: dict[str, Any], found: str | None):
+    stored = {n: (v if isinstance(v, str) else json.dumps(v)).encode() for n, v in files.items()}
+    assert companions.Companions(stored).chat_template() == found
+
+
+def test_a_file_of_no_json_is_one_line():
+    with pytest.raises(UserError, match=r"tokenizer_config.json: cannot be read as JSON"):
+        companions.Companions({"tokenizer_config.json": b"{"}).chat_template()

@@ -26,7 +26,7 @@ from lmcore.model.rope import frequencies
 from lmcore.run.checkpoints import find_checkpoint
 from lmcore.run.folder import open_run
 from lmcore.run.trackers import read_metrics
-from parity.convert import huggingface
+from parity.convert import huggingface, shards
 from parity.convert.conversion import convert, main
 from parity.convert.huggingface import read_folder, write_folder
 from parity.convert.names import numpy_to_torch, table
@@ -202,7 +202,7 @@ def test_a_large_model_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.M
     model, weights = MODELS["untied"], weights_of(MODELS["untied"])
     whole = written(tmp_path / "whole", model, weights)
     assert not list(whole.glob("*index*"))
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", 25_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 25_000)
     folder = written(tmp_path / "parts", model, weights)
     assert not (folder / "model.safetensors").exists()
     index = json.loads((folder / "model.safetensors.index.json").read_text())

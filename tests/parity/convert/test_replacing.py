@@ -10,7 +10,7 @@ import pytest
 
 from lmcore.errors import UserError
 from parity.convert import replacing as module
-from parity.convert.replacing import recover, replacing
+from parity.convert.replacing import recover, replacing, replacing_file
 
 
 def made(folder: Path, content: str) -> Path:
@@ -98,3 +98,26 @@ def test_a_parent_that_does_not_exist_is_made_and_one_that_cannot_be_read_is_one
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"--out: .* cannot be written .*Permission denied.*; nothing was changed"):
         recover(tmp_path / "out")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    out = tmp_path / "deep" / "model.gguf"
+    with replacing_file(out) as path:
+        path.write_text("one")
+    assert out.read_text() == "one"
+
+    def fail(failure: BaseException) -> None:
+        with replacing_file(out) as path:
+            path.write_text("half")
+            raise failure
+
+    for failure in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(UserError if isinstance(failure, OSError) else KeyboardInterrupt):
+            fail(failure)
+        assert out.read_text() == "one"
+    with replacing_file(out) as path:
+        path.write_text("two")
+    assert out.read_text() == "two"
+    assert [each.name for each in out.parent.iterdir()] == ["model.gguf"]
+    with pytest.raises(UserError, match="cannot be written"), replacing_file(out / "below"):
+        pass

@@ -1,0 +1,138 @@
+"""What can be converted: a run, a checkpoint, a Hugging Face folder or bare weights, opened as one kind of source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lmcore.errors import UserError
+
+if TYPE_CHECKING:
+    from lmcore.config import Config
+    from lmcore.data.tokenizer import Tokenizer
+    from lmcore.run.checkpoints import Checkpoint
+    from parity.convert.companions import Companions
+    from parity.convert.names import Side
+    from parity.convert.states import State
+    from parity.convert.tensors import Tensors
+
+__all__ = ["Source", "is_model", "is_run", "open_source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, a checkpoint, a Hugging Face folder or bare weights, opened."""
+
+    path: Path
+    side: "Side"
+    config: "Config"
+    tokenizer: "Tokenizer | None"
+    """None where there is no `tokenizer.json`."""
+    checkpoint: "Checkpoint | None"
+    """None for a Hugging Face folder and for bare weights."""
+    weights: "Tensors | None"
+    """Weights that are no checkpoint's, in the dtypes they are stored in; None for a checkpoint."""
+    companions: "Companions"
+    """Files of the Hugging Face folder that it is, or was imported from; none for other runs."""
+
+    def state(self, optimizer: bool = True) -> "State":
+        """Return weights and, if asked for, moments, in the source's own names; an imported model's moments are zero.
+
+        Raises:
+            UserError: a checkpoint cannot be read.
+        """
+        from parity.convert.moments import zero_moments
+        from parity.convert.states import State, parameter_type, read_state
+
+        if self.checkpoint is not None:
+            return read_state(self.checkpoint, self.config, optimizer)
+        assert self.weights is not None
+        if not optimizer:
+            return State(self.side, 0, dict(self.weights), None)
+        dtype = parameter_type(self.config)
+        params = {name: array.astype(dtype) for name, array in self.weights.items()}
+        return State(self.side, 0, params, zero_moments(self.config, self.side, dtype))
+
+    def tensors(self, side: "Side") -> "Tensors":
+        """Return the weights in a side's names, each of which is read when it is asked for.
+
+        Raises:
+            UserError: they cannot be read, or are not those of the model.
+        """
+        from parity.convert.states import open_weights
+        from parity.convert.tensors import convert_tensors
+
+        weights = self.weights if self.checkpoint is None else open_weights(self.checkpoint, self.config)
+        assert weights is not None
+        return convert_tensors(weights, self.config.model, self.side, side)
+
+
+def open_source(
+    path: Path, which: Literal["best", "latest"] = "best", verify: bool = True, model_config: Path | None = None
+) -> Source:
+    """Open a run, a checkpoint, a Hugging Face folder or bare weights, and check all but a checkpoint's arrays.
+
+    Args:
+        path: a run folder, one checkpoint, a Hugging Face Llama folder, or safetensors with our names.
+        which: checkpoint of a run folder.
+        verify: whether to compare the files with their checksums.
+        model_config: YAML file of a config, for bare weights that do not say what model they are of.
+
+    Raises:
+        UserError: it is none of them, cannot be read, or is damaged.
+    """
+    from lmcore import config as configs
+    from lmcore.data.tokenizer import Tokenizer
+    from lmcore.model.memory import check_memory
+    from lmcore.run.checkpoints import find_checkpoint
+    from lmcore.run.folder import check_tokenizer
+    from parity.backends import BACKENDS
+    from parity.convert.bare import is_bare, read_bare
+    from parity.convert.companions import Companions
+    from parity.convert.huggingface import read_folder
+
+    if is_bare(path) and not (is_model(path) or is_run(path)):
+        bare = read_bare(path, model_config, verify)
+        return Source(path, bare.side, bare.config, bare.tokenizer, None, bare.weights, Companions())
+    if model_config is not None:
+        raise UserError(
+            f"--model_config: found {str(model_config)!r}, but {path} says itself what model it is; leave it out"
+        )
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise UserError(
+            f"{path}: found {found}, expected a run folder, a checkpoint, a Hugging Face Llama folder or weights with "
+            "our names in .safetensors"
+        )
+    if is_model(path):
+        model = read_folder(path, verify)
+        return Source(path, "hf", model.config, model.tokenizer, None, model.weights, model.companions)
+    if not (is_run(path) or _is_checkpoint(path)):
+        raise UserError(
+            f"{path}: found no config.yaml (a run), checkpoint.json (a checkpoint), config.json (a Hugging Face "
+            "model) or model.safetensors (weights with our names); expected one of them"
+        )
+    checkpoint = find_checkpoint(path, which, verify)
+    if checkpoint.framework not in BACKENDS:
+        raise UserError(
+            f"{checkpoint.folder}: found framework {checkpoint.framework!r}, expected {' or '.join(BACKENDS)}"
+        )
+    config = configs.load(checkpoint.run_dir / "config.yaml", verify)
+    check_memory(config, training=False)
+    if verify:
+        check_tokenizer(checkpoint.run_dir, checkpoint)
+    file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
+    tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
+    side = BACKENDS[checkpoint.framework].side
+    return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir, verify))
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").exists() or (path / "checkpoints").is_dir()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "checkpoint.json").exists()
+
+
+def is_model(path: Path) -> bool:
+    return (path / "config.json").exists() and not is_run(path)

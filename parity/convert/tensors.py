@@ -1,0 +1,115 @@
+"""Arrays by name that are read when they are asked for, so that a conversion has one of them in memory at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from lmcore.config import ModelConfig
+from parity.convert.names import Side, convert_names, table
+
+__all__ = ["Stored", "Tensors", "convert_tensors", "finite", "row_blocks", "watched"]
+
+BLOCK_BYTES = 1 << 26
+"""Arrays are checked and written in blocks of at most this size."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array that is not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    """Return the array, which may be a view that is not contiguous."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Name -> array; each access reads it again, and nothing is kept."""
+
+    def __init__(self, stored: Mapping[str, Stored]):
+        """Take what describes each array."""
+        self.stored = dict(stored)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Tensors":
+        """Describe arrays that are in memory; what is described already is returned as it is."""
+        if isinstance(arrays, Tensors):
+            return arrays
+        return cls({name: Stored(array.shape, array.dtype, partial(_same, array)) for name, array in arrays.items()})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def convert_tensors(tensors: Tensors, model: ModelConfig, source: Side, target: Side) -> Tensors:
+    """Convert names and layouts as `convert_names` does, when an array is read.
+
+    Args:
+        tensors: the arrays of a model on the source's side.
+        model: shape of the model.
+        source: side that they come from.
+        target: side that they go to.
+
+    Raises:
+        UserError: arrays are missing, unknown or wrongly shaped; the message names each.
+    """
+    # An array of a type without bytes has a shape and takes no memory.
+    convert_names({name: np.empty(each.shape, "V0") for name, each in tensors.stored.items()}, model, source, target)
+    transposed = (source == "jax") != (target == "jax")
+
+    def converted(stored: Stored, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Stored:
+        return Stored(shape, stored.dtype, lambda: change(stored.read()))
+
+    result = {}
+    for row in table(model):
+        change = row.transform.forward if source == "jax" else row.transform.inverse
+        stored, shape = tensors.stored[row.name(source)], row.shape_in(target)
+        result[row.name(target)] = converted(stored, shape, change) if transposed else stored
+    return Tensors(result)
+
+
+def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array, which may be transposed, in contiguous blocks of whole rows."""
+    if array.nbytes <= BLOCK_BYTES or array.ndim < 2:
+        yield np.ascontiguousarray(array)
+        return
+    step = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for begin in range(0, len(array), step):
+        yield np.ascontiguousarray(array[begin : begin + step])
+
+
+def finite(array: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite."""
+    return all(np.isfinite(block).all() for block in row_blocks(array))
+
+
+def watched(tensors: Tensors, broken: list[str]) -> Tensors:
+    """Return the same arrays; the name of each that is not finite is appended to `broken` when it is read."""
+
+    def read(name: str, stored: Stored) -> np.ndarray:
+        array = stored.read()
+        if name not in broken and not finite(array):
+            broken.append(name)
+        return array
+
+    return Tensors(
+        {
+            name: Stored(stored.shape, stored.dtype, partial(read, name, stored))
+            for name, stored in tensors.stored.items()
+        }
+    )
