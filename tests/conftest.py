@@ -144,6 +144,21 @@ def llama_tokenizer() -> str:
 
 
 @pytest.fixture(scope="session")
+def sentencepiece(llama_tokenizer: str) -> str:
+    """The same, with a merge for every pair of tokens that makes a token, as a converted SentencePiece model has."""
+    state = json.loads(llama_tokenizer)
+    model = state["model"]
+    made = dict.fromkeys("".join(pair) for pair in model["merges"])
+    model["merges"] = [
+        [token[:cut], token[cut:]]
+        for token in made
+        for cut in range(1, len(token))
+        if {token[:cut], token[cut:]} <= model["vocab"].keys()
+    ]
+    return json.dumps(state)
+
+
+@pytest.fixture(scope="session")
 def foreign_tokenizers(llama_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tokenizer.json of each kind that others make, every one with </s>."""
     models, pre, norms, trainers = (

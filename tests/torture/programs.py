@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.run.trackers import read_metrics
-from parity.convert.conversion import open_source
+from parity.convert.sources import open_source
 from tests.tiny import TINY
 
 __all__ = ["OPTIONS", "TWINS", "Moment", "Program", "Programs", "Result", "difference", "result_of", "train_words"]
