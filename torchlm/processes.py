@@ -1,5 +1,6 @@
 """The processes of a run in torch: `torch.distributed`, by gloo on a CPU and by NCCL between GPUs."""
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,13 +147,27 @@ def joined(config: Config) -> Iterator[Processes]:
         group.largest(0)  # process 0 has the store of all
     except RuntimeError as error:
         if any(word in str(error) for word in TRANSPORTS):
-            raise Lost(found.rank, error, heartbeat.missing()) from error
+            with _undisturbed():
+                raise Lost(found.rank, error, heartbeat.missing()) from error
         raise
     finally:
         group.ended.set()
         heartbeat.stop()
         if not cuda or sys.exception() is None:  # NCCL would wait for the others, before the error is said
             _destroy()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGTERM, which a launcher sends to the others of a process that is gone, until that one is named."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _destroy() -> None:

@@ -1,5 +1,6 @@
 """A run on any mesh is the run of one process, to rounding, and its checkpoints go on, to the bit, on any other."""
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,13 @@ from lmcore.config import ModelConfig, ParallelConfig
 from lmcore.config.io import load
 from lmcore.errors import UserError
 from lmcore.run.checkpoints import list_checkpoints
-from lmcore.run.mesh import MeshShape
+from lmcore.run.mesh import AXES, MeshShape
 from parity.convert.states import read_state
 from tests.launching import TOLERANCE, difference, rows, train, without_launcher
 from tests.torchlm.sharded import config_of, measured
 from torchlm.engine import Engine
 from torchlm.model import Decoder
-from torchlm.sharding import check_sharding, layouts
+from torchlm.sharding import Sharding, check_sharding, layouts
 
 DROPOUT = {"model": {"dropout": 0.2}, "train": {"dropout_masks": "threefry", "remat": True}}
 MESHES: dict[int, list[dict[str, Any]]] = {
@@ -132,6 +133,17 @@ def test_layouts_are_those_of_jax_transposed():
     assert found["layers.0.self_attn.q_proj.bias"] == ("tensor",)
     assert found["layers.0.self_attn.o_proj.bias"] == found["norm.weight"] == ("fsdp",)
     assert found["layers.0.self_attn.q_norm.weight"] == (None,), "of 6 elements"
+
+
+@pytest.mark.parametrize(("sequence", "different"), [(False, 4), (True, 8)])
+def test_native_masks_are_shared_where_the_same_is_computed(sequence: bool, different: int):
+    seeds = []
+    for place in itertools.product(range(2), repeat=3):
+        sharding = object.__new__(Sharding)  # without the other processes
+        sharding.shape, sharding.place = MeshShape(2, 2, 2), dict(zip(AXES, place, strict=True))
+        seeds.append((sharding.mask_seed(sequence), sharding.batch_part))
+    assert len({seed for seed, _ in seeds}) == different
+    assert len(set(seeds)) == different, "never shared by two parts of the batch"
 
 
 @pytest.fixture(scope="module")
