@@ -78,9 +78,9 @@ def joined(config: Config) -> Iterator[Processes]:
             join(f"{found.address}:{found.port}", found.count, found.rank, gpu)
     except (RuntimeError, ValueError) as error:
         raise _not_joined(found, cluster, error) from error
-    count = found.count if found else int(os.environ.get(cluster) or "1")
-    set_up_jax(config, count)  # before the first message: it makes the devices
-    group = Group(found.rank, count) if found else Group(jax.process_index(), jax.process_count())
+    # Before the first message, which makes the devices; a cluster that says no number has no mesh of CPU devices.
+    set_up_jax(config, found.count if found else int(os.environ[cluster]) if cluster in CLUSTERS else 1)
+    group = Group(found.rank, found.count) if found else Group(jax.process_index(), jax.process_count())
     board = _Board.of_process()
     heartbeat = Heartbeat(group.rank, group.count, board, board) if board else None
     try:

@@ -36,7 +36,6 @@ __all__ = [
     "on_mesh",
     "over_heads",
     "own_mesh",
-    "parameter_sharding",
     "placed",
     "replicated",
     "shape_of",
@@ -128,17 +127,6 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array whose sequences, along `axis`, are split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
-
-
-def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Return the sharding of a parameter.
-
-    Args:
-        mesh: the devices.
-        name: dotted name of the parameter.
-        shape: of the parameter, unstacked.
-    """
-    return NamedSharding(mesh, PartitionSpec(*split_axes(name, shape, shape_of(mesh))))
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, state: Any, params: dict[str, Any]) -> Any:

@@ -2,10 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from parity.check.mesh.jobs import free_port
 
 __all__ = ["OPTIONS", "TOLERANCE", "by_torchrun", "difference", "rows", "train", "without_launcher"]
 
@@ -45,19 +46,6 @@ def start(command: list[str], folder: Path, **variables: str) -> "subprocess.Pop
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"} | variables
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)  # type: ignore[call-overload]
-
-
-def free_port() -> int:
-    """Return a port that is free, as is the next."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def by_torchrun(arguments: list[str], folder: Path, count: int = 2) -> str:

@@ -243,6 +243,10 @@ def _meshes(args: Any) -> "list[Topology]":
         raise UserError(f"--mesh: found {args.what} too, expected a config: runs on meshes start from initial weights")
     if args.mesh and args.device != "cpu":
         raise UserError(f"--mesh: found --device {args.device}, expected cpu")
+    if args.mesh and args.rungs is not None:
+        raise UserError("--mesh: found --rungs too, expected one of them: runs on meshes are a rung by themselves")
+    if not args.mesh and args.processes != 1:
+        raise UserError(f"--processes: found {args.processes} without --mesh, expected both")
     return [topology(text, args.processes) for text in args.mesh or []]
 
 

@@ -72,3 +72,19 @@ def test_jax_is_asked_to_find_the_processes_of_a_cluster(monkeypatch: pytest.Mon
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert processes._cluster() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "count"),
+    [("SLURM_STEP_NUM_TASKS", "4", 4), ("TPU_WORKER_HOSTNAMES", "one,two", 1), ("JOB_COMPLETION_INDEX", "3", 1)],
+)
+def test_a_cluster_sets_up_as_many_processes_as_it_says(monkeypatch: pytest.MonkeyPatch, name, value, count):
+    told = []
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **limits: None)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(processes, "set_up_jax", lambda config, processes: told.append(processes))
+    with processes.joined(Config()):
+        assert told == [count]

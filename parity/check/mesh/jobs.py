@@ -19,7 +19,7 @@ from lmcore.data.batches import Tokens
 from lmcore.errors import UserError
 from lmcore.run.checkpoints import Checkpoint
 
-__all__ = ["STEPS", "Job", "Outcome", "Request", "launch"]
+__all__ = ["STEPS", "Job", "Outcome", "Request", "free_port", "launch"]
 
 STEPS = 4
 """Number of updates in a whole run."""
@@ -142,11 +142,11 @@ def _environments(processes: int) -> list[dict[str, str]]:
     if processes == 1:
         return [plain | {"WORLD_SIZE": "1"}]
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     return [plain | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that is free, as is the next, on which process 0 listens."""
     while True:
         with socket.socket() as one, socket.socket() as other:

@@ -11,7 +11,8 @@ import pytest
 
 from lmcore.run import heartbeat
 from lmcore.run.heartbeat import Heartbeat
-from tests.launching import free_port, start
+from parity.check.mesh.jobs import free_port
+from tests.launching import start
 
 PROGRAM = """
 import sys, time
