@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,19 @@ from lmcore import config as configs  # noqa: E402
 from lmcore.config import Config, ModelConfig, TokenizerConfig  # noqa: E402
 from lmcore.data.tokenizer import train as train_tokenizer  # noqa: E402
 from lmcore.run.saving import Checkpoints  # noqa: E402
+from parity.settings import jax_settings, torch_settings  # noqa: E402
 
 jax.devices()  # both exist from here on; else the first test that asks for one device would decide for all
 
 hypothesis.settings.register_profile("lm", deadline=None, print_blob=True)  # the first example may compile
 hypothesis.settings.load_profile("lm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[Any]:
+    """Give each test the frameworks' settings that the first had: an engine that it starts sets them for its process."""
+    with jax_settings(), torch_settings():
+        return (yield)
 
 
 @pytest.fixture(scope="session")
