@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.dropout import Key, dropout
 from jaxlm.fast.linear import matmul
+from jaxlm.scales import softcapped
 
 __all__ = ["attention", "by_head", "causal_attention", "causal_mask"]
 
@@ -25,16 +26,21 @@ def by_head(x: Float[Array, "B S K H"]) -> Float[Array, "BK S H"]:
     return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def causal_mask(positions: Int[Array, " T"], size: int, pads: Int[Array, " B"] | None = None) -> Bool[Array, "#B T S"]:
+def causal_mask(
+    positions: Int[Array, " T"], size: int, pads: Int[Array, " B"] | None = None, window: int = 0
+) -> Bool[Array, "#B T S"]:
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
     Args:
         positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
+        window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
     keys = jnp.arange(size)
     mask = (keys[None] <= positions[:, None])[None]
+    if window:
+        mask &= (keys[None] > positions[:, None] - window)[None]
     return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
 
 
@@ -44,6 +50,7 @@ def attention(
     v: Float[Array, "BK S H"],
     mask: Bool[Array, "#B T S"],
     factors: Float[Array, "B N T S"] | None = None,
+    softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
@@ -53,6 +60,7 @@ def attention(
         v: values, from `by_head`.
         mask: True where a query may attend to a key.
         factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, head_dim = q.shape
     groups = batch * n_heads // len(k)
@@ -61,7 +69,7 @@ def attention(
     grouped = q.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(len(k), groups * length, head_dim)
     scores = jnp.matmul(grouped, k.swapaxes(1, 2), preferred_element_type=accumulation)
-    scores = scores.reshape(batch, n_heads, length, -1) / math.sqrt(head_dim)
+    scores = softcapped(softcap)(scores.reshape(batch, n_heads, length, -1) / math.sqrt(head_dim))
     scores = jnp.where(mask[:, None], scores, jnp.finfo(accumulation).min)  # −∞ would make NaN of a fully masked row
     weights = jax.nn.softmax(scores, axis=-1)
     if factors is not None:
@@ -77,6 +85,8 @@ def causal_attention(
     v: Float[Array, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
@@ -86,7 +96,10 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, _ = q.shape
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
-    return attention(q, by_head(k), by_head(v), causal_mask(jnp.arange(length), length), factors)
+    mask = causal_mask(jnp.arange(length), length, window=window)
+    return attention(q, by_head(k), by_head(v), mask, factors, softcap)

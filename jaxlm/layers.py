@@ -21,7 +21,7 @@ STACK = "layers.*."
 """How the name of a stacked parameter begins."""
 Tree = TypeVar("Tree")
 
-Step = Callable[[nnx.Module, Array, Key, Key], Array]
+Step = Callable[[Any, Array, Key, Key], Array]
 """Applies a block to activations, with a key for its attention weights and one for its branches."""
 
 

@@ -8,6 +8,7 @@ H head width, F feed-forward width, V vocabulary, L layers. Parameters are float
 mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of the matmuls.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,8 +25,9 @@ from jaxlm.fast.linear import linear
 from jaxlm.layers import LAYERS
 from jaxlm.linear import LINEARS, Linear
 from jaxlm.mlps import make_mlp
-from jaxlm.norms import LayerNorm, NoNorm, unnormed
+from jaxlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 from jaxlm.positions import POSITIONS, unrotated
+from jaxlm.scales import softcapped, times, unchanged
 from jaxlm.sharding import gather_positions, on_mesh, over_heads, split_positions
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
@@ -60,8 +62,23 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * self.weight[(None,) * (x.ndim - 1)].astype(x.dtype)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
+class AllHeadsRMSNorm(RMSNorm):
+    """RMSNorm over the features of all heads, as in OLMo 2."""
+
+    def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        return super().__call__(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+NORMS = {"rmsnorm": RMSNorm, "zero_centered_rmsnorm": ZeroCenteredRMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 """`model.norm` -> its class."""
+
+
+def head_norm(config: ModelConfig, n_heads: int) -> nnx.Module:
+    """Return the norm of queries or keys that `model.qk_norm` asks for."""
+    if config.qk_norm == "all_heads":
+        return AllHeadsRMSNorm(n_heads * config.head_dim, config.norm_eps)
+    per_head = ZeroCenteredRMSNorm if config.norm == "zero_centered_rmsnorm" else RMSNorm
+    return (per_head if config.qk_norm else NoNorm)(config.head_dim, config.norm_eps)
 
 
 def rotate(
@@ -84,14 +101,16 @@ class Attention(nnx.Module):
     """Self-attention whose query heads share key/value heads in groups (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        linear, norm = LINEARS[config.bias], RMSNorm if config.qk_norm else NoNorm
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
-        self.q_proj = linear(config.dim, config.n_heads * config.head_dim, dtype)
-        self.k_proj = linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
-        self.v_proj = linear(config.dim, config.n_kv_heads * config.head_dim, dtype)
-        self.q_norm = norm(config.head_dim, config.norm_eps)
-        self.k_norm = norm(config.head_dim, config.norm_eps)
-        self.o_proj = linear(config.n_heads * config.head_dim, config.dim, dtype)
+        self.q_proj = LINEARS[config.biased("q_proj")](config.dim, queries, dtype)
+        self.k_proj = LINEARS[config.biased("k_proj")](config.dim, keys, dtype)
+        self.v_proj = LINEARS[config.biased("v_proj")](config.dim, keys, dtype)
+        self.q_norm = head_norm(config, config.n_heads)
+        self.k_norm = head_norm(config, config.n_kv_heads)
+        self.o_proj = LINEARS[config.biased("o_proj")](queries, config.dim, dtype)
+        # `attention` divides the scores by √H.
+        self.scale = times(config.attention_scale * math.sqrt(config.head_dim) or 1.0)
         self.rotate = rotate if config.position == "rope" else unrotated
 
     def __call__(
@@ -119,27 +138,31 @@ class Attention(nnx.Module):
             sin: RoPE sines of each position, signed as `rotate` takes them.
         """
         q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        return self.rotate(self.q_norm(q), cos, sin), self.rotate(self.k_norm(k), cos, sin), v
+        return self.scale(self.rotate(self.q_norm(q), cos, sin)), self.rotate(self.k_norm(k), cos, sin), v
 
 
 class Block(nnx.Module):
     """Attention, then feed-forward, each a branch of the residual stream, with norms where `norm_placement` has them.
 
     pre: before each branch; post: of the stream, after each branch is added (Vaswani et al. 2017, arXiv:1706.03762);
-    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290).
+    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290); output: after each branch (OLMo et al.
+    2025, arXiv:2501.00656).
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, sequence: bool = False):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, sequence: bool = False, layer: int = 0):
         norm = partial(NORMS[config.norm], config.dim, config.norm_eps)
         self.placement = config.norm_placement
-        before, after = self.placement in ("pre", "sandwich"), self.placement in ("post", "sandwich")
-        self.input_layernorm = norm() if before else unnormed
+        before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
+        self.input_layernorm = norm() if before else unchanged
         self.self_attn = Attention(config, dtype)
-        self.attention_output_layernorm = norm() if after else unnormed
-        self.post_attention_layernorm = norm() if before else unnormed
+        self.attention_output_layernorm = norm() if after else unchanged
+        self.post_attention_layernorm = norm() if before else unchanged
         self.mlp = make_mlp(config, dtype)
-        self.mlp_output_layernorm = norm() if after else unnormed
+        self.mlp_output_layernorm = norm() if after else unchanged
         self.dropout = config.dropout
+        self.scale = times(config.residual_scale)
+        self.parallel = config.parallel_residual
+        self.layer = layer
         self.split, self.gather = (partial(f, sequence=sequence) for f in (split_positions, gather_positions))
 
     def __call__(
@@ -161,9 +184,9 @@ class Block(nnx.Module):
         """
         attn_key, mlp_key = split(key, 2)
         mixed = self.self_attn(self.gather(self.input_layernorm(x)), cos, sin, attend)
-        x = self.add(x, self.split(mixed), self.attention_output_layernorm, attn_key)
-        fed = self.mlp(self.gather(self.post_attention_layernorm(x)))
-        return self.add(x, self.split(fed), self.mlp_output_layernorm, mlp_key)
+        attended = self.add(x, self.split(mixed), self.attention_output_layernorm, attn_key)
+        fed = self.mlp(self.gather(self.post_attention_layernorm(x if self.parallel else attended)))
+        return self.add(attended, self.split(fed), self.mlp_output_layernorm, mlp_key)
 
     def add(
         self,
@@ -181,8 +204,8 @@ class Block(nnx.Module):
             key: random key of the branch's dropout mask; None switches dropout off.
         """
         if self.placement == "post":
-            return norm(x + dropout(branch, self.dropout, key))
-        return x + dropout(norm(branch), self.dropout, key)
+            return norm(x + dropout(self.scale(branch), self.dropout, key))
+        return x + dropout(self.scale(norm(branch)), self.dropout, key)
 
 
 class Cache(NamedTuple):
@@ -212,11 +235,13 @@ class Decoder(nnx.Module):
         self.through = LAYERS[config.scan_layers]
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.embed_positions = POSITIONS[config.position](config)
-        self.layers = nnx.List([Block(config, dtype, sequence) for _ in range(config.n_layers)])
+        self.layers = nnx.List([Block(config, dtype, sequence, layer) for layer in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
         self.norm = final(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size, dtype)
+        self.scale = times(config.embedding_scale)
+        self.divide, self.softcap = times(1 / config.logit_divisor), softcapped(config.logit_softcap)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position, in the parameters' dtype."""
@@ -225,12 +250,14 @@ class Decoder(nnx.Module):
     def hidden(self, tokens: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T D"]:
         """Return the activations after the final norm; a key switches dropout on."""
         positions = jnp.arange(tokens.shape[1])[None]
-        cos, sin = self.rope(positions)
+        tables = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
-        x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
+        x = dropout(self.embed(tokens, positions), self.config.dropout, first)
+        plain = partial(causal_attention, rate=self.config.dropout, softcap=self.config.attention_softcap)
 
-        def step(block: nnx.Module, x: Array, weights_key: Key, block_key: Key) -> Array:
-            attend = over_heads(partial(causal_attention, rate=self.config.dropout), weights_key)
+        def step(block: Block, x: Array, weights_key: Key, block_key: Key) -> Array:
+            cos, sin = tables[self.config.layer_type(block.layer)]
+            attend = over_heads(partial(plain, window=self.config.window(block.layer)), weights_key)
             apply = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
             return jax.checkpoint(apply)(x) if self.remat else apply(x)
 
@@ -239,15 +266,23 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
+        hidden = self.divide(hidden)
         if not self.config.tie_embeddings:
-            return self.lm_head(hidden).astype(hidden.dtype)
+            return self.softcap(self.lm_head(hidden).astype(hidden.dtype))
         kernel = self.embed_tokens.weight[...].T
-        return linear(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype)
+        return self.softcap(linear(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype))
 
-    def rope(self, positions: Int[Array, "B T"]) -> tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]:
-        """Return the RoPE cosines and sines of these positions, in the parameters' dtype."""
-        cos, sin = (jnp.asarray(table, self.embed_tokens.weight.dtype) for table in rope_tables(self.config))
-        return cos[positions], sin[positions]
+    def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+        """Return the embeddings of these tokens at these positions."""
+        return self.embed_positions(self.scale(self.embed_tokens(tokens)), positions)
+
+    def rope(self, positions: Int[Array, "B T"]) -> dict[str, tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]]:
+        """Return layer type -> RoPE cosines and sines of these positions, in the parameters' dtype."""
+        tables = {}
+        for kind in dict.fromkeys(self.config.layer_types):
+            cos, sin = (jnp.asarray(table, self.embed_tokens.weight.dtype) for table in rope_tables(self.config, kind))
+            tables[kind] = cos[positions], sin[positions]
+        return tables
 
     def empty_cache(self, pads: Int[Array, " B"], size: int) -> Cache:
         """Return an empty cache of `size` slots per sequence; the first pads[b] slots of sequence b are masked."""
@@ -259,17 +294,20 @@ class Decoder(nnx.Module):
         """Append T tokens to the cache; return the logits of the token after the last of them, and the new cache."""
         slots = cache.length + jnp.arange(tokens.shape[1])  # KV-cache slots, where padding comes first
         positions = jnp.maximum(slots[None] - cache.pads[:, None], 0)
-        cos, sin = self.rope(positions)
+        tables = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
-        mask = causal_mask(slots, keys[0].shape[1], cache.pads)
+        size = keys[0].shape[1]
+        windows = set(map(self.config.window, range(len(self.layers))))
+        masks = {window: causal_mask(slots, size, cache.pads, window) for window in windows}
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
             keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], by_head(k), cache.length, axis=1)
             values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], by_head(v), cache.length, axis=1)
-            return attention(q, keys[layer], values[layer], mask)
+            mask = masks[self.config.window(layer)]
+            return attention(q, keys[layer], values[layer], mask, softcap=self.config.attention_softcap)
 
-        x = self.embed_positions(self.embed_tokens(tokens), positions)
+        x = self.embed(tokens, positions)
         for layer, block in enumerate(self.layers):
-            x = block(x, cos, sin, partial(attend, layer))
+            x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
         cache = Cache(tuple(keys), tuple(values), cache.pads, cache.length + tokens.shape[1])
         return self.logits(self.norm(x[:, -1:])[:, 0]), cache

@@ -5,7 +5,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-__all__ = ["LayerNorm", "NoNorm", "unnormed"]
+__all__ = ["LayerNorm", "NoNorm", "ZeroCenteredRMSNorm"]
+
+
+class ZeroCenteredRMSNorm(nnx.Module):
+    """RMSNorm whose weight is stored less one: x / √(mean(x²) + eps), times 1 + weight, as in Gemma."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight = nnx.Param(jnp.zeros(dim))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        full = x.astype(self.weight.dtype)
+        normed = full * jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
+        return (normed * (1 + self.weight[(None,) * (x.ndim - 1)])).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -31,8 +44,3 @@ class NoNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return x
-
-
-def unnormed(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Return x unchanged: stands where `norm_placement` has no norm, without being a module."""
-    return x

@@ -55,7 +55,7 @@ hypothesis.settings.load_profile("lm")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Iterator[Any]:
-    """Give each test the frameworks' settings that the first had: an engine that it starts sets them for its process."""
+    """Give each test the frameworks' settings that the first had: an engine that starts changes them."""
     with jax_settings(), torch_settings():
         return (yield)
 

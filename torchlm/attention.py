@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchlm.dropout import Key, MaskKey, dropout
 from torchlm.fast.linear import matmul
+from torchlm.scales import softcapped
 
 __all__ = ["additive", "attention", "by_head", "causal_attention", "causal_mask"]
 
@@ -26,7 +27,7 @@ def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
 
 
 def causal_mask(
-    positions: Int[Tensor, " T"], size: int, pads: Int[Tensor, " B"] | None = None
+    positions: Int[Tensor, " T"], size: int, pads: Int[Tensor, " B"] | None = None, window: int = 0
 ) -> Bool[Tensor, "#B T S"]:
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
@@ -34,9 +35,12 @@ def causal_mask(
         positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
+        window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
     keys = torch.arange(size, device=positions.device)
     mask = (keys[None] <= positions[:, None])[None]
+    if window:
+        mask &= keys[None] > positions[:, None] - window
     return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
 
 
@@ -52,6 +56,7 @@ def attention(
     mask: Bool[Tensor, "#B T S"] | Float[Tensor, "#B T S"] | None,
     rate: float = 0.0,
     factors: Float[Tensor, "B N T S"] | None = None,
+    softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """Return softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
@@ -62,10 +67,11 @@ def attention(
         mask: True where a query may attend to a key, or a float mask from `additive`; None is causal.
         rate: fraction of the attention weights that torch's own generator drops.
         factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     q, grouped = by_head(q), q.shape[2] != k.shape[1]
-    if factors is not None:  # torch's kernel takes none
-        return _weighted(q, k, v, mask, factors).transpose(1, 2)
+    if factors is not None or softcap:  # torch's kernel takes neither
+        return _stepwise(q, k, v, mask, rate, factors, softcap).transpose(1, 2)
     if q.device.type == "mps":  # wrong values from strided inputs were reported there more than once
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     added = None if mask is None else mask.unsqueeze(1)
@@ -79,6 +85,8 @@ def causal_attention(
     v: Float[Tensor, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
@@ -88,22 +96,32 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
-    if not isinstance(key, MaskKey):
-        return attention(q, by_head(k), by_head(v), None, 0.0 if key is None else rate)
     batch, length, n_heads, _ = q.shape
-    accumulation = torch.promote_types(q.dtype, torch.float32)
-    factors = dropout(torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device), rate, key)
-    mask = causal_mask(torch.arange(length, device=q.device), length)
-    return attention(q, by_head(k), by_head(v), mask, factors=factors)
+    rate, factors = 0.0 if key is None else rate, None
+    if isinstance(key, MaskKey):
+        accumulation = torch.promote_types(q.dtype, torch.float32)
+        ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
+        rate, factors = 0.0, dropout(ones, rate, key)
+    elif window == 0 and softcap == 0:
+        return attention(q, by_head(k), by_head(v), None, rate)
+    mask = causal_mask(torch.arange(length, device=q.device), length, window=window)
+    return attention(q, by_head(k), by_head(v), mask, rate, factors, softcap)
 
 
-def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factors: Tensor) -> Tensor:
+def _stepwise(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float, factors: Tensor | None, softcap: float
+) -> Tensor:
     """Compute `attention` step by step, on tensors B × N × T × H."""
     assert mask is not None
-    mask = mask if mask.dtype != torch.bool else additive(mask, factors.dtype)
+    accumulation = torch.promote_types(q.dtype, torch.float32)
+    mask = mask if mask.dtype != torch.bool else additive(mask, accumulation)
+    mask = mask.clamp_min(torch.finfo(accumulation).min)  # −∞ would make NaN of a fully masked row
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     with torch.autocast(q.device.type, enabled=False):  # the scores are float32
-        scores = q.to(factors.dtype) @ k.to(factors.dtype).mT / math.sqrt(q.shape[-1]) + mask[:, None]
-        weights = torch.softmax(scores, dim=-1) * factors
+        scores = q.to(accumulation) @ k.to(accumulation).mT / math.sqrt(q.shape[-1])
+        weights = torch.softmax(softcapped(softcap)(scores) + mask[:, None], dim=-1)
+        weights = F.dropout(weights, rate) if factors is None else weights * factors
         return matmul(weights.to(v.dtype), v)

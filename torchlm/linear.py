@@ -30,4 +30,4 @@ class BiasedLinear(nn.Linear):
 
 
 LINEARS = {False: Linear, True: BiasedLinear}
-"""`model.bias` -> the kind of linear layer in a block."""
+"""Whether a linear layer of a block has a bias, as `ModelConfig.biased` says -> its class."""

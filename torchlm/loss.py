@@ -40,6 +40,7 @@ def loss_sum(
     positions = max(MIN_POSITIONS, CHUNK_LOGITS[hidden.device.type] // model.config.vocab_size)
     if torch.is_grad_enabled():  # the same loss, its gradient computed with it
         weight, group = own_part(model.head)
-        return HeadLoss.apply(hidden, weight, targets, targets != IGNORED, positions, model.dtype, group)
+        hidden, softcap = model.divide(hidden), model.config.logit_softcap
+        return HeadLoss.apply(hidden, weight, targets, targets != IGNORED, positions, model.dtype, group, softcap)
     chunks = zip(hidden.split(positions), targets.split(positions), strict=True)
     return torch.stack([cross_entropy(model.logits(h), t).sum() for h, t in chunks]).sum()

@@ -17,10 +17,17 @@ def gelu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     return F.gelu(x, approximate="none")
 
 
+def gelu_tanh(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Return ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), the approximation of GELU in its paper."""
+    return F.gelu(x, approximate="tanh")
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": gelu,
+    "geglu_tanh": gelu_tanh,
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "relu": F.relu,
 }
 """`model.mlp` -> its activation function."""
@@ -31,11 +38,10 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        linear = LINEARS[config.bias]
         self.act = ACTIVATIONS[config.mlp]
-        self.gate_proj = linear(config.dim, config.ffn_dim)
-        self.up_proj = linear(config.dim, config.ffn_dim)
-        self.down_proj = linear(config.ffn_dim, config.dim)
+        self.gate_proj = LINEARS[config.biased("gate_proj")](config.dim, config.ffn_dim)
+        self.up_proj = LINEARS[config.biased("up_proj")](config.dim, config.ffn_dim)
+        self.down_proj = LINEARS[config.biased("down_proj")](config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         gate, up = self.project(x)
@@ -51,10 +57,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        linear = LINEARS[config.bias]
         self.act = ACTIVATIONS[config.mlp]
-        self.up_proj = linear(config.dim, config.ffn_dim)
-        self.down_proj = linear(config.ffn_dim, config.dim)
+        self.up_proj = LINEARS[config.biased("up_proj")](config.dim, config.ffn_dim)
+        self.down_proj = LINEARS[config.biased("down_proj")](config.ffn_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down_proj(self.act(self.up_proj(x)))

@@ -8,6 +8,7 @@ H head width, F feed-forward width, V vocabulary, L layers. Parameters are float
 mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of the matmuls.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -26,8 +27,9 @@ from torchlm.fast.linear import linear
 from torchlm.fast.norms import rms_normed
 from torchlm.linear import LINEARS, Linear
 from torchlm.mlps import make_mlp
-from torchlm.norms import LayerNorm, NoNorm, unnormed
+from torchlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 from torchlm.positions import POSITIONS, unrotated
+from torchlm.scales import softcapped, times, unchanged
 from torchlm.tensor_parallel import own_part, whole_last
 
 __all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "rotate"]
@@ -53,8 +55,23 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": NoNorm}
+class AllHeadsRMSNorm(RMSNorm):
+    """RMSNorm over the features of all heads, as in OLMo 2."""
+
+    def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
+        return super().forward(x.flatten(2)).view(x.shape)
+
+
+NORMS = {"rmsnorm": RMSNorm, "zero_centered_rmsnorm": ZeroCenteredRMSNorm, "layernorm": LayerNorm, "none": NoNorm}
 """`model.norm` -> its class."""
+
+
+def head_norm(config: ModelConfig, n_heads: int) -> nn.Module:
+    """Return the norm of queries or keys that `model.qk_norm` asks for."""
+    if config.qk_norm == "all_heads":
+        return AllHeadsRMSNorm(n_heads * config.head_dim, config.norm_eps)
+    per_head = ZeroCenteredRMSNorm if config.norm == "zero_centered_rmsnorm" else RMSNorm
+    return (per_head if config.qk_norm else NoNorm)(config.head_dim, config.norm_eps)
 
 
 def rotate(
@@ -78,14 +95,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        linear, norm = LINEARS[config.bias], RMSNorm if config.qk_norm else NoNorm
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
-        self.q_proj = linear(config.dim, config.n_heads * config.head_dim)
-        self.k_proj = linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.v_proj = linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.q_norm = norm(config.head_dim, config.norm_eps)
-        self.k_norm = norm(config.head_dim, config.norm_eps)
-        self.o_proj = linear(config.n_heads * config.head_dim, config.dim)
+        self.q_proj = LINEARS[config.biased("q_proj")](config.dim, queries)
+        self.k_proj = LINEARS[config.biased("k_proj")](config.dim, keys)
+        self.v_proj = LINEARS[config.biased("v_proj")](config.dim, keys)
+        self.q_norm = head_norm(config, config.n_heads)
+        self.k_norm = head_norm(config, config.n_kv_heads)
+        self.o_proj = LINEARS[config.biased("o_proj")](queries, config.dim)
+        # `attention` divides the scores by √H.
+        self.scale = times(config.attention_scale * math.sqrt(config.head_dim) or 1.0)
         self.rotate = rotate if config.position == "rope" else unrotated
 
     def forward(
@@ -113,28 +132,31 @@ class Attention(nn.Module):
             sin: RoPE sines of each position, signed as `rotate` takes them.
         """
         q, k, v = (y.view(*x.shape[:2], -1, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        return self.rotate(self.q_norm(q), cos, sin), self.rotate(self.k_norm(k), cos, sin), v
+        return self.scale(self.rotate(self.q_norm(q), cos, sin)), self.rotate(self.k_norm(k), cos, sin), v
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each a branch of the residual stream, with norms where `norm_placement` has them.
 
     pre: before each branch; post: of the stream, after each branch is added (Vaswani et al. 2017, arXiv:1706.03762);
-    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290).
+    sandwich: before and after each branch (Ding et al. 2021, arXiv:2105.13290); output: after each branch (OLMo et al.
+    2025, arXiv:2501.00656).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         norm = partial(NORMS[config.norm], config.dim, config.norm_eps)
         self.placement = config.norm_placement
-        before, after = self.placement in ("pre", "sandwich"), self.placement in ("post", "sandwich")
-        self.input_layernorm = norm() if before else unnormed
+        before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
+        self.input_layernorm = norm() if before else unchanged
         self.self_attn = Attention(config)
-        self.attention_output_layernorm = norm() if after else unnormed
-        self.post_attention_layernorm = norm() if before else unnormed
+        self.attention_output_layernorm = norm() if after else unchanged
+        self.post_attention_layernorm = norm() if before else unchanged
         self.mlp = make_mlp(config)
-        self.mlp_output_layernorm = norm() if after else unnormed
+        self.mlp_output_layernorm = norm() if after else unchanged
         self.dropout = config.dropout
+        self.scale = times(config.residual_scale)
+        self.parallel = config.parallel_residual
 
     def forward(
         self,
@@ -155,8 +177,9 @@ class Block(nn.Module):
         """
         attn_key, mlp_key = split(key, 2)
         mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = self.add(x, mixed, self.attention_output_layernorm, attn_key)
-        return self.add(x, self.mlp(self.post_attention_layernorm(x)), self.mlp_output_layernorm, mlp_key)
+        attended = self.add(x, mixed, self.attention_output_layernorm, attn_key)
+        fed = self.mlp(self.post_attention_layernorm(x if self.parallel else attended))
+        return self.add(attended, fed, self.mlp_output_layernorm, mlp_key)
 
     def add(
         self,
@@ -174,8 +197,8 @@ class Block(nn.Module):
             key: random key of the branch's dropout mask; None switches dropout off.
         """
         if self.placement == "post":
-            return norm(x + dropout(branch, self.dropout, key))
-        return x + dropout(norm(branch), self.dropout, key)
+            return norm(x + dropout(self.scale(branch), self.dropout, key))
+        return x + dropout(self.scale(norm(branch)), self.dropout, key)
 
 
 class Cache(NamedTuple):
@@ -209,8 +232,12 @@ class Decoder(nn.Module):
             self.lm_head = Linear(config.dim, config.vocab_size)
         parameter_dtype = torch.promote_types(dtype, torch.float32)
         self.to(parameter_dtype)
-        for name, table in zip(("cos", "sin"), rope_tables(config)):
-            self.register_buffer(name, torch.tensor(table, dtype=parameter_dtype, device="cpu"), persistent=False)
+        for kind in dict.fromkeys(config.layer_types):
+            for name, table in zip(("cos", "sin"), rope_tables(config, kind)):
+                buffer = torch.tensor(table, dtype=parameter_dtype, device="cpu")
+                self.register_buffer(f"{kind}_{name}", buffer, persistent=False)
+        self.scale = times(config.embedding_scale)
+        self.divide, self.softcap = times(1 / config.logit_divisor), softcapped(config.logit_softcap)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of the next token at every position, in the parameters' dtype."""
@@ -229,12 +256,15 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Int[Tensor, "B T"], key: Key = None) -> Float[Tensor, "B T D"]:
         """Return the activations after the final norm; a key switches dropout on."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        cos, sin = self.rope(positions)
+        tables = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
-        x = dropout(self.embed_positions(self.embed_tokens(tokens), positions), self.config.dropout, first)
+        x = dropout(self.embed(tokens, positions), self.config.dropout, first)
+        plain = partial(causal_attention, rate=self.config.dropout, softcap=self.config.attention_softcap)
         with self.autocast():
-            for block, weights_key, block_key in zip(self.layers, keys[::2], keys[1::2], strict=True):
-                attend = partial(causal_attention, rate=self.config.dropout, key=weights_key)
+            for layer, block in enumerate(self.layers):
+                weights_key, block_key = keys[2 * layer : 2 * layer + 2]
+                cos, sin = tables[self.config.layer_type(layer)]
+                attend = partial(plain, window=self.config.window(layer), key=weights_key)
                 step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
                 x = checkpoint(step, x, use_reentrant=False) if self.remat and self.training else step(x)
         return self.norm(x)
@@ -243,12 +273,19 @@ class Decoder(nn.Module):
         """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
         weight, group = own_part(self.head)
         with self.autocast():
-            return whole_last(linear(hidden, weight).to(hidden.dtype), group)
+            return self.softcap(whole_last(linear(self.divide(hidden), weight).to(hidden.dtype), group))
 
-    def rope(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]:
-        """Return the RoPE cosines and sines of these positions, in the parameters' dtype."""
-        cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
-        return cos[positions], sin[positions]
+    def embed(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        """Return the embeddings of these tokens at these positions."""
+        return self.embed_positions(self.scale(self.embed_tokens(tokens)), positions)
+
+    def rope(self, positions: Int[Tensor, "B T"]) -> dict[str, tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]]:
+        """Return layer type -> RoPE cosines and sines of these positions, in the parameters' dtype."""
+        tables = {}
+        for kind in dict.fromkeys(self.config.layer_types):
+            cos, sin = self.get_buffer(f"{kind}_cos"), self.get_buffer(f"{kind}_sin")
+            tables[kind] = cos[positions], sin[positions]
+        return tables
 
     def empty_cache(self, pads: Int[Tensor, " B"], size: int) -> Cache:
         """Return an empty cache of `size` slots per sequence; the first pads[b] slots of sequence b are masked."""
@@ -263,17 +300,19 @@ class Decoder(nn.Module):
         end = cache.length + tokens.shape[1]
         slots = torch.arange(cache.length, end, device=tokens.device)  # KV-cache slots, where padding comes first
         positions = (slots[None] - cache.pads[:, None]).clamp_min(0)
-        cos, sin = self.rope(positions)
-        mask = additive(causal_mask(slots, end, cache.pads), self.dtype)  # once for all layers
+        tables = self.rope(positions)
+        windows = set(map(self.config.window, range(len(self.layers))))
+        masks = {window: additive(causal_mask(slots, end, cache.pads, window), self.dtype) for window in windows}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
             keys[:, :, cache.length : end] = by_head(k)
             values[:, :, cache.length : end] = by_head(v)
-            return attention(q, keys[:, :, :end], values[:, :, :end], mask)
+            mask = masks[self.config.window(layer)]
+            return attention(q, keys[:, :, :end], values[:, :, :end], mask, softcap=self.config.attention_softcap)
 
-        x = self.embed_positions(self.embed_tokens(tokens), positions)
+        x = self.embed(tokens, positions)
         with self.autocast():
             for layer, block in enumerate(self.layers):
-                x = block(x, cos, sin, partial(attend, layer))
+                x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
         return self.logits(self.norm(x[:, -1:])[:, 0]), cache._replace(length=end)

@@ -4,7 +4,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["LayerNorm", "NoNorm", "unnormed"]
+from torchlm.fast.norms import rms_normed
+
+__all__ = ["LayerNorm", "NoNorm", "ZeroCenteredRMSNorm"]
+
+
+class ZeroCenteredRMSNorm(nn.Module):
+    """RMSNorm whose weight is stored less one: x / √(mean(x²) + eps), times 1 + weight, as in Gemma."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return (rms_normed(x.to(self.weight.dtype), self.eps) * (1 + self.weight)).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -31,8 +45,3 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return x
-
-
-def unnormed(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    """Return x unchanged: stands where `norm_placement` has no norm, without being a module."""
-    return x

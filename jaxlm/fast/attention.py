@@ -26,11 +26,13 @@ def causal_attention(
     v: Float[Array, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
-    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout); elsewhere by the
-    plain form, for a longer sequence in blocks.
+    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout, window or soft cap);
+    elsewhere by the plain form, for a longer sequence in blocks.
 
     Args:
         q: queries.
@@ -38,13 +40,16 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, head_dim = q.shape
-    cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and key is None
+    plain = key is None and window == 0 and softcap == 0
+    cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and plain
     if cudnn_applies and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     if length <= QUERY_BLOCK:
-        return plain_attention(q, k, v, rate, key)
+        return plain_attention(q, k, v, rate, key, window, softcap)
     k, v = by_head(k), by_head(v)
     # Drawn for the whole square, so that no mask depends on how the queries are cut.
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
@@ -52,18 +57,24 @@ def causal_attention(
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        visible = q[:, start:end], k[:, :end], v[:, :end]
+        first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
+        visible = q[:, start:end], k[:, first:end], v[:, first:end]
         if factors is None and size > QUERY_BLOCK:
-            blocks.append(attention_in_turns(*visible, start))
+            blocks.append(attention_in_turns(*visible, start - first, window, softcap))
             continue
-        mask = causal_mask(jnp.arange(start, end), end)
-        dropped = None if factors is None else factors[:, :, start:end, :end]
-        blocks.append(attention(*visible, mask, dropped))
+        mask = causal_mask(jnp.arange(start, end) - first, end - first, window=window)
+        dropped = None if factors is None else factors[:, :, start:end, first:end]
+        blocks.append(attention(*visible, mask, dropped, softcap))
     return jnp.concatenate(blocks, axis=1)
 
 
 def attention_in_turns(
-    q: Float[Array, "B T N H"], k: Float[Array, "BK S H"], v: Float[Array, "BK S H"], start: int
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "BK S H"],
+    v: Float[Array, "BK S H"],
+    start: int,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Return the causal attention of a large block, QUERY_BLOCK queries at a time, recomputed in the backward pass.
 
@@ -75,6 +86,8 @@ def attention_in_turns(
         k: keys up to the block's end, from `by_head`.
         v: values up to the block's end, from `by_head`.
         start: position of the first query among the keys.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     length = q.shape[1]
     q = jnp.pad(q, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))  # to whole blocks; cut off again below
@@ -83,7 +96,8 @@ def attention_in_turns(
     @jax.checkpoint
     def one(part: tuple[Array, Array]) -> Array:
         first, queries = part
-        return attention(queries, k, v, causal_mask(first + jnp.arange(QUERY_BLOCK), v.shape[1]))
+        mask = causal_mask(first + jnp.arange(QUERY_BLOCK), v.shape[1], window=window)
+        return attention(queries, k, v, mask, softcap=softcap)
 
     mixed = jax.lax.map(one, (start + QUERY_BLOCK * jnp.arange(len(parts)), parts))
     return mixed.swapaxes(0, 1).reshape(q.shape)[:, :length]

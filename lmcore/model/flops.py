@@ -35,13 +35,15 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Return the FLOPs of one forward and backward pass per token: 6 per matmul weight, plus causal attention.
 
     This is the PaLM formula (Chowdhery et al. 2022, appendix B) with two differences: the embedding lookup does not
-    count, but the output head does, tied or not; and attention counts only the keys that the causal mask allows, half
-    of the full square.
+    count, but the output head does, tied or not; and attention counts only the keys that the mask allows, half of the
+    full square where it is only causal.
     """
     heads = 2 * config.n_heads + 2 * config.n_kv_heads
     matrices = 3 if config.mlp in GATED else 2
     block = config.dim * config.head_dim * heads + matrices * config.dim * config.ffn_dim
-    attention = 6 * config.n_layers * config.n_heads * config.head_dim * seq_len
+    windows = [config.sliding_window if config.layer_type(n) == "sliding" else seq_len for n in range(config.n_layers)]
+    keys = sum(min(window, seq_len) * (1 - min(window, seq_len) / (2 * seq_len)) for window in windows)  # of one query
+    attention = 12 * config.n_heads * config.head_dim * keys
     return 6 * (config.n_layers * block + config.vocab_size * config.dim) + attention
 
 

@@ -25,8 +25,8 @@ def initial_weight(seed: int, name: str, shape: tuple[int, ...], model: ModelCon
         seed: `train.seed`.
         name: dotted name of the parameter, such as `layers.0.self_attn.q_proj.kernel`. Matrices are drawn by the name
             of the module that owns them, so that JAX's `kernel` and PyTorch's `weight` get the same values.
-        shape: vectors are biases, initialized to 0, or norm weights, initialized to 1. Matrices are (inputs, outputs),
-            embeddings (number of embeddings, D).
+        shape: vectors are biases, initialized to 0, or norm weights, initialized to 1, or 0 where they are
+            zero-centered. Matrices are (inputs, outputs), embeddings (number of embeddings, D).
         model: its `init` selects the distribution of matrices. normal: std 0.02, projections onto the residual stream
             scaled by 1/√(2L) (Radford et al. 2019, GPT-2). xavier: uniform in ±√(6 / (fan_in + fan_out)) (Glorot &
             Bengio 2010). kaiming: normal with std √(2 / fan_in) (He et al. 2015, arXiv:1502.01852). Embeddings, whose
@@ -34,7 +34,8 @@ def initial_weight(seed: int, name: str, shape: tuple[int, ...], model: ModelCon
     """
     owner, _, leaf = name.rpartition(".")
     if len(shape) == 1:
-        return np.full(shape, 0 if leaf == "bias" else 1, np.float32)
+        zero = leaf == "bias" or (model.norm == "zero_centered_rmsnorm" and leaf == "weight")
+        return np.full(shape, 0 if zero else 1, np.float32)
     key = int.from_bytes(hashlib.sha256(f"{seed}:{owner}".encode()).digest()[:16], "little")
     generator = np.random.Generator(np.random.Philox(key=key))
     if model.init == "xavier" and not owner.endswith(EMBEDDINGS):

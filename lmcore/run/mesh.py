@@ -85,6 +85,8 @@ def check_mesh(config: Config, mesh: MeshShape) -> None:
     divides("tensor", mesh.tensor, "model.n_heads", model.n_heads)
     divides("tensor", mesh.tensor, "model.n_kv_heads", model.n_kv_heads)
     divides("tensor", mesh.tensor, "model.ffn_dim", model.ffn_dim)
+    if mesh.tensor > 1 and model.qk_norm == "all_heads":
+        raise UserError(f"parallel.tensor: found {mesh.tensor}, expected 1 with model.qk_norm: all_heads")
     if parallel.sequence:
         divides("tensor", mesh.tensor, "train.seq_len", train.seq_len)
     sequences = train.batch_size // train.grad_accum

@@ -121,14 +121,17 @@ def initial_llama(config: Config) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from parity.convert.huggingface import config_fields
+    from lmcore.errors import UserError
+    from parity.convert.families import LLAMA
     from parity.convert.names import convert_names, numpy_to_torch, torch_to_numpy
     from torchlm.engine import initial_params
     from torchlm.model import Decoder
 
     with torch.device("meta"):
         ours = Decoder(config.model, torch.float32)
-        fields = {n: v for n, v in config_fields(config.model).items() if n not in ("architectures", "model_type")}
+        if differences := LLAMA.differences(config.model):
+            raise UserError("; ".join(differences))
+        fields = LLAMA.write(config.model)
         model = LlamaForCausalLM(LlamaConfig(**fields | {"attn_implementation": "sdpa"}))
     arrays = {name: torch_to_numpy(p) for name, p in initial_params(ours, config.train.seed).items()}
     weights = {name: numpy_to_torch(a) for name, a in convert_names(arrays, config.model, "torch", "hf").items()}

@@ -17,7 +17,7 @@ from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions
-from parity.convert.names import not_llama
+from parity.convert.families import LLAMA, QWEN3
 from parity.convert.tensors import Stored, Tensors, row_blocks
 from parity.convert.vocabulary import tokenizer_fields
 
@@ -120,7 +120,9 @@ def _architecture(model: ModelConfig) -> str:
     Raises:
         UserError: it has none for this model.
     """
-    problems = [problem for problem in not_llama(model) if not problem.startswith("model.qk_norm")]
+    problems = (QWEN3 if model.qk_norm else LLAMA).differences(model)
+    if model.rope_scaling and model.rope_scaling.type != "llama3":
+        problems.append(f"model.rope_scaling.type: found {model.rope_scaling.type!r}, expected 'llama3'")
     problems += [
         f"model.{name}: found {getattr(model, name)} with qk_norm, which qwen3 has not"
         for name in ("bias", "rope_scaling")

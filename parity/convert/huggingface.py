@@ -1,10 +1,11 @@
-"""Reading and writing Llama folders of Hugging Face: `config.json`, and what `shards` and `companions` hold.
+"""Reading and writing folders of Hugging Face: `config.json`, and what `shards` and `companions` hold.
 
 A field that our model cannot express is refused by name, all of them in one error; an unknown field is refused too,
 since it may change the model. Only safetensors are read: a pickle can run code.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,63 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.config import Config, ModelConfig, RopeScaling, TokenizerConfig, TrainConfig, from_dict
+from lmcore.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, shown
 from lmcore.files import check_sums, write_sums
-from lmcore.model.memory import check_memory
 from lmcore.model.rope import frequencies
 from parity.convert.companions import Companions, read_companions, read_fields, read_tokenizer
-from parity.convert.names import require_llama
+from parity.convert.families import FAMILIES, Family, family_of
+from parity.convert.families.tensors import from_family, to_family
 from parity.convert.shards import read_tensors, write_shards
-from parity.convert.tensors import Tensors, convert_tensors
+from parity.convert.tensors import Tensors
 
-__all__ = ["Folder", "config_fields", "read_folder", "write_folder"]
-
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "ffn_dim",
-}
-"""Required field of `config.json` -> our field."""
-
-DEFAULTED: dict[str, tuple[str, Any]] = {
-    "num_key_value_heads": ("n_kv_heads", 0),
-    "head_dim": ("head_dim", 0),
-    "max_position_embeddings": ("max_seq_len", 2048),
-    "rms_norm_eps": ("norm_eps", 1e-6),
-    "tie_word_embeddings": ("tie_embeddings", False),
-}
-"""Optional field -> our field, and its default where missing or null, as in transformers' LlamaConfig."""
-
-ONLY: dict[str, tuple[Any, ...]] = {
-    "architectures": (["LlamaForCausalLM"], None),
-    "hidden_act": ("silu", "swish"),
-    "attention_dropout": (0, None),
-    "sliding_window": (None,),
-    "partial_rotary_factor": (1, None),
-    "pretraining_tp": (1, None),
-    "quantization_config": (None,),
-}
-"""Field that may change the model -> the values that our model supports."""
-
-HARMLESS = {
-    *("model_type", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias"),  # read separately
-    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
-    *("initializer_range", "use_cache", "is_llama_config", "transformers.js_config", "tokenizer_class"),
-    *("sep_token_id", "cls_token_id", "decoder_start_token_id", "prefix", "problem_type", "task_specific_params"),
-    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash"),
-    *("_from_model_config", "_flash_attn_2_enabled", "torchscript", "use_bfloat16"),
-    *("output_attentions", "output_hidden_states", "finetuning_task", "license", "model_name"),
-    *("base_model_name_or_path", "keys_to_ignore_at_inference"),
-    *("id2label", "label2id", "chunk_size_feed_forward", "return_dict", "unsloth_version", "unsloth_fixed"),
-    *("max_length", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_sequence_length"),
-    *("min_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "typical_p"),
-    *("diversity_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
-}
-"""Fields that do not change the mathematics."""
+__all__ = ["Folder", "read_folder", "write_folder"]
 
 REPLACED = ("rope_parameters", "dtype", "transformers_version")
 """Fields of an imported folder that an export says otherwise; it keeps all others that it does not write itself."""
@@ -78,12 +34,12 @@ NONE = Companions()
 
 @dataclass(frozen=True)
 class Folder:
-    """The contents of a Hugging Face Llama folder."""
+    """The contents of a Hugging Face folder."""
 
     config: Config
     """Model and tokenizer; `train.precision` is float64 where a tensor is, so that nothing is rounded."""
     weights: Tensors
-    """By Hugging Face's names, in the dtypes they are stored in; without the head where it is the embedding."""
+    """By the names of a Llama, in the dtypes they are stored in; without the head where it is the embedding."""
     tokenizer: Tokenizer | None
     """None where the folder has no `tokenizer.json`."""
     companions: Companions
@@ -91,7 +47,7 @@ class Folder:
 
 
 def read_folder(folder: Path, verify: bool = True) -> Folder:
-    """Read a Llama folder.
+    """Read a folder of a model of one of the `families`.
 
     Args:
         folder: a folder of transformers, or an export of ours, which has SHA256SUMS.
@@ -104,18 +60,21 @@ def read_folder(folder: Path, verify: bool = True) -> Folder:
         check_sums(folder)
     problems: list[str] = []
     fields = read_fields(folder / "config.json", problems)
-    model = _model_config(fields, problems) if fields else None
+    family = FAMILIES.get(str(fields.get("model_type")))
+    if fields and family is None:
+        found = shown(fields.get("model_type"))
+        problems.append(f"model_type: found {found}, expected one of {', '.join(FAMILIES)}")
+    model = family.config(fields, problems) if family else None
     weights = read_tensors(folder, problems)
     text = read_tokenizer(folder, fields, problems)
     tokenizer = text[0] if text else None
-    if model is not None:
-        weights = _without_rope_tables(weights, model, problems)
+    if family and model:
+        weights = _parameters(weights, family, model, problems)
         if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
             problems.append(f"vocab_size: found {model.vocab_size}, tokenizer.json needs {tokenizer.vocab_size}")
         if not problems:
             try:
-                _check_head(weights, model, problems)
-                weights = convert_tensors(weights, model, "hf", "hf")
+                weights = from_family(_without_tied_head(weights, family, model, problems), family, model)
             except UserError as error:
                 problems.append(str(error))
     if problems:
@@ -127,101 +86,32 @@ def read_folder(folder: Path, verify: bool = True) -> Folder:
     return Folder(config, weights, tokenizer, read_companions(folder))
 
 
-def _model_config(fields: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
-    """Return our model's config, or None where a field is not understood."""
-    before = len(problems)
-    if fields.get("model_type") != "llama":
-        problems.append(f"model_type: found {fields.get('model_type')!r}, expected 'llama'")
-    for name, accepted in ONLY.items():
-        if name in fields and fields[name] not in accepted:
-            problems.append(f"{name}: found {shown(fields[name])}, expected {accepted[0]!r}")
-    layers = fields.get("layer_types") or ["full_attention"]
-    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
-        problems.append(f"layer_types: found {shown(fields['layer_types'])}, expected 'full_attention' in each layer")
-    known = {*SIZES, *DEFAULTED, *ONLY, *HARMLESS, "layer_types"}
-    for name, value in fields.items():
-        if name not in known and value not in (None, False, [], {}, ""):
-            problems.append(f"{name}: found {shown(value)}, whose meaning is unknown here; delete it if it has none")
-    problems += [f"{name} is missing" for name in SIZES if fields.get(name) is None]
-    values = {ours: fields[name] for name, ours in SIZES.items() if fields.get(name) is not None}
-    for name, (ours, default) in DEFAULTED.items():
-        values[ours] = default if fields.get(name) is None else fields[name]
-    values["rope_theta"], scaling = _rope(fields, problems)
-    values["bias"] = fields.get("attention_bias") or False
-    if (fields.get("mlp_bias") or False) != values["bias"]:
-        found = f"found {shown(fields.get('mlp_bias'))} beside attention_bias {shown(fields.get('attention_bias'))}"
-        problems.append(f"mlp_bias: {found}, expected the same: our layers have biases or not")
-    if len(problems) > before:
-        return None
-    try:
-        model = from_dict(ModelConfig, values)
-        check_memory(Config(model=model), training=False)
-        return ModelConfig(**{**values, "rope_scaling": from_dict(RopeScaling, scaling)}) if scaling else model
-    except UserError as error:
-        names = {ours: name for name, ours in SIZES.items()} | {o: name for name, (o, _) in DEFAULTED.items()}
-        ours = str(error).partition(":")[0].rpartition(".")[2]
-        problems.append(f"{names.get(ours, ours)}: {str(error).partition(': ')[2]}")
-        return None
-
-
-LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_seq_len",
-}
-
-
-def _rope(fields: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Return the base of the rotary frequencies and Llama 3's scaling; two fields may state them, and must agree."""
-    found = []
-    for place in ("rope_parameters", "rope_scaling"):
-        settings = fields.get(place)
-        if settings is None:
-            continue
-        if not isinstance(settings, dict):
-            problems.append(f"{place}: found {shown(settings)}, expected fields")
-            continue
-        kind = settings.get("rope_type", settings.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            problems.append(f"{place}.rope_type: found {kind!r}, expected 'default' or 'llama3'")
-            continue
-        own = LLAMA3 if kind == "llama3" else {}
-        problems += [f"{place}.{name} is missing" for name in own if name not in settings]
-        for name in sorted(set(settings) - {*own, "rope_type", "type", "rope_theta"}):
-            if not (name == "partial_rotary_factor" and settings[name] == 1):
-                problems.append(f"{place}.{name}: found {shown(settings[name])}, unknown with rope_type {kind!r}")
-        theta = settings.get("rope_theta", fields.get("rope_theta"))
-        found.append((theta, {ours: settings[name] for name, ours in own.items() if name in settings}))
-    theta = fields.get("rope_theta")
-    if found and any(one != found[0] for one in found):
-        problems.append("rope_parameters and rope_scaling say different things")
-    if found and None not in (theta, found[0][0]) and theta != found[0][0]:
-        problems.append(f"rope_theta: found {theta!r} beside {found[0][0]!r} in rope_parameters")
-    scaling = found[0][1] if found else {}
-    theta = found[0][0] if found else theta
-    return (10000.0 if theta is None else theta), scaling
-
-
-def _without_rope_tables(weights: Tensors, model: ModelConfig, problems: list[str]) -> Tensors:
-    """Drop the rotary frequencies that old versions of transformers stored, if they are those of the config."""
-    expected = frequencies(model.head_dim, model.rope_theta, model.rope_scaling)
+def _parameters(weights: Tensors, family: Family, model: ModelConfig, problems: list[str]) -> Tensors:
+    """Return the tensors that are parameters, by their full names; rotary frequencies must be those of the config."""
+    expected = frequencies(model.rotary_dim, model.rope_theta, model.rope_scaling)
+    whole = any(name.startswith(family.prefix) for name in weights)  # some files leave the prefix out
     parameters = {}
     for name, stored in weights.stored.items():
-        if not name.endswith(".rotary_emb.inv_freq"):
-            parameters[name] = stored
-        elif stored.shape != expected.shape or not np.allclose(weights[name].astype(np.float64), expected, rtol=1e-2):
-            problems.append(f"{name} holds other frequencies than those of rope_theta {model.rope_theta}")
+        if not re.fullmatch(family.buffers, name):
+            full = name if whole or name in ("lm_head.weight", "embed_out.weight") else family.prefix + name
+            parameters[full] = stored
+        elif name.endswith(".inv_freq"):
+            same = stored.shape == expected.shape
+            if not (same and np.allclose(weights[name].astype(np.float64), expected, rtol=1e-2)):
+                problems.append(f"{name} holds other frequencies than those of rope_theta {model.rope_theta}")
     return Tensors(parameters)
 
 
-def _check_head(weights: Tensors, model: ModelConfig, problems: list[str]) -> None:
-    """Check that a head that is stored though the embeddings are tied holds the same bits."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if model.tie_embeddings and {head, embedding} <= weights.keys():
-        one, other = (weights.stored[name] for name in (head, embedding))
-        if (one.shape, one.dtype) != (other.shape, other.dtype) or one.read().tobytes() != other.read().tobytes():
-            problems.append(f"{head} differs from {embedding}, though the embeddings are tied")
+def _without_tied_head(weights: Tensors, family: Family, model: ModelConfig, problems: list[str]) -> Tensors:
+    """Leave out a head that is stored though the embeddings are tied, if it holds the same bits."""
+    names = {held: name for name, held in family.modules.items() if isinstance(held, str)}
+    head, embedding = (f"{names.get(name, name)}.weight" for name in ("lm_head", "model.embed_tokens"))
+    if not (model.tie_embeddings and {head, embedding} <= weights.keys()):
+        return weights
+    one, other = (weights.stored[name] for name in (head, embedding))
+    if (one.shape, one.dtype) != (other.shape, other.dtype) or one.read().tobytes() != other.read().tobytes():
+        problems.append(f"{head} differs from {embedding}, though the embeddings are tied")
+    return Tensors({name: stored for name, stored in weights.stored.items() if name != head})
 
 
 def write_folder(
@@ -231,29 +121,29 @@ def write_folder(
     tokenizer: Tokenizer | None,
     companions: Companions = NONE,
 ) -> None:
-    """Write a Llama folder that transformers loads, with the checksums of its files.
+    """Write a folder that transformers loads, with the checksums of its files.
 
     Args:
         folder: an existing folder to write into.
         config: the model's.
-        weights: by Hugging Face's names.
+        weights: by the names of a Llama.
         tokenizer: None leaves out the tokenizer's files.
         companions: files of the folder that the model was imported from, written again unchanged.
 
     Raises:
-        UserError: it is no Llama, or transformers would not load one of this shape.
+        UserError: no family can express the model, or transformers would not load one of this shape.
     """
     model = config.model
-    require_llama(model)
+    family = family_of(model, str(companions.config().get("model_type")))
     if model.dim % model.n_heads:
         raise UserError(
             f"model.dim: found {model.dim}, expected a multiple of n_heads = {model.n_heads}; "
-            "transformers loads no other Llama"
+            "transformers loads no other"
         )
-    tensors = Tensors.of(weights)
+    tensors = to_family(weights, family, model)
     dtypes = {str(each.dtype) for each in tensors.stored.values()}
     write_shards(folder, tensors, {"format": "pt"})
-    fields = config_fields(model) | {"torch_dtype": _widest(dtypes)}
+    fields = family.fields(model) | {"torch_dtype": _widest(dtypes)}
     if companions.files:
         if tokenizer is not None:
             companions = companions.with_stops(tokenizer)
@@ -282,17 +172,6 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def _widest(dtypes: set[str]) -> str:
     return next((name for name in ("float64", "float32", "bfloat16", "float16") if name in dtypes), "float32")
-
-
-def config_fields(model: ModelConfig) -> dict[str, Any]:
-    """Return the fields of `config.json` that describe a model's shape."""
-    fields: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    for name, ours in [*SIZES.items(), *((name, ours) for name, (ours, _) in DEFAULTED.items())]:
-        fields[name] = getattr(model, ours)
-    scaling = model.rope_scaling
-    llama3 = scaling and {"rope_type": "llama3"} | {name: getattr(scaling, ours) for name, ours in LLAMA3.items()}
-    fields |= {"hidden_act": "silu", "attention_bias": model.bias, "mlp_bias": model.bias, "attention_dropout": 0.0}
-    return fields | {"rope_theta": model.rope_theta, "rope_scaling": llama3}
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:

@@ -29,9 +29,7 @@ __all__ = [
     "Transform",
     "convert_names",
     "convert_rows",
-    "not_llama",
     "numpy_to_torch",
-    "require_llama",
     "table",
     "torch_to_numpy",
 ]
@@ -109,34 +107,41 @@ def _linear(name: str, inputs: str, outputs: str, bias: bool) -> list[Template]:
 
 
 def _norm(config: ModelConfig, name: str) -> list[Template]:
-    leaves = {"rmsnorm": ("weight",), "layernorm": ("weight", "bias"), "none": ()}[config.norm]
+    leaves = {"layernorm": ("weight", "bias"), "none": ()}.get(config.norm, ("weight",))
     return [_same(f"{name}.{leaf}", "D") for leaf in leaves]
 
 
 def _layer(config: ModelConfig) -> list[Template]:
     """Return the templates of one block, in reading order."""
-    bias, placement = config.bias, config.norm_placement
-    heads = [_same(f"self_attn.{name}_norm.weight", "H") for name in ("q", "k") if config.qk_norm]
+    before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement != "pre"
+
+    def linear(name: str, inputs: str, outputs: str) -> list[Template]:
+        return _linear(name, inputs, outputs, config.biased(name.rpartition(".")[2]))
+
+    def head_norm(name: str, all_heads: str) -> list[Template]:
+        return [_same(name, all_heads if config.qk_norm == "all_heads" else "H")] if config.qk_norm else []
+
     return [
-        *(_norm(config, "input_layernorm") if placement != "post" else ()),
-        *_linear("self_attn.q_proj", "D", "NH", bias),
-        *_linear("self_attn.k_proj", "D", "KH", bias),
-        *_linear("self_attn.v_proj", "D", "KH", bias),
-        *heads,
-        *_linear("self_attn.o_proj", "NH", "D", bias),
-        *(_norm(config, "attention_output_layernorm") if placement != "pre" else ()),
-        *(_norm(config, "post_attention_layernorm") if placement != "post" else ()),
-        *(_linear("mlp.gate_proj", "D", "F", bias) if config.mlp in GATED else ()),
-        *_linear("mlp.up_proj", "D", "F", bias),
-        *_linear("mlp.down_proj", "F", "D", bias),
-        *(_norm(config, "mlp_output_layernorm") if placement != "pre" else ()),
+        *(_norm(config, "input_layernorm") if before else ()),
+        *linear("self_attn.q_proj", "D", "NH"),
+        *linear("self_attn.k_proj", "D", "KH"),
+        *linear("self_attn.v_proj", "D", "KH"),
+        *head_norm("self_attn.q_norm.weight", "NH"),
+        *head_norm("self_attn.k_norm.weight", "KH"),
+        *linear("self_attn.o_proj", "NH", "D"),
+        *(_norm(config, "attention_output_layernorm") if after else ()),
+        *(_norm(config, "post_attention_layernorm") if before else ()),
+        *(linear("mlp.gate_proj", "D", "F") if config.mlp in GATED else ()),
+        *linear("mlp.up_proj", "D", "F"),
+        *linear("mlp.down_proj", "F", "D"),
+        *(_norm(config, "mlp_output_layernorm") if after else ()),
     ]
 
 
 def table(config: ModelConfig) -> list[Row]:
     """Return a row for every parameter of a model, in reading order; an untied head comes last.
 
-    A model that is no Llama gets Hugging Face names too, which are not used: `require_llama` refuses it.
+    What a Llama has not got has a name of the same kind on Hugging Face's side; `families` has the names of others.
     """
     widths = {
         "V": config.vocab_size,
@@ -164,30 +169,6 @@ def table(config: ModelConfig) -> list[Row]:
     return [*rows(first), *layers, *rows(last), *rows(head, prefix_hf="")]
 
 
-LLAMA = {"position": "rope", "norm": "rmsnorm", "norm_placement": "pre", "qk_norm": False, "mlp": "swiglu"}
-"""Field of `model` -> the only value that a Llama has."""
-
-
-def not_llama(config: ModelConfig) -> list[str]:
-    """Return what is not as in a Llama, a message for each field; an empty list for a Llama."""
-    found = {name: getattr(config, name) for name in LLAMA}
-    return [
-        f"model.{name}: found {found[name]!r}, a Llama has only {expected!r}"
-        for name, expected in LLAMA.items()
-        if found[name] != expected
-    ]
-
-
-def require_llama(config: ModelConfig) -> None:
-    """Raise UserError unless the model is a Llama.
-
-    Raises:
-        UserError: a field has a value that a Llama cannot hold; the message names each.
-    """
-    if problems := not_llama(config):
-        raise UserError(f"{'; '.join(problems)}; keep it in jax or torch")
-
-
 def convert_names(
     arrays: Mapping[str, np.ndarray], config: ModelConfig, source: Side, target: Side
 ) -> dict[str, np.ndarray]:
@@ -204,11 +185,9 @@ def convert_names(
         Name -> contiguous array on the target's side, in the table's order, with the same bits and dtype.
 
     Raises:
-        UserError: arrays are missing, unknown or wrongly shaped, or a Llama cannot hold them; the message names each.
+        UserError: arrays are missing, unknown or wrongly shaped; the message names each.
     """
     problems = []
-    if "hf" in (source, target):
-        require_llama(config)
     if source == "hf" and config.tie_embeddings and "lm_head.weight" in arrays:
         arrays = dict(arrays)
         head, embedding = arrays.pop("lm_head.weight"), arrays.get("model.embed_tokens.weight")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlm.norms import LayerNorm, NoNorm, unnormed
+from jaxlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 
 
 def draws(*shape: int, seed: int = 0) -> np.ndarray:
@@ -41,5 +41,15 @@ def test_layernorm_computes_in_float32_and_rounds_to_the_dtype_of_x() -> None:
 def test_without_a_norm_x_is_passed_on_and_nothing_is_trained() -> None:
     x, none = jnp.asarray(draws(2, 3)), NoNorm(3, 1e-5)
     assert none(x) is x
-    assert unnormed(x) is x
     assert jax.tree.leaves(nnx.state(none)) == []
+
+
+def test_a_zero_centered_norm_multiplies_by_one_more_than_its_weight() -> None:
+    x, weight = draws(2, 3, 20), draws(20, seed=1)
+    norm = ZeroCenteredRMSNorm(20, 1e-2)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-2)
+    with jax.enable_x64(True):
+        norm.weight = nnx.Param(jnp.zeros(20))
+        np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=0, atol=1e-12)
+        norm.weight = nnx.Param(jnp.asarray(weight))
+        np.testing.assert_allclose(norm(jnp.asarray(x)), expected * (1 + weight), rtol=0, atol=1e-12)

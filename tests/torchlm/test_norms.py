@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from torchlm.norms import LayerNorm, NoNorm, unnormed
+from torchlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 
 
 def draws(*shape: int, seed: int = 0) -> np.ndarray:
@@ -38,5 +38,13 @@ def test_layernorm_computes_in_float32_and_rounds_to_the_dtype_of_x():
 def test_without_a_norm_x_is_passed_on_and_nothing_is_trained():
     x, none = torch.from_numpy(draws(2, 3)), NoNorm(3, 1e-5)
     assert none(x) is x
-    assert unnormed(x) is x
     assert list(none.parameters()) == []
+
+
+def test_a_zero_centered_norm_multiplies_by_one_more_than_its_weight():
+    x, weight = draws(2, 3, 20), draws(20, seed=1)
+    norm = ZeroCenteredRMSNorm(20, 1e-2).double()
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-2)
+    np.testing.assert_allclose(norm(torch.from_numpy(x)).detach(), expected, rtol=0, atol=1e-12)
+    norm.weight.data = torch.from_numpy(weight)
+    np.testing.assert_allclose(norm(torch.from_numpy(x)).detach(), expected * (1 + weight), rtol=0, atol=1e-12)

@@ -14,6 +14,7 @@ from torchlm.attention import additive, by_head, causal_mask
 from torchlm.attention import causal_attention as plain_attention
 from torchlm.dropout import Key, MaskKey, dropout
 from torchlm.fast.linear import matmul
+from torchlm.scales import softcapped
 
 __all__ = ["causal_attention"]
 
@@ -29,10 +30,13 @@ def causal_attention(
     v: Float[Tensor, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """Return the attention of every position to itself and those before it.
 
-    On a CPU in blocks, up to LONGEST_IN_BLOCKS or with keyed dropout; elsewhere by the plain form.
+    On a CPU in blocks, up to LONGEST_IN_BLOCKS or with keyed dropout, a window or a soft cap; elsewhere by the plain
+    form.
 
     Args:
         q: queries.
@@ -40,16 +44,24 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
-    long = q.shape[1] > LONGEST_IN_BLOCKS and not isinstance(key, MaskKey)
-    if q.device.type != "cpu" or long:
-        return plain_attention(q, k, v, rate, key)
+    plain = not isinstance(key, MaskKey) and window == 0 and softcap == 0
+    if q.device.type != "cpu" or (q.shape[1] > LONGEST_IN_BLOCKS and plain):
+        return plain_attention(q, k, v, rate, key, window, softcap)
     with torch.autocast("cpu", enabled=False):  # the scores are float32
-        return block_attention(q, k, v, rate, key)
+        return block_attention(q, k, v, rate, key, window, softcap)
 
 
 def block_attention(
-    q: Float[Tensor, "B T N H"], k: Float[Tensor, "B T K H"], v: Float[Tensor, "B T K H"], rate: float, key: Key
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B T K H"],
+    v: Float[Tensor, "B T K H"],
+    rate: float,
+    key: Key,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
     """Return `causal_attention` by blocks of queries, at these lengths faster on a CPU than torch's own kernel.
 
@@ -62,6 +74,8 @@ def block_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        window: number of positions that each attends to, with its own the last; 0 for all.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, head_dim = q.shape
     accumulation = torch.promote_types(q.dtype, torch.float32)
@@ -74,14 +88,16 @@ def block_attention(
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
-        mask = additive(causal_mask(torch.arange(start, end, device=q.device), end), accumulation)[0]
-        queries = q[:, :, start:end].flatten(1, 2)
-        scores = torch.baddbmm(mask.repeat(q.shape[1], 1), queries, k[..., :end])
+        first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
+        positions = torch.arange(start, end, device=q.device) - first
+        mask = additive(causal_mask(positions, end - first, window=window), accumulation)[0].repeat(q.shape[1], 1)
+        queries, keys = q[:, :, start:end].flatten(1, 2), k[..., first:end]
+        scores = softcapped(softcap)(queries @ keys) + mask if softcap else torch.baddbmm(mask, queries, keys)
         weights = torch.softmax(scores, dim=-1)
         if isinstance(key, MaskKey):
-            weights = weights * factors[:, :, start:end, :end].reshape(weights.shape)
+            weights = weights * factors[:, :, start:end, first:end].reshape(weights.shape)
         elif key is not None:
             weights = dropout(weights, rate, key)
-        mixed = matmul(weights.to(v.dtype), v[:, :end])
+        mixed = matmul(weights.to(v.dtype), v[:, first:end])
         blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
     return torch.cat(blocks, dim=2).transpose(1, 2)

@@ -51,9 +51,10 @@ class MergedAttention(Merged, Attention):
         if isinstance(self.q_norm, NoNorm):
             queries_keys, values = heads.split([n + k, k], dim=2)
             queries, keys = self.rotate(queries_keys, cos, sin).split([n, k], dim=2)
-            return queries, keys, values
+            return self.scale(queries), keys, values
         queries, keys, values = heads.split([n, k, k], dim=2)
-        return self.rotate(self.q_norm(queries), cos, sin), self.rotate(self.k_norm(keys), cos, sin), values
+        rotated = self.rotate(self.q_norm(queries), cos, sin), self.rotate(self.k_norm(keys), cos, sin)
+        return self.scale(rotated[0]), rotated[1], values
 
 
 class MergedGatedMLP(Merged, GatedMLP):

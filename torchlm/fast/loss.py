@@ -22,7 +22,7 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, counted, positions, dtype, group=None):
+    def forward(ctx, hidden, weight, targets, counted, positions, dtype, group=None, softcap=0.0):
         """Return the summed loss of P positions.
 
         Args:
@@ -34,6 +34,7 @@ class HeadLoss(torch.autograd.Function):
             positions: number of positions in a chunk.
             dtype: of the matmuls; all else is in that of `hidden`.
             group: processes which each have one part of the vocabulary, in order; None where `weight` is whole.
+            softcap: of the logits, as in `model.logit_softcap`; 0 for none.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             low, head, index = hidden.to(dtype), weight.to(dtype), targets.clamp_min(0)
@@ -43,6 +44,9 @@ class HeadLoss(torch.autograd.Function):
             for h, t, c, out in zip(*(x.split(positions) for x in (low, index, counted, grad_hidden)), strict=True):
                 t, c = t[:, None], c[:, None]
                 logits = linear(h, head).to(hidden.dtype)
+                if softcap:
+                    tanh = torch.tanh(logits / softcap)
+                    logits = softcap * tanh
                 # log softmax in place: one buffer holds the logits, their exponentials and at last the gradient.
                 logits -= reduced(logits.amax(dim=-1, keepdim=True), group, dist.ReduceOp.MAX)
                 here = (t >= 0) & (t < len(weight))
@@ -52,7 +56,10 @@ class HeadLoss(torch.autograd.Function):
                 sums, chosen = reduced(torch.stack([weights.sum(dim=-1, keepdim=True), chosen]), group)
                 total += ((sums.log() - chosen) * c).sum()
                 weights *= c / sums
-                grads = weights.scatter_add_(-1, t, -(c & here).to(weights.dtype)).to(dtype)
+                weights.scatter_add_(-1, t, -(c & here).to(weights.dtype))
+                if softcap:
+                    weights *= 1 - tanh * tanh
+                grads = weights.to(dtype)
                 out.copy_(linear(grads, head.T))
                 add_matmul(grad_weight, grads.T, h)
             reduced(grad_hidden, group)
@@ -63,7 +70,7 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx, grad):
         """Return the gradients with respect to hidden and weight."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, None, None, None, None, None
+        return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, *(None,) * 6
 
 
 def reduced(

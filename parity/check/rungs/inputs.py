@@ -11,6 +11,8 @@ from parity.backends.base import CANONICAL, Pair, Twin
 from parity.check.result import Result, identical, judge
 from parity.check.rungs.base import Options, training_batches
 from parity.convert import names as mapping
+from parity.convert.families import fitting
+from parity.convert.families.tensors import from_family, to_family
 from parity.difference import Difference, difference
 
 __all__ = ["batches", "weights"]
@@ -66,16 +68,21 @@ def weights(pair: Pair, options: Options) -> Iterator[Result]:
 
 
 def _round_trips(pair: Pair) -> list[Difference]:
-    """Convert the weights to the names of each twin and of Hugging Face and back, in their dtype and in bfloat16."""
+    """Convert the weights to the names of each twin and of Hugging Face and back, in their dtype and in bfloat16.
+
+    On Hugging Face's side they pass through the tensors of the family's file, if the model is of a family.
+    """
     model = pair.config.model
     sides = list(dict.fromkeys(twin.backend.side for twin in pair if twin.backend.side != CANONICAL))
-    if not mapping.not_llama(model):
-        sides.append("hf")
+    sides.append("hf")
+    family = fitting(model)
     differences = []
     for dtype in (pair.start[next(iter(pair.start))].dtype, np.dtype(ml_dtypes.bfloat16)):
         typed = {name: value.astype(dtype) for name, value in pair.start.items()}
         for side in sides:
             converted = mapping.convert_names(typed, model, CANONICAL, side)
+            if side == "hf" and family:
+                converted = dict(from_family(to_family(converted, family, model), family, model))
             back = mapping.convert_names(converted, model, side, CANONICAL)
             differences += [identical(f"{name} ({dtype}, {side})", typed[name], back[name]) for name in typed]
     return differences

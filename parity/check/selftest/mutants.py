@@ -25,6 +25,25 @@ from parity.check.selftest.faults import decoding, model, optimizer, patch, run
 __all__ = ["MUTANTS", "Caught", "Mutant", "odd_config", "self_test", "shaken"]
 
 STEPS = 8
+FAMILIES: dict[str, Any] = {
+    "norm": "zero_centered_rmsnorm",
+    "mlp": "geglu_tanh",
+    "bias": "qkv",
+    "qk_norm": True,
+    "parallel_residual": True,
+    "layer_types": ["sliding", "full", "nope"],
+    "sliding_window": 5,
+    "sliding_rope_theta": 500.0,
+    "rotary_dim": 4,
+    "embedding_scale": 2.0,
+    "residual_scale": 0.7,
+    "attention_scale": 0.3,
+    "attention_softcap": 3.0,
+    "logit_divisor": 1.5,
+    "logit_softcap": 4.0,
+}
+"""Parts that families of models other than Llama have, all in one."""
+EARLY = (2, 3, 4, 5)
 CLIMBED = (*range(9), 10, 11)
 """Rungs of the self-test: all but the third implementation, which no fault needs to be caught."""
 
@@ -46,6 +65,8 @@ class Mutant:
     """Optimizer that trains the model."""
     context: int = 37
     """Maximum number of positions of the model."""
+    parts: Literal["default", "families"] = "default"
+    """Parts of the model: those of a Llama, or FAMILIES."""
     rungs: tuple[int, ...] = CLIMBED
     """Rungs that are climbed; fewer where a model is too long for all."""
 
@@ -97,7 +118,7 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
     with framework_settings():
         options, healthy = Options(steps=STEPS), {}
         for mutant in mutants:
-            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.rungs
+            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.parts, mutant.rungs
             if kind not in healthy:
                 healthy[kind] = _healthy(mutant, options)
             yield _try(mutant, healthy[kind], options)
@@ -106,7 +127,7 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
 def _healthy(mutant: Mutant, options: Options) -> Pair:
     """Return healthy twins for a fault to be planted in, after checking them on the rungs that catch such faults."""
     config = odd_config()
-    model = replace(config.model, max_seq_len=mutant.context)
+    model = replace(config.model, max_seq_len=mutant.context, **FAMILIES if mutant.parts == "families" else {})
     config = replace(config, model=model, optim=replace(config.optim, name=mutant.optimizer))
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
     pair = make_pair(config, tokens)
@@ -138,6 +159,9 @@ def _choosing(framework: str, change: Callable[[Any], dict[str, Any]]) -> Callab
     return patch(f"{BACKENDS[framework].package}.decoding.choose_tokens", decoding.other_options(change))
 
 
+PARTS: dict[str, Any] = {"parts": "families", "rungs": EARLY}
+ZERO_CENTERED = "torchlm.norms.ZeroCenteredRMSNorm.forward"
+
 MUTANTS = (
     Mutant("first call off", "torch", 0, patch("torchlm.model.RMSNorm.forward", run.first_call_off)),
     Mutant("window read twice", "both", 1, patch("lmcore.data.batches.Batches._starts", run.windows_twice)),
@@ -162,6 +186,15 @@ MUTANTS = (
     Mutant("residual left out", "torch", 3, patch("torchlm.model.Block.forward", model.no_residual)),
     Mutant("GELU for SiLU", "torch", 3, patch("torchlm.mlps.ACTIVATIONS", model.gelu)),
     Mutant("softmax in float32", "torch", 3, patch("torchlm.attention.torch.softmax", model.rounded)),
+    Mutant("window one longer", "torch", 3, patch("torchlm.model.causal_attention", model.wider), **PARTS),
+    Mutant("scores not capped", "jax", 3, patch("jaxlm.model.causal_attention", model.uncapped), **PARTS),
+    Mutant("RoPE where none is", "torch", 3, patch("torchlm.model.rope_tables", model.rotates_all_layers), **PARTS),
+    Mutant("whole head rotated", "jax", 3, patch("jaxlm.model.rope_tables", model.changed(rotary_dim=6)), **PARTS),
+    Mutant("one branch after the other", "torch", 3, patch("torchlm.model.Block.__init__", model.in_series), **PARTS),
+    Mutant("weight without one", "torch", 3, patch(ZERO_CENTERED, model.weight_alone), **PARTS),
+    Mutant("factors left out", "jax", 3, patch("jaxlm.model.times", model.no_factor), **PARTS),
+    Mutant("exact GELU", "jax", 3, patch("jaxlm.mlps.ACTIVATIONS", model.exact_gelu), **PARTS),
+    Mutant("cap without its slope", "torch", 5, patch("torchlm.loss.HeadLoss", model.no_slope), **PARTS),
     Mutant("mean of means", "torch", 4, patch("torchlm.engine.loss_sum", model.mean_of_means)),
     Mutant("ignored targets counted", "torch", 4, patch("torchlm.loss.cross_entropy", model.counts_ignored)),
     Mutant("tied head untied", "torch", 5, patch("torchlm.model.Decoder.head", model.untied)),

@@ -77,3 +77,21 @@ def test_a_long_sequence_keeps_no_weights_for_its_gradient(monkeypatch: pytest.M
 
     assert largest_kept(most=2) <= 2 * 6 * 12 * 4  # no more than the padded queries
     assert largest_kept(most=8) >= 2 * 6 * 2 * 10  # weights of a block
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 20])
+@pytest.mark.parametrize(("block", "most"), [(3, 11), (3, 2), (128, 8)])
+def test_windows_and_soft_caps_are_those_of_the_definition(
+    block: int, most: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(monkeypatch, block, most)
+    with jax.enable_x64(True):
+        q, k, v = drawn_heads()
+        scores = jnp.einsum("btkgh,bskh->bkgts", q.reshape(2, 11, 2, 3, 4), k) / 2.0
+        mask = jnp.tri(11, dtype=bool) & ~jnp.tri(11, k=-(window or 11), dtype=bool)
+        weights = jax.nn.softmax(jnp.where(mask, 0.7 * jnp.tanh(scores / 0.7), -jnp.inf))
+        expected = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+        for form in (causal_attention, plain.causal_attention):
+            found = form(q, k, v, window=window, softcap=0.7)
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+            assert np.abs(form(q, k, v, window=window) - expected).max() > 1e-3

@@ -48,6 +48,10 @@ ALTERNATIVES = {
     "model.n_kv_heads": 2,
     "model.head_dim": 34,
     "model.rope_scaling": None,
+    "model.rotary_dim": 8,
+    "model.layer_types": ["nope"],
+    "model.qk_norm": "all_heads",
+    "model.bias": "qkv",
     "optim.warmup_steps": 7,
     "train.grad_accum": 2,
     "parallel.data": 2,
@@ -67,6 +71,8 @@ def changed(name: str, hint: Any) -> Config:
         inner["kind"] = "file"
     if name == "model.position":
         inner["rope_scaling"] = None
+    if name.startswith("model.sliding"):
+        inner |= {"layer_types": ["sliding"], "sliding_window": 3}
     return from_dict(Config, values)
 
 
@@ -75,7 +81,13 @@ def test_a_change_of_any_field_is_seen_and_survives_saving(name: str, hint: Any,
     config = changed(name, hint)
     found = {n for n in differences(RESOLVED, config) if n != "tokenizer.kind" or name == n}
     scaling = {f"model.rope_scaling.{f.name}" for f in fields(RopeScaling)}
-    expected = {"model.rope_scaling": scaling, "model.position": {name} | scaling}.get(name, {name})
+    window = {"model.layer_types", "model.sliding_window"}
+    expected = {
+        "model.rope_scaling": scaling,
+        "model.position": {name} | scaling,
+        "model.sliding_window": window,
+        "model.sliding_rope_theta": window | {name},
+    }.get(name, {name})
     assert found == expected
     save(config, tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == config != RESOLVED
@@ -128,7 +140,7 @@ def test_the_saved_file_is_plain_yaml_and_leaves_open_what_was_derived(tmp_path:
     found = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     assert list(found) == ["run_dir", *GROUPS]
     open_ = {
-        **{f"model.{name}": 0 for name in ("n_kv_heads", "head_dim", "ffn_dim")},
+        **{f"model.{name}": 0 for name in ("n_kv_heads", "head_dim", "rotary_dim", "ffn_dim")},
         "eval.batch_size": 0,
         "optim.warmup_steps": None,
     }

@@ -35,8 +35,8 @@ IMPOSSIBLE = [
     (
         ModelConfig,
         {"position": "learned", "rope_scaling": RopeScaling()},
-        "model.rope_scaling: found RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, "
-        "original_max_seq_len=8192), expected null with position: learned",
+        "model.rope_scaling: found RopeScaling(type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, "
+        "original_max_seq_len=8192, beta_fast=32.0, beta_slow=1.0, attention_factor=0.0, truncate=True), expected null",
     ),
     (ModelConfig, {**MODEL, "head_dim": -2}, "model.head_dim: found -2, expected at least 0"),
     (ModelConfig, {**MODEL, "n_kv_heads": 3}, "model.n_kv_heads: found 3, expected a divisor of n_heads = 4"),
@@ -51,6 +51,38 @@ IMPOSSIBLE = [
     (ModelConfig, {"norm_eps": 0.0}, "model.norm_eps: found 0.0, expected more than 0"),
     (ModelConfig, {"dropout": 1.0}, "model.dropout: found 1.0, expected at least 0 and less than 1"),
     (ModelConfig, {"dropout": -0.1}, "model.dropout: found -0.1, expected at least 0 and less than 1"),
+    (ModelConfig, {**MODEL, "rotary_dim": 3}, "model.rotary_dim: found 3, expected an even number up to head_dim = 6"),
+    (ModelConfig, {**MODEL, "rotary_dim": 8}, "model.rotary_dim: found 8, expected an even number up to head_dim = 6"),
+    (ModelConfig, {"layer_types": []}, "model.layer_types: found [], expected at least one layer type"),
+    (ModelConfig, {"layer_types": ["local"]}, "model.layer_types: found 'local', expected one of full, sliding, nope"),
+    (ModelConfig, {"n_layers": 1, "layer_types": ["full"] * 2}, "model.layer_types: found ['full', 'full'], expected"),
+    (ModelConfig, {"layer_types": ["sliding"]}, "model.sliding_window: found 0, expected the number of tokens"),
+    (ModelConfig, {"sliding_window": 3}, "model.sliding_window: found 3, expected 0 without a sliding layer"),
+    (ModelConfig, {"sliding_rope_theta": 3.0}, "model.sliding_rope_theta: found 3.0, expected 0 without a sliding"),
+    (ModelConfig, {"position": "none", "layer_types": ["nope"]}, "model.layer_types: found 'nope', expected other"),
+    (
+        ModelConfig,
+        {"layer_types": ["full", "nope"], "scan_layers": True},
+        "model.scan_layers: found True, expected false with several layer types: full, nope",
+    ),
+    (
+        ModelConfig,
+        {"norm": "zero_centered_rmsnorm", "qk_norm": "all_heads"},
+        "model.qk_norm: found 'all_heads', expected true or false",
+    ),
+    (
+        ModelConfig,
+        {"norm_placement": "post", "parallel_residual": True},
+        "model.parallel_residual: found True, expected false with norm_placement: post",
+    ),
+    (ModelConfig, {"logit_divisor": 0.0}, "model.logit_divisor: found 0.0, expected more than 0"),
+    (ModelConfig, {"attention_softcap": -1.0}, "model.attention_softcap: found -1.0, expected at least 0"),
+    (
+        ModelConfig,
+        {"rope_theta": 1.0, "rope_scaling": RopeScaling(type="yarn")},
+        "model.rope_theta: found 1.0, expected more than 1",
+    ),
+    (RopeScaling, {"beta_slow": 64.0}, "model.rope_scaling.beta_fast: found 32.0, expected at least beta_slow"),
     (RopeScaling, {"factor": 0.5}, "model.rope_scaling.factor: found 0.5, expected at least 1"),
     (RopeScaling, {"low_freq_factor": 0.0}, "model.rope_scaling.low_freq_factor: found 0.0, expected more than 0"),
     (

@@ -53,9 +53,17 @@ def test_the_run_fills_warmup_sequence_and_evaluation_batch_and_keeps_what_is_gi
 
 IMPOSSIBLE = [
     (Config, {"model": {"position": "rotary"}}, "model.position: found 'rotary', expected one of rope, learned, sin"),
-    (Config, {"model": {"norm": "batch"}}, "model.norm: found 'batch', expected one of rmsnorm, layernorm, none"),
+    (
+        Config,
+        {"model": {"norm": "batch"}},
+        "model.norm: found 'batch', expected one of rmsnorm, zero_c",
+    ),
     (Config, {"model": {"norm_placement": "mid"}}, "model.norm_placement: found 'mid', expected one of pre, post, san"),
-    (Config, {"model": {"mlp": "glu"}}, "model.mlp: found 'glu', expected one of swiglu, geglu, gelu, relu"),
+    (
+        Config,
+        {"model": {"mlp": "glu"}},
+        "model.mlp: found 'glu', expected one of swiglu, geglu, geglu_t",
+    ),
     (Config, {"model": {"init": "zeros"}}, "model.init: found 'zeros', expected one of normal, xavier, kaiming"),
     (Config, {"model": {"bias": 1}}, "model.bias: found 1, expected true or false"),
     (DataConfig, {"valid_files": ["v"]}, "data.valid_files: found ['v'], expected data.files to be set too"),

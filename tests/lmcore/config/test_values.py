@@ -21,8 +21,8 @@ DERIVING = {
     "train.batch_size": {"eval.batch_size"},
     "train.grad_accum": {"eval.batch_size"},
     "model.max_seq_len": {"train.seq_len"},
-    "model.dim": {"model.head_dim", "model.ffn_dim"},
-    "model.n_heads": {"model.head_dim", "model.n_kv_heads"},
+    "model.dim": {"model.head_dim", "model.rotary_dim", "model.ffn_dim"},
+    "model.n_heads": {"model.head_dim", "model.rotary_dim", "model.n_kv_heads"},
     "model.mlp": {"model.ffn_dim"},
 }
 

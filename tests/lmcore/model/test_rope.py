@@ -121,3 +121,42 @@ def test_sinusoids_are_those_of_the_original_transformer(dim: int):
             expected = math.cos(angle) if feature % 2 else math.sin(angle)
             assert table[position, feature] == pytest.approx(expected, rel=1e-14, abs=1e-15)
     assert table[3, 1] != pytest.approx(math.sin(3), abs=1e-3)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_is_hugging_faces(truncate: bool):
+    scaling = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=64, beta_fast=4.0, truncate=truncate)
+    model = ModelConfig(dim=64, n_heads=1, max_seq_len=9, rope_scaling=scaling)
+    settings = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 4.0}
+    theirs = hugging_face(model, settings | {"truncate": truncate})
+    for our, their in zip(ours(model), theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-6, atol=1e-6)
+    other = ours(replace(model, rope_scaling=replace(scaling, truncate=not truncate)))
+    assert np.abs(other[0] - theirs[0]).max() > 1e-5
+    louder = rope_tables(replace(model, rope_scaling=replace(scaling, attention_factor=2.0)))[0]
+    np.testing.assert_allclose(louder[0], 2.0)
+
+
+def test_linear_scaling_divides_and_dynamic_scaling_waits():
+    plain = frequencies(8, 100.0)
+    np.testing.assert_allclose(frequencies(8, 100.0, RopeScaling(type="linear", factor=4.0)), plain / 4)
+    np.testing.assert_array_equal(frequencies(8, 100.0, RopeScaling(type="dynamic", factor=4.0)), plain)
+
+
+def test_features_and_layers_without_rotation_keep_their_values():
+    model = ModelConfig(dim=16, n_heads=2, rotary_dim=4, layer_types=["sliding", "nope"], sliding_window=3)
+    cos, sin = rope_tables(model)
+    whole = rope_tables(ModelConfig(dim=8, n_heads=2))[0]
+    np.testing.assert_array_equal(cos[:, [0, 1, 4, 5]], whole)
+    np.testing.assert_array_equal(cos[:, [2, 3, 6, 7]], 1)
+    np.testing.assert_array_equal(sin[:, [2, 3, 6, 7]], 0)
+    cos, sin = rope_tables(model, "nope")
+    assert (cos == 1).all()
+    assert (sin == 0).all()
+
+
+def test_sliding_layers_may_have_a_base_of_their_own():
+    model = ModelConfig(layer_types=["sliding"], sliding_window=3, rope_scaling=RopeScaling(type="linear"))
+    np.testing.assert_array_equal(rope_tables(model, "sliding")[0], rope_tables(model)[0])
+    own = rope_tables(replace(model, sliding_rope_theta=500.0), "sliding")[0]
+    np.testing.assert_array_equal(own, rope_tables(ModelConfig(rope_theta=500.0))[0])

@@ -87,3 +87,19 @@ def test_attention_is_its_formula_and_query_head_n_uses_key_head_n_over_g(length
 
     assert close(causal_attention(q, k, v), expected(np.array([0, 0, 0, 1, 1, 1])))
     assert not close(causal_attention(q, k, v), expected(np.array([0, 1, 0, 1, 0, 1])), 1e-3)
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 20])
+@pytest.mark.parametrize("block", [3, 128])
+def test_windows_and_soft_caps_are_those_of_the_definition(block: int, window: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fast, "QUERY_BLOCK", block)
+    q, k, v = (x.detach() for x in drawn_heads(torch.float64))
+    scores = torch.einsum("btkgh,bskh->bkgts", q.view(2, 11, 2, 3, 4), k) / 2.0
+    ones = torch.ones(11, 11, dtype=torch.bool)
+    hidden = ~ones.tril() | ones.tril(-(window or 11))
+    for softcap, bent in ((0.7, 0.7 * torch.tanh(scores / 0.7)), (0.0, scores)):
+        weights = torch.softmax(bent.masked_fill(hidden, -torch.inf), dim=-1)
+        expected = torch.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+        for form in (causal_attention, plain.causal_attention):
+            torch.testing.assert_close(form(q, k, v, window=window, softcap=softcap), expected, rtol=1e-12, atol=1e-13)
+            assert (form(q, k, v, window=window, softcap=0.3) - expected).abs().max() > 1e-3

@@ -160,3 +160,68 @@ def by_micro_batch(train_step: Any) -> Any:
         return train_step(config, state, batch, lr, lambda *args: len(batch) * loss_sum(*args))
 
     return faulty
+
+
+def wider(attend: Any) -> Any:
+    """A window with one position more."""
+
+    def faulty(q: Any, k: Any, v: Any, window: int = 0, **rest: Any) -> Any:
+        return attend(q, k, v, window=window + (window > 0), **rest)
+
+    return faulty
+
+
+def uncapped(attend: Any) -> Any:
+    """Attention scores without their soft cap."""
+
+    def faulty(q: Any, k: Any, v: Any, softcap: float = 0.0, **rest: Any) -> Any:
+        return attend(q, k, v, **rest)
+
+    return faulty
+
+
+def rotates_all_layers(tables: Any) -> Any:
+    """A layer without RoPE is rotated."""
+    return lambda config, kind: tables(config, "full" if kind == "nope" else kind)
+
+
+def in_series(init: Any) -> Any:
+    """The feed-forward layer takes what attention has been added to."""
+
+    def faulty(self: Any, *args: Any) -> None:
+        init(self, *args)
+        self.parallel = False
+
+    return faulty
+
+
+def weight_alone(forward: Any) -> Any:
+    """A zero-centered weight is multiplied as it is."""
+
+    def faulty(self: Any, x: Any) -> Any:
+        return forward(self, x) * self.weight / (1 + self.weight)
+
+    return faulty
+
+
+def no_factor(times: Any) -> Any:
+    """Factors of embeddings, branches, queries and logits are left out."""
+    return lambda factor: times(1.0)
+
+
+def exact_gelu(activations: dict[str, Any]) -> dict[str, Any]:
+    """GELU is exact where its approximation is asked for."""
+    return activations | {"geglu_tanh": activations["gelu"]}
+
+
+def no_slope(function: Any) -> Any:
+    """The gradient of the loss passes through the soft cap of the logits as if it were none."""
+
+    class Straight:
+        @staticmethod
+        def apply(hidden: Any, weight: Any, *rest: Any) -> Any:
+            value = function.apply(hidden.detach(), weight.detach(), *rest)
+            uncapped = function.apply(hidden, weight, *rest[:-1], 0.0)
+            return value + uncapped - uncapped.detach()
+
+    return Straight

@@ -1,0 +1,14 @@
+"""SmolLM3, as transformers makes it, is the same model in both twins."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.convert.families.comparing import SIZES, assert_same_model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"no_rope_layer_interval": 2}])
+def test_it_is_the_same_model_here_and_back(fields: dict[str, Any], tmp_path: Path):
+    assert_same_model("smollm3", SIZES | fields, tmp_path)
