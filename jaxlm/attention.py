@@ -27,7 +27,11 @@ def by_head(x: Float[Array, "B S K H"]) -> Float[Array, "BK S H"]:
 
 
 def causal_mask(
-    positions: Int[Array, " T"], size: int, pads: Int[Array, " B"] | None = None, window: int = 0
+    positions: Int[Array, " T"],
+    size: int,
+    pads: Int[Array, " B"] | None = None,
+    documents: Int[Array, "B _"] | None = None,
+    window: int = 0,
 ) -> Bool[Array, "#B T S"]:
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
@@ -35,12 +39,15 @@ def causal_mask(
         positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
     keys = jnp.arange(size)
     mask = (keys[None] <= positions[:, None])[None]
     if window:
         mask &= (keys[None] > positions[:, None] - window)[None]
+    if documents is not None:
+        mask = mask & (documents[:, positions, None] == documents[:, None, :size])
     return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
 
 
@@ -85,10 +92,11 @@ def causal_attention(
     v: Float[Array, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    documents: Int[Array, "B T"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
-    """Return the attention of every position to itself and those before it.
+    """Return the attention of every position to itself and those before it, in its document.
 
     Args:
         q: queries.
@@ -96,10 +104,11 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, _ = q.shape
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
-    mask = causal_mask(jnp.arange(length), length, window=window)
+    mask = causal_mask(jnp.arange(length), length, documents=documents, window=window)
     return attention(q, by_head(k), by_head(v), mask, factors, softcap)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from jaxlm.checkpoint import restore_state, save_state
 from jaxlm.decoding import Generator
 from jaxlm.device import set_up_jax
+from jaxlm.documents import read_batch, read_tokens, target_count
 from jaxlm.functional import Model, Params
 from jaxlm.layers import stack_layers, unstack_layers
 from jaxlm.loss import IGNORED, loss_sum
@@ -66,12 +67,12 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""] | Bool[Array, ""]]]:
     """Update the parameters once from A accumulated micro-batches.
 
-    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets.
+    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets that count.
 
     Args:
         model: the decoder without its parameters.
         state: parameters and optimizer state, which may be stacked (see `jaxlm.layers`).
-        batch: token ids; the targets are the same ids, one position later.
+        batch: token ids, with marks where the data has them; the targets are the same ids, one position later.
         lr: learning rate of this update.
     """
     config = model.config
@@ -80,7 +81,8 @@ def train_step(
         key = None
         if config.model.dropout > 0:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), state.step), index)
-        return loss_sum(model(params), tokens[:, :-1], tokens[:, 1:], key)
+        inputs, targets, documents = read_batch(config.data, tokens)
+        return loss_sum(model(params), inputs, targets, key, documents)
 
     def accumulate(total: tuple[Array, Params], micro: tuple[Array, Array]) -> tuple[tuple[Array, Params], None]:
         added = jax.value_and_grad(micro_loss)(state.params, *micro)
@@ -93,12 +95,12 @@ def train_step(
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         start = (jnp.zeros((), zeros["embed_tokens.weight"].dtype), zeros)
         (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
-    targets = batch[:, :, 1:].size
-    grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / targets, grads), config.optim.clip)
+    count = target_count(config.data, batch)
+    grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / count, grads), config.optim.clip)
     optimizer = over_layers(make_optimizer(config.optim))
     directions, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
     params = apply_updates(state.params, directions, lr)
-    metrics = {"loss": loss / targets, "grad_norm": grad_norm}
+    metrics = {"loss": loss / count, "grad_norm": grad_norm}
     if config.optim.nonfinite == "skip":
         finite = update_is_finite(loss, grad_norm)
         keep = partial(jnp.where, finite)
@@ -120,10 +122,11 @@ def eval_step(
     Args:
         model: the decoder without its parameters.
         params: its parameters, which may be stacked (see `jaxlm.layers`).
-        tokens: token ids.
+        tokens: token ids, with marks where the data has them.
         targets: the id that follows each token, or IGNORED.
     """
-    return loss_sum(model(params), tokens, targets), jnp.sum(targets != IGNORED)
+    tokens, documents = read_tokens(model.config.data, tokens)
+    return loss_sum(model(params), tokens, targets, None, documents), jnp.sum(targets != IGNORED)
 
 
 @jax.jit

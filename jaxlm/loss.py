@@ -37,7 +37,11 @@ def chunk_count(batch: int, length: int, vocab_size: int, devices: int) -> int:
 
 
 def loss_sum(
-    model: Decoder, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], key: Key = None
+    model: Decoder,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    key: Key = None,
+    documents: Int[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
     """Return the summed token loss, in the parameters' dtype.
 
@@ -46,8 +50,9 @@ def loss_sum(
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
         key: random key of the dropout masks; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
     """
-    hidden = model.hidden(tokens, key)
+    hidden = model.hidden(tokens, key, documents)
     batch, length, dim = hidden.shape
     chunks = chunk_count(batch, length, model.config.vocab_size, devices_in_mesh())
     if chunks == 1:

@@ -243,13 +243,24 @@ class Decoder(nnx.Module):
         self.scale = times(config.embedding_scale)
         self.divide, self.softcap = times(1 / config.logit_divisor), softcapped(config.logit_softcap)
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"], documents: Int[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position, in the parameters' dtype."""
-        return self.logits(self.hidden(tokens))
+        return self.logits(self.hidden(tokens, documents=documents))
 
-    def hidden(self, tokens: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T D"]:
-        """Return the activations after the final norm; a key switches dropout on."""
+    def hidden(
+        self, tokens: Int[Array, "B T"], key: Key = None, documents: Int[Array, "B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Return the activations after the final norm.
+
+        Args:
+            tokens: token ids.
+            key: random key of the dropout masks; None switches dropout off.
+            documents: position at which each token's document begins: attention is masked, and positions are counted,
+                as if each document were a sequence by itself; None where a sequence is one document.
+        """
         positions = jnp.arange(tokens.shape[1])[None]
+        if documents is not None:
+            positions = positions - documents
         tables = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
         x = dropout(self.embed(tokens, positions), self.config.dropout, first)
@@ -257,7 +268,7 @@ class Decoder(nnx.Module):
 
         def step(block: Block, x: Array, weights_key: Key, block_key: Key) -> Array:
             cos, sin = tables[self.config.layer_type(block.layer)]
-            attend = over_heads(partial(plain, window=self.config.window(block.layer)), weights_key)
+            attend = over_heads(partial(plain, window=self.config.window(block.layer)), weights_key, documents)
             apply = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
             return jax.checkpoint(apply)(x) if self.remat else apply(x)
 
@@ -298,7 +309,7 @@ class Decoder(nnx.Module):
         keys, values = list(cache.keys), list(cache.values)
         size = keys[0].shape[1]
         windows = set(map(self.config.window, range(len(self.layers))))
-        masks = {window: causal_mask(slots, size, cache.pads, window) for window in windows}
+        masks = {window: causal_mask(slots, size, cache.pads, window=window) for window in windows}
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
             keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], by_head(k), cache.length, axis=1)

@@ -206,7 +206,7 @@ def _resharded_gradient(split: bool, split_gradient: bool, saved: None, gradient
 _resharded.defvjp(_resharded_forward, _resharded_gradient)
 
 
-def over_heads(attend: Callable[..., Array], key: Key) -> Callable[..., Array]:
+def over_heads(attend: Callable[..., Array], key: Key, documents: Array | None = None) -> Callable[..., Array]:
     """Return attention that each device computes for its own sequences and heads, where a mesh is set.
 
     Batch and heads become one axis within attention, which GSPMD cannot split over two axes of the mesh: it would
@@ -215,9 +215,17 @@ def over_heads(attend: Callable[..., Array], key: Key) -> Callable[..., Array]:
     Args:
         attend: attention of queries to keys and values.
         key: its random key; None where dropout is off.
+        documents: position at which each token's document begins, B × T; None where a sequence is one document.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if key is not None or mesh.empty or mesh.shape["tensor"] == 1:
-        return partial(attend, key=key)
+        return partial(attend, key=key, documents=documents)
     spec = PartitionSpec(BATCH, None, "tensor", None)
-    return jax.shard_map(attend, in_specs=(spec, spec, spec), out_specs=spec)
+    if documents is None:
+        return jax.shard_map(attend, in_specs=(spec, spec, spec), out_specs=spec)
+    masked = jax.shard_map(
+        lambda q, k, v, documents: attend(q, k, v, documents=documents),
+        in_specs=(spec, spec, spec, PartitionSpec(BATCH)),
+        out_specs=spec,
+    )
+    return lambda q, k, v: masked(q, k, v, documents)

@@ -27,7 +27,11 @@ def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
 
 
 def causal_mask(
-    positions: Int[Tensor, " T"], size: int, pads: Int[Tensor, " B"] | None = None, window: int = 0
+    positions: Int[Tensor, " T"],
+    size: int,
+    pads: Int[Tensor, " B"] | None = None,
+    documents: Int[Tensor, "B _"] | None = None,
+    window: int = 0,
 ) -> Bool[Tensor, "#B T S"]:
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
@@ -35,12 +39,15 @@ def causal_mask(
         positions: the queries' own positions among the keys, which are counted from 0.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
     keys = torch.arange(size, device=positions.device)
     mask = (keys[None] <= positions[:, None])[None]
     if window:
         mask &= keys[None] > positions[:, None] - window
+    if documents is not None:
+        mask = mask & (documents[:, positions, None] == documents[:, None, :size])
     return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
 
 
@@ -85,10 +92,11 @@ def causal_attention(
     v: Float[Tensor, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    documents: Int[Tensor, "B T"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
-    """Return the attention of every position to itself and those before it.
+    """Return the attention of every position to itself and those before it, in its document.
 
     Args:
         q: queries.
@@ -96,6 +104,7 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
@@ -105,9 +114,9 @@ def causal_attention(
         accumulation = torch.promote_types(q.dtype, torch.float32)
         ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
         rate, factors = 0.0, dropout(ones, rate, key)
-    elif window == 0 and softcap == 0:
+    elif documents is None and window == 0 and softcap == 0:  # torch's kernel needs no mask for what is causal alone
         return attention(q, by_head(k), by_head(v), None, rate)
-    mask = causal_mask(torch.arange(length, device=q.device), length, window=window)
+    mask = causal_mask(torch.arange(length, device=q.device), length, documents=documents, window=window)
     return attention(q, by_head(k), by_head(v), mask, rate, factors, softcap)
 
 

@@ -22,6 +22,7 @@ from lmcore.run.processes import ALONE, Processes
 from torchlm.checkpoint import restore_state, save_parts, save_state
 from torchlm.decoding import Generator
 from torchlm.device import device_name, make_scaler, set_up_torch, to_device
+from torchlm.documents import read_batch, read_tokens, target_count
 from torchlm.dropout import Key, MaskKey, fold_in, seed_key
 from torchlm.fast.parallel import LossSum, SplitLoss
 from torchlm.loss import IGNORED, loss_sum
@@ -60,13 +61,14 @@ def train_step(
 ) -> dict[str, Float[Tensor, ""] | Bool[Tensor, ""]]:
     """Update the parameters once from A accumulated micro-batches.
 
-    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets. Dropout masks
-    depend on `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does jax.
+    Losses and gradients are summed over the micro-batches, and divided once by the number of all targets that count.
+    Dropout masks depend on `train.seed`, step and micro-batch: a resumed run draws the same, and with threefry so does
+    jax.
 
     Args:
         config: of the run.
         state: parameters and optimizer state, updated in place.
-        batch: token ids; the targets are the same ids, one position later.
+        batch: token ids, with marks where the data has them; the targets are the same ids, one position later.
         lr: learning rate of this update.
         loss_sum: `torchlm.loss.loss_sum`, or the same compiled or split.
     """
@@ -74,13 +76,14 @@ def train_step(
     state.model.train()
     state.model.zero_grad(set_to_none=True)
     sharding = state.sharding
-    targets = batch[:, :, 1:].numel() * (sharding.shape.batch if sharding else 1)
+    count = target_count(config.data, batch, sharding)
     total = torch.zeros((), dtype=state.model.embed_tokens.weight.dtype, device=batch.device)
     for index, tokens in enumerate(batch):
         key = dropout_key(config, state.step, index, batch.device, sharding)
-        loss = loss_sum(state.model, tokens[:, :-1], tokens[:, 1:], key)
+        inputs, targets, documents = read_batch(config.data, tokens)
+        loss = loss_sum(state.model, inputs, targets, key, documents)
         total += loss.detach()
-        mean_loss = loss / targets  # one number divided here, instead of every gradient later
+        mean_loss = loss / count  # one number divided here, instead of every gradient later
         (mean_loss if state.scaler is None else state.scaler.scale(mean_loss)).backward()
     if sharding:
         sharding.sum_over_batch([total, *sharding.collect_gradients(state.model, state.parameters)])
@@ -88,7 +91,7 @@ def train_step(
         state.scaler.unscale_(state.optimizer)
     parts = (sharding,) if sharding and sharding.shape.sharded else ()
     grad_norm = clip_by_global_norm(state.parameters.values(), config.optim.clip, *parts)
-    metrics = {"loss": total / targets, "grad_norm": grad_norm}
+    metrics = {"loss": total / count, "grad_norm": grad_norm}
     if config.optim.nonfinite == "skip" or state.scaler is not None:
         metrics["skipped"] = ~update_is_finite(total, grad_norm)
     if state.scaler is not None or not metrics.get("skipped", False):  # a scaler skips by itself, and then adapts
@@ -125,7 +128,7 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device, sha
 
 @torch.no_grad()  # not in inference mode, whose tensors FSDP could not use again in training
 def eval_step(
-    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None = None
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Return the summed token loss, and the number of targets that count.
 
@@ -133,8 +136,9 @@ def eval_step(
         model: the decoder; it is left in evaluation mode.
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
+        documents: position at which each token's document begins; None where a sequence is one document.
     """
-    return loss_sum(model.eval(), tokens, targets), torch.sum(targets != IGNORED)
+    return loss_sum(model.eval(), tokens, targets, None, documents), torch.sum(targets != IGNORED)
 
 
 class Engine:
@@ -219,7 +223,8 @@ class Engine:
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
-        loss, count = eval_step(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
+        inputs, documents = read_tokens(self.config.data, to_device(tokens, self.device))
+        loss, count = eval_step(self.state.model, inputs, to_device(targets, self.device), documents)
         if self.sharding:
             sums = torch.stack([loss.double(), count.double()])
             self.sharding.reshard(self.state.model)

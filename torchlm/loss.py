@@ -26,7 +26,11 @@ def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> 
 
 
 def loss_sum(
-    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
+    model: Decoder,
+    tokens: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    key: Key = None,
+    documents: Int[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the summed token loss, in the parameters' dtype.
 
@@ -35,8 +39,9 @@ def loss_sum(
         tokens: token ids.
         targets: the id that follows each token, or IGNORED.
         key: random key of the dropout masks; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
     """
-    hidden, targets = model.hidden(tokens, key).flatten(0, 1), targets.flatten()
+    hidden, targets = model.hidden(tokens, key, documents).flatten(0, 1), targets.flatten()
     positions = max(MIN_POSITIONS, CHUNK_LOGITS[hidden.device.type] // model.config.vocab_size)
     if torch.is_grad_enabled():  # the same loss, its gradient computed with it
         weight, group = own_part(model.head)

@@ -239,9 +239,11 @@ class Decoder(nn.Module):
         self.scale = times(config.embedding_scale)
         self.divide, self.softcap = times(1 / config.logit_divisor), softcapped(config.logit_softcap)
 
-    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    def forward(
+        self, tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"]:
         """Return the logits of the next token at every position, in the parameters' dtype."""
-        return self.logits(self.hidden(tokens))
+        return self.logits(self.hidden(tokens, documents=documents))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which matmuls are in `dtype`."""
@@ -253,9 +255,20 @@ class Decoder(nn.Module):
         """Weight of the output head, the embedding's where they are tied."""
         return self.get_parameter("embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight")
 
-    def hidden(self, tokens: Int[Tensor, "B T"], key: Key = None) -> Float[Tensor, "B T D"]:
-        """Return the activations after the final norm; a key switches dropout on."""
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], key: Key = None, documents: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return the activations after the final norm.
+
+        Args:
+            tokens: token ids.
+            key: random key of the dropout masks; None switches dropout off.
+            documents: position at which each token's document begins: attention is masked, and positions are counted,
+                as if each document were a sequence by itself; None where a sequence is one document.
+        """
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        if documents is not None:
+            positions = positions - documents
         tables = self.rope(positions)
         first, *keys = split(key, 2 * len(self.layers) + 1)
         x = dropout(self.embed(tokens, positions), self.config.dropout, first)
@@ -264,7 +277,7 @@ class Decoder(nn.Module):
             for layer, block in enumerate(self.layers):
                 weights_key, block_key = keys[2 * layer : 2 * layer + 2]
                 cos, sin = tables[self.config.layer_type(layer)]
-                attend = partial(plain, window=self.config.window(layer), key=weights_key)
+                attend = partial(plain, window=self.config.window(layer), key=weights_key, documents=documents)
                 step = partial(block, cos=cos, sin=sin, attend=attend, key=block_key)
                 x = checkpoint(step, x, use_reentrant=False) if self.remat and self.training else step(x)
         return self.norm(x)
@@ -302,7 +315,7 @@ class Decoder(nn.Module):
         positions = (slots[None] - cache.pads[:, None]).clamp_min(0)
         tables = self.rope(positions)
         windows = set(map(self.config.window, range(len(self.layers))))
-        masks = {window: additive(causal_mask(slots, end, cache.pads, window), self.dtype) for window in windows}
+        masks = {window: additive(causal_mask(slots, end, cache.pads, window=window), self.dtype) for window in windows}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]

@@ -6,7 +6,7 @@ holds the scores of a block, the passes of the softmax over them are fast.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import attention, by_head, causal_mask
 from jaxlm.attention import causal_attention as plain_attention
@@ -26,10 +26,11 @@ def causal_attention(
     v: Float[Array, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    documents: Int[Array, "B T"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
-    """Return the attention of every position to itself and those before it.
+    """Return the attention of every position to itself and those before it, in its document.
 
     By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout, window or soft cap);
     elsewhere by the plain form, for a longer sequence in blocks.
@@ -40,6 +41,7 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
@@ -47,9 +49,10 @@ def causal_attention(
     plain = key is None and window == 0 and softcap == 0
     cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and plain
     if cudnn_applies and jax.default_backend() == "gpu":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        mask = None if documents is None else (documents[:, None, :, None] == documents[:, None, None])
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
     if length <= QUERY_BLOCK:
-        return plain_attention(q, k, v, rate, key, window, softcap)
+        return plain_attention(q, k, v, rate, key, documents, window, softcap)
     k, v = by_head(k), by_head(v)
     # Drawn for the whole square, so that no mask depends on how the queries are cut.
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
@@ -60,9 +63,11 @@ def causal_attention(
         first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
         visible = q[:, start:end], k[:, first:end], v[:, first:end]
         if factors is None and size > QUERY_BLOCK:
-            blocks.append(attention_in_turns(*visible, start - first, window, softcap))
+            own = None if documents is None else documents[:, first:]
+            blocks.append(attention_in_turns(*visible, start - first, own, window, softcap))
             continue
-        mask = causal_mask(jnp.arange(start, end) - first, end - first, window=window)
+        own = None if documents is None else documents[:, first:end]
+        mask = causal_mask(jnp.arange(start, end) - first, end - first, documents=own, window=window)
         dropped = None if factors is None else factors[:, :, start:end, first:end]
         blocks.append(attention(*visible, mask, dropped, softcap))
     return jnp.concatenate(blocks, axis=1)
@@ -73,6 +78,7 @@ def attention_in_turns(
     k: Float[Array, "BK S H"],
     v: Float[Array, "BK S H"],
     start: int,
+    documents: Int[Array, "B _"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
@@ -86,6 +92,7 @@ def attention_in_turns(
         k: keys up to the block's end, from `by_head`.
         v: values up to the block's end, from `by_head`.
         start: position of the first query among the keys.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
@@ -96,7 +103,7 @@ def attention_in_turns(
     @jax.checkpoint
     def one(part: tuple[Array, Array]) -> Array:
         first, queries = part
-        mask = causal_mask(first + jnp.arange(QUERY_BLOCK), v.shape[1], window=window)
+        mask = causal_mask(first + jnp.arange(QUERY_BLOCK), v.shape[1], documents=documents, window=window)
         return attention(queries, k, v, mask, softcap=softcap)
 
     mixed = jax.lax.map(one, (start + QUERY_BLOCK * jnp.arange(len(parts)), parts))

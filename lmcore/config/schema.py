@@ -54,6 +54,9 @@ class DataConfig:
     """Field or column that holds the text, in a hub data set, .jsonl or .parquet."""
     streaming: bool = False
     """Read the hub data set as a stream instead of downloading it first."""
+    document_mask: bool = False
+    """Let tokens attend only to their own document, and count positions from its beginning: packed documents are
+    computed as if each were a sequence by itself. A document is read from the end-of-text token before it on."""
     stories: int = 12000
     """Number of stories to generate when neither files nor dataset is set."""
     max_documents: int = 0
@@ -63,6 +66,11 @@ class DataConfig:
     last part."""
     dir: str = "data"
     """Folder where prepared token files are cached."""
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether batches hold marks beside token ids (see `lmcore.data.marks`)."""
+        return self.document_mask
 
     def __post_init__(self) -> None:
         at_least("data", self, 1, "stories")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
+from lmcore.data.marks import BEGINS, document_begins, target_ids, token_ids
 from lmcore.errors import UserError, shown
 from lmcore.files import Damaged, check_seal
 from lmcore.parsing import MAX_JSON_BYTES, parse_json, read_text
@@ -68,6 +69,10 @@ class Tokens:
     """Ids that begin each document: the model reads them as input, but evaluation leaves them out of the targets."""
     vocab_size: int = 2**32
     """Upper bound of the ids; `read` raises for an id that is not less than this."""
+    eot_id: int | None = None
+    """Id of end-of-text, where `read` is to mark the beginnings of documents by it."""
+    targets: int | None = None
+    """Number of tokens that count in the loss, where the ids have marks already, as those of conversations do."""
     path: Path = Path()
     """The file, for error messages."""
 
@@ -77,21 +82,25 @@ class Tokens:
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text for each token to predict; end-of-text counts as a token of no bytes."""
-        return self.bytes / (len(self.ids) - len(self.prefix) * self.documents)
+        return self.bytes / (self.targets or len(self.ids) - len(self.prefix) * self.documents)
 
     def read(self, where: slice | np.ndarray) -> Int32[np.ndarray, "..."]:
-        """Return the token ids at the given positions as int32.
+        """Return the token ids at the given positions as int32, with their marks where the documents are masked.
 
         Raises:
             UserError: an id is not in the vocabulary.
         """
         ids = self.ids[where]
-        if ids.size and int(ids.max()) >= self.vocab_size:
+        largest = int((ids if self.targets is None else token_ids(ids)).max()) if ids.size else 0
+        if largest >= self.vocab_size:
             raise UserError(
-                f"{self.path}: found token id {int(ids.max())}, expected less than the vocabulary's {self.vocab_size}; "
+                f"{self.path}: found token id {largest}, expected less than the vocabulary's {self.vocab_size}; "
                 f"the file is damaged: delete {self.path.parent}"
             )
-        return ids.astype(np.int32)
+        ids = ids.astype(np.int32)
+        if self.eot_id is not None:
+            ids[document_begins(ids, self.eot_id, bool(self.prefix))] |= BEGINS
+        return ids
 
     @classmethod
     def open(cls, folder: Path, split: str, vocab_size: int = 2**32) -> "Tokens":
@@ -235,6 +244,6 @@ def eval_windows(
             start = window * total // count * seq_len
             ids = tokens.read(slice(start, start + seq_len + 1))
             inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = ids[1:]
+            targets[row, : len(ids) - 1] = target_ids(ids[1:])
         targets[np.isin(targets, tokens.prefix)] = -1
         yield inputs, targets

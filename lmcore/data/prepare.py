@@ -92,7 +92,7 @@ def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path
         except OSError as error:
             hint = "free some space or set data.dir to another folder"
             raise UserError(f"data.dir: {config.data.dir!r} cannot be written to ({error}); {hint}") from error
-    prepared = _open(folder, config.tokenizer, fresh, config.checkpoint.verify)
+    prepared = _open(folder, config, fresh)
     if run_dir is not None and not prepared.is_of(run_dir):
         raise _changed(run_dir)
     for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if fresh else ():
@@ -117,19 +117,20 @@ def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     return identity
 
 
-def _open(folder: Path, config: TokenizerConfig, fresh: bool, verify: bool) -> Prepared:
+def _open(folder: Path, config: Config, fresh: bool) -> Prepared:
     try:
-        if verify and not check_prepared(folder):
+        if config.checkpoint.verify and not check_prepared(folder):
             note(f"{folder} was written by an older version, without checksums; reading it unverified")
     except Damaged as error:
         hint = f"delete {folder} to prepare it again"
         raise Damaged(f"{str(error).removesuffix(f'; {hint}')}; {hint}, or use it with --no_verify") from error
-    tokenizer = Tokenizer.load(folder / TOKENIZER, config.eot_token, config.stop_tokens)
+    tokenizer = Tokenizer.load(folder / TOKENIZER, config.tokenizer.eot_token, config.tokenizer.stop_tokens)
     expected = read_header(folder).get("tokenizer")
     if tokenizer.digest() != expected:
         raise UserError(f"{folder / TOKENIZER}: found another tokenizer than {HEADER} names; delete {folder}")
     opened = (Tokens.open(folder, split, tokenizer.vocab_size) for split in SPLITS)
-    train, valid = (replace(tokens, prefix=tokenizer.document_prefix) for tokens in opened)
+    prefix, eot_id = tokenizer.document_prefix, tokenizer.eot_id if config.data.document_mask else None
+    train, valid = (replace(tokens, prefix=prefix, eot_id=eot_id) for tokens in opened)
     return Prepared(train=train, valid=valid, tokenizer=tokenizer, folder=folder, fresh=fresh)
 
 

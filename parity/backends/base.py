@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from lmcore.config import Config, Precision, SampleConfig
+from lmcore.data.marks import token_ids
 from lmcore.generate.prompting import write_tokens
 from lmcore.optim.schedule import learning_rate
 from parity.arrays import Arrays
@@ -109,7 +110,11 @@ class Twin(Protocol):
         """Return the token ids, A B T1, that the train step receives for a batch."""
 
     def activations(self, tokens: np.ndarray) -> Arrays:
-        """Return all activations from the embedding to the final norm for tokens B T, in the order of computation."""
+        """Return all activations from the embedding to the final norm for tokens B T, in the order of computation.
+
+        Here, in `logits`, in `evaluate` and in `step`, tokens may have marks (`lmcore.data.marks`) where the config's
+        data have them.
+        """
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Return the logits B T V of a full forward pass of tokens B T."""
@@ -202,7 +207,7 @@ class Pair:
         self.start = params
         """Weights in canonical names, in the parameters' dtype."""
         self.tokens = tokens
-        """Token ids of the text, a vector."""
+        """Token ids of the text, a vector; with their marks where the config's data have them."""
         self.fresh = fresh
         """Whether the weights are the engines' own initial ones."""
         self.fresh_process = True
@@ -268,17 +273,19 @@ class Pair:
         """Maximum number of positions of the model."""
         return self.config.model.max_seq_len
 
-    def rows(self, count: int, length: int, first: int = 0) -> np.ndarray:
+    def rows(self, count: int, length: int, first: int = 0, marked: bool = False) -> np.ndarray:
         """Return sequences B T of the text, evenly spread over it; a text that is too short is repeated.
 
         Args:
             count: number of sequences, B.
             length: number of tokens of each, T.
             first: position of the first one in the text.
+            marked: whether to leave the marks on them.
         """
         starts = first + np.arange(count) * max(1, len(self.tokens) // count)
         positions = (starts[:, None] + np.arange(length)[None]) % len(self.tokens)
-        return self.tokens[positions].astype(np.int32)
+        rows = self.tokens[positions].astype(np.int32)
+        return rows if marked else token_ids(rows)
 
 
 def check_config(config: Config, precision: Precision) -> Config:

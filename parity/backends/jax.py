@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 import jaxlm.decoding
+import jaxlm.documents
 import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
@@ -44,7 +45,7 @@ class JaxTwin:
     def __init__(self, config: Config):
         self.config = config
         self.engine = jaxlm.engine.Engine(config)
-        self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(tokens))
+        self._forward = jax.jit(lambda params, tokens: self.engine.model(params)(*self._read(tokens)))
         replicate, split = replicated(self.engine.mesh), batch_sharding(self.engine.mesh, axis=1)
         self._step = jax.jit(
             self._traced_step, in_shardings=(replicate, split, None, replicate, None), out_shardings=replicate
@@ -94,7 +95,8 @@ class JaxTwin:
                 decoder = self.engine.model(params)
                 decoder.through = unrolled  # values inside of a scan cannot leave it
                 with listening(decoder) as taps:
-                    decoder.hidden(tokens)
+                    ids, documents = self._read(tokens)
+                    decoder.hidden(ids, documents=documents)
                 names.extend(taps.recorded)
                 return list(taps.recorded.values())
 
@@ -105,6 +107,9 @@ class JaxTwin:
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(self._forward(self.engine.state.params, jnp.asarray(tokens)))
+
+    def _read(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        return jaxlm.documents.read_tokens(self.config.data, tokens)
 
     def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(jaxlm.loss.cross_entropy)(jnp.asarray(logits), jnp.asarray(targets)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torchlm.decoding
+import torchlm.documents
 import torchlm.engine
 import torchlm.loss
 import torchlm.model
@@ -75,12 +76,13 @@ class TorchTwin:
     def activations(self, tokens: np.ndarray) -> Arrays:
         model = self.engine.state.model.eval()
         with torch.compiler.set_stance("force_eager"), listening(model) as taps:
-            model.hidden(self._place(tokens))
+            ids, documents = self._read(tokens)
+            model.hidden(ids, documents=documents)
         return {name: torch_to_numpy(value) for name, value in taps.recorded.items()}
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return torch_to_numpy(self.engine.state.model.eval()(self._place(tokens)))
+        return torch_to_numpy(self.engine.state.model.eval()(*self._read(tokens)))
 
     def token_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return torch_to_numpy(torchlm.loss.cross_entropy(numpy_to_torch(logits), numpy_to_torch(targets)))
@@ -133,6 +135,9 @@ class TorchTwin:
             logits, cache = model.decode(self._place(tokens[:, position : position + 1]), cache)
             decoded.append(logits)
         return torch_to_numpy(torch.stack(decoded, dim=1))
+
+    def _read(self, tokens: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return torchlm.documents.read_tokens(self.config.data, self._place(tokens))
 
     def _place(self, tokens: np.ndarray) -> Tensor:
         return to_device(np.ascontiguousarray(tokens), self.engine.device)

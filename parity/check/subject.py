@@ -20,6 +20,7 @@ from lmcore.errors import UserError
 from lmcore.run.opening import with_vocabulary
 from parity.arrays import Arrays
 from parity.backends.base import CANONICAL
+from parity.check.rungs.base import in_short_documents
 from parity.convert.sources import open_source
 
 __all__ = ["Subject", "open_subject"]
@@ -42,7 +43,7 @@ class Subject:
     """Weights in canonical names; None for the initial weights of the config's seed."""
     tokenizer: Tokenizer | None
     tokens: np.ndarray
-    """Token ids of the text."""
+    """Token ids of the text, with marks where the config's data have them: short documents in its order."""
     text: str
     """Amount and source of the text, for reports."""
 
@@ -62,7 +63,7 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
     if what is None:
         corpus = _corpus(config.data, files)
         tokenizer = tokenizers.train(config.tokenizer, (piece.text for piece in corpus))
-        config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus)
+        config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus, config.data)
         return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
     source = open_source(what, verify=verify)
     state = source.state(optimizer=False).to(CANONICAL, source.config)
@@ -75,10 +76,11 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         if files:
             raise UserError(f"--data.files: {what} has no tokenizer.json to read text with; leave it out")
         draws = np.random.default_rng(0).integers(config.model.vocab_size, size=TOKENS, dtype=np.int32)
+        draws = in_short_documents(draws) if config.data.is_marked else draws
         return replace(subject, tokens=draws, text=f"{TOKENS:,} random ids")
     corpus = _corpus(config.data, files)
     config = with_vocabulary(config, source.tokenizer.vocab_size)  # a saved run's config leaves it to the tokenizer
-    tokens = _tokens(source.tokenizer, corpus)
+    tokens = _tokens(source.tokenizer, corpus, config.data)
     return replace(subject, config=config, tokens=tokens, text=_describe(tokens, corpus))
 
 
@@ -99,7 +101,7 @@ def _describe(tokens: np.ndarray, corpus: Corpus) -> str:
     return f"{'the first ' * (len(tokens) == TOKENS)}{len(tokens):,} tokens of {corpus.describe()}"
 
 
-def _tokens(tokenizer: Tokenizer, corpus: Corpus) -> np.ndarray:
+def _tokens(tokenizer: Tokenizer, corpus: Corpus, data: DataConfig) -> np.ndarray:
     pieces: list[np.ndarray] = []
     for ids, _, _ in encode(tokenizer, itertools.islice(corpus, 10 * STORIES)):
         pieces.append(ids)
@@ -108,4 +110,4 @@ def _tokens(tokenizer: Tokenizer, corpus: Corpus) -> np.ndarray:
     tokens = np.concatenate(pieces)[:TOKENS].astype(np.int32)
     if len(tokens) < 2:
         raise UserError("data: found no text to feed the model, expected at least a few words")
-    return tokens
+    return in_short_documents(tokens) if data.is_marked else tokens

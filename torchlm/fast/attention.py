@@ -7,7 +7,7 @@ holds the scores of a block, the passes of the softmax over them are fast.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlm.attention import additive, by_head, causal_mask
@@ -30,10 +30,11 @@ def causal_attention(
     v: Float[Tensor, "B T K H"],
     rate: float = 0.0,
     key: Key = None,
+    documents: Int[Tensor, "B T"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
-    """Return the attention of every position to itself and those before it.
+    """Return the attention of every position to itself and those before it, in its document.
 
     On a CPU in blocks, up to LONGEST_IN_BLOCKS or with keyed dropout, a window or a soft cap; elsewhere by the plain
     form.
@@ -44,14 +45,15 @@ def causal_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     plain = not isinstance(key, MaskKey) and window == 0 and softcap == 0
     if q.device.type != "cpu" or (q.shape[1] > LONGEST_IN_BLOCKS and plain):
-        return plain_attention(q, k, v, rate, key, window, softcap)
+        return plain_attention(q, k, v, rate, key, documents, window, softcap)
     with torch.autocast("cpu", enabled=False):  # the scores are float32
-        return block_attention(q, k, v, rate, key, window, softcap)
+        return block_attention(q, k, v, rate, key, documents, window, softcap)
 
 
 def block_attention(
@@ -60,6 +62,7 @@ def block_attention(
     v: Float[Tensor, "B T K H"],
     rate: float,
     key: Key,
+    documents: Int[Tensor, "B T"] | None = None,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Float[Tensor, "B T N H"]:
@@ -74,6 +77,7 @@ def block_attention(
         v: values.
         rate: fraction of the attention weights to drop where there is a key.
         key: random key of the dropout mask; None switches dropout off.
+        documents: position at which each token's document begins; None where a sequence is one document.
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
@@ -90,7 +94,10 @@ def block_attention(
         end = min(start + QUERY_BLOCK, length)
         first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
         positions = torch.arange(start, end, device=q.device) - first
-        mask = additive(causal_mask(positions, end - first, window=window), accumulation)[0].repeat(q.shape[1], 1)
+        own = None if documents is None else documents[:, first:end]
+        mask = additive(causal_mask(positions, end - first, documents=own, window=window), accumulation)
+        mask = mask.repeat_interleave(len(k) // batch, dim=0) if len(mask) > 1 else mask  # for each key/value head
+        mask = mask.repeat(1, q.shape[1], 1)
         queries, keys = q[:, :, start:end].flatten(1, 2), k[..., first:end]
         scores = softcapped(softcap)(queries @ keys) + mask if softcap else torch.baddbmm(mask, queries, keys)
         weights = torch.softmax(scores, dim=-1)

@@ -20,7 +20,7 @@ from torchlm.model import Decoder
 
 __all__ = ["LossSum", "SplitLoss"]
 
-LossSum = Callable[[Decoder, Tensor, Tensor, Key], Tensor]
+LossSum = Callable[[Decoder, Tensor, Tensor, Key, Tensor | None], Tensor]
 """`torchlm.loss.loss_sum`, or the same compiled or split."""
 
 
@@ -39,22 +39,33 @@ class SplitLoss:
         self.pool = ThreadPoolExecutor(self.parts, "part", lambda: torch.set_num_threads(cores // self.parts))
 
     def __call__(
-        self, model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], key: Key = None
+        self,
+        model: Decoder,
+        tokens: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        key: Key = None,
+        documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the summed token loss, in the parameters' dtype."""
         if self.parts == 1 or key is not None:
-            return self.loss_sum(model, tokens, targets, key)
+            return self.loss_sum(model, tokens, targets, key, documents)
         params = list(model.parameters())
         one = partial(_with_gradients, self.loss_sum, model, params)
-        results = self.pool.map(one, tokens.chunk(self.parts), targets.chunk(self.parts))
+        rows = (tokens, targets) if documents is None else (tokens, targets, documents)
+        results = self.pool.map(one, *(x.chunk(self.parts) for x in rows))
         losses, grads = zip(*results, strict=True)
         return _PrecomputedGradients.apply(sum(losses), [sum(parts) for parts in zip(*grads, strict=True)], *params)
 
 
 def _with_gradients(
-    loss_sum: LossSum, model: Decoder, params: Sequence[Tensor], tokens: Tensor, targets: Tensor
+    loss_sum: LossSum,
+    model: Decoder,
+    params: Sequence[Tensor],
+    tokens: Tensor,
+    targets: Tensor,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    loss = loss_sum(model, tokens, targets, None)
+    loss = loss_sum(model, tokens, targets, None, documents)
     return loss.detach(), torch.autograd.grad(loss, params)
 
 

@@ -41,7 +41,7 @@ def planted(key: str | None) -> AbstractContextManager[Any]:
 
 def mean_of_means(loss_sum: Any) -> Any:
     """Each device divides its loss by its own targets, and the means are added."""
-    return lambda model, tokens, targets, key=None: PARTS * loss_sum(model, tokens, targets, key)
+    return lambda *args, **options: PARTS * loss_sum(*args, **options)
 
 
 def divides_again(clip: Any) -> Any:

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmcore.data.batches import Batches, Tokens
+from lmcore.data.marks import BEGINS
 from parity.backends.base import Pair
 
-__all__ = ["Options", "training_batches"]
+__all__ = ["Options", "in_short_documents", "training_batches"]
+
+DOCUMENT = 8
+"""Mean number of tokens of a document where documents are masked, so that the short sequences of a check have several.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,12 @@ class Options:
     """Number of steps of the training trajectory."""
     draws: int = 3
     """Number of runs of each twin that measure its own drift."""
+
+
+def in_short_documents(tokens: np.ndarray) -> np.ndarray:
+    """Mark the beginnings of random short documents in a vector of token ids, which may have marks already."""
+    begins = np.random.default_rng(0).random(len(tokens)) < 1 / DOCUMENT
+    return (tokens | np.where(begins, BEGINS, 0)).astype(np.int32)
 
 
 def training_batches(pair: Pair, count: int) -> list[np.ndarray]:

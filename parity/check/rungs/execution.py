@@ -14,12 +14,13 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.data.batches import Tokens
+from lmcore.data.marks import target_ids
 from lmcore.run.engine import evaluate
 from parity.arrays import Arrays
 from parity.backends import make_twin
 from parity.backends.base import Pair, Twin
 from parity.check.result import Result, identical, judge
-from parity.check.rungs.base import Options
+from parity.check.rungs.base import Options, in_short_documents
 from parity.difference import Difference, compare_all, difference
 
 __all__ = ["execution", "small_config"]
@@ -64,6 +65,7 @@ def execution(pair: Pair, options: Options) -> Iterator[Result]:
     twins = [_another(twin, plain) for twin in pair]
     start = {name: value * (4 if value.ndim > 1 else 1) for name, value in twins[0].initial().items()}
     ids = np.random.default_rng(0).integers(VOCABULARY, size=4000).astype(np.int32)
+    ids = in_short_documents(ids) if plain.data.is_marked else ids
     batch = ids[: 4 * (LENGTH + 1)].reshape(4, LENGTH + 1)
     for twin in twins:
         yield from _ways(pair.dtype, twin, plain, start, batch)
@@ -140,7 +142,7 @@ def _without_dropout(dtype: str, twins: list[Twin], plain: Config, start: Arrays
         losses = []
         for one in (twin, _another(twin, _changed(plain, {"model": {"dropout": 0.3}}))):
             one.load(start)
-            losses.append(np.array(one.evaluate(batch[:, :-1], batch[:, 1:])[0]))
+            losses.append(np.array(one.evaluate(batch[:, :-1], target_ids(batch[:, 1:]))[0]))
         differences.append(identical(f"{twin.backend.label}'s loss", *losses))
     return judge(11, "evaluation with dropout 0.3 as without", dtype, differences, 0.0)
 
@@ -153,7 +155,7 @@ def _windows(dtype: str, twins: list[Twin], plain: Config, start: Arrays, ids: n
         twin.load(start)
         starts = range(0, len(text) - 1, LENGTH)
         pieces = [text.ids[at : at + LENGTH + 1][None] for at in starts]
-        sums = [twin.evaluate(piece[:, :-1], piece[:, 1:])[0] for piece in pieces]
+        sums = [twin.evaluate(piece[:, :-1], target_ids(piece[:, 1:]))[0] for piece in pieces]
         mean = evaluate(twin.engine, text, plain, 0)["valid_loss"]
         differences.append(difference(f"{twin.backend.label}'s loss", sum(sums) / (len(text) - 1), mean))
     return judge(11, "evaluation windows, each token once", dtype, differences, "logits")

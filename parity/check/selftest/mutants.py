@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.data.marks import UNCOUNTED
 from parity.arrays import Arrays
 from parity.backends import BACKENDS, framework_settings, make_pair, make_twin
 from parity.backends.base import Pair, check_config
 from parity.check.ladder import climb
-from parity.check.rungs.base import Options
-from parity.check.selftest.faults import decoding, model, optimizer, patch, run
+from parity.check.rungs.base import Options, in_short_documents
+from parity.check.selftest.faults import decoding, documents, model, optimizer, patch, run
 
 __all__ = ["MUTANTS", "Caught", "Mutant", "odd_config", "self_test", "shaken"]
 
@@ -67,6 +68,8 @@ class Mutant:
     """Maximum number of positions of the model."""
     parts: Literal["default", "families"] = "default"
     """Parts of the model: those of a Llama, or FAMILIES."""
+    masked: bool = False
+    """Whether the tokens have marks: short documents, masked from one another, of which half of the tokens count."""
     rungs: tuple[int, ...] = CLIMBED
     """Rungs that are climbed; fewer where a model is too long for all."""
 
@@ -118,7 +121,7 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
     with framework_settings():
         options, healthy = Options(steps=STEPS), {}
         for mutant in mutants:
-            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.parts, mutant.rungs
+            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.parts, mutant.masked, mutant.rungs
             if kind not in healthy:
                 healthy[kind] = _healthy(mutant, options)
             yield _try(mutant, healthy[kind], options)
@@ -130,6 +133,11 @@ def _healthy(mutant: Mutant, options: Options) -> Pair:
     model = replace(config.model, max_seq_len=mutant.context, **FAMILIES if mutant.parts == "families" else {})
     config = replace(config, model=model, optim=replace(config.optim, name=mutant.optimizer))
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
+    if mutant.masked:
+        config = replace(config, data=replace(config.data, document_mask=True))
+        tokens = in_short_documents(tokens) | UNCOUNTED * np.random.default_rng(1).integers(
+            2, size=5000, dtype=np.int32
+        )
     pair = make_pair(config, tokens)
     if not mutant.fresh:
         pair = pair.with_weights(shaken(pair.start))
@@ -195,9 +203,16 @@ MUTANTS = (
     Mutant("factors left out", "jax", 3, patch("jaxlm.model.times", model.no_factor), **PARTS),
     Mutant("exact GELU", "jax", 3, patch("jaxlm.mlps.ACTIVATIONS", model.exact_gelu), **PARTS),
     Mutant("cap without its slope", "torch", 5, patch("torchlm.loss.HeadLoss", model.no_slope), **PARTS),
+    Mutant(
+        "documents not masked", "torch", 3, patch("torchlm.model.causal_attention", documents.unmasked), masked=True
+    ),
+    Mutant("documents begin late", "jax", 3, patch("jaxlm.documents.document_starts", documents.late), masked=True),
+    Mutant("documents masked by neither", "both", 4, documents.unmasked_in_both, masked=True),
     Mutant("mean of means", "torch", 4, patch("torchlm.engine.loss_sum", model.mean_of_means)),
     Mutant("ignored targets counted", "torch", 4, patch("torchlm.loss.cross_entropy", model.counts_ignored)),
     Mutant("tied head untied", "torch", 5, patch("torchlm.model.Decoder.head", model.untied)),
+    Mutant("all targets count", "torch", 5, patch("torchlm.documents.target_ids", documents.all_count), masked=True),
+    Mutant("divided by all targets", "jax", 5, patch("jaxlm.documents.counts", documents.counts_all), masked=True),
     Mutant("divided by micro-batch", "torch", 5, patch("torchlm.engine.train_step", model.by_micro_batch)),
     Mutant("clip per tensor", "torch", 6, patch("torchlm.engine.clip_by_global_norm", optimizer.per_tensor)),
     Mutant("clip without 1e-6", "jax", 6, patch("jaxlm.engine.clip_by_global_norm", optimizer.no_clip_eps)),

@@ -9,7 +9,7 @@ import numpy as np
 
 def blind_to_itself(causal_mask: Any) -> Any:
     """A decoded token does not attend to its own position."""
-    return lambda positions, size, *rest: causal_mask(positions - int(len(positions) == 1), size, *rest)
+    return lambda positions, *rest, **more: causal_mask(positions - int(len(positions) == 1), *rest, **more)
 
 
 def late_positions(rope: Any) -> Any:
@@ -19,7 +19,7 @@ def late_positions(rope: Any) -> Any:
 
 def sees_padding(causal_mask: Any) -> Any:
     """Padding is attended to."""
-    return lambda positions, size, pads, *rest: causal_mask(positions, size, pads * 0, *rest)
+    return lambda positions, size, pads, **more: causal_mask(positions, size, pads * 0, **more)
 
 
 def other_options(change: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:

@@ -136,8 +136,9 @@ def unscaled_outputs(initial_weight: Any) -> Any:
 def mean_of_means(total: Any) -> Any:
     """The mean of each sequence's mean loss, times the number of targets: right only if all sequences have as many."""
 
-    def faulty(model: Any, tokens: Any, targets: Any, key: Any = None) -> Any:
-        means = [total(model, x[None], y[None], key) / (y != -1).sum() for x, y in zip(tokens, targets)]
+    def faulty(model: Any, tokens: Any, targets: Any, *rest: Any, **options: Any) -> Any:
+        rows = zip(tokens.split(1), targets.split(1))
+        means = [total(model, x, y, *rest, **options) / (y != -1).sum() for x, y in rows]
         return sum(means) / len(means) * (targets != -1).sum()
 
     return faulty

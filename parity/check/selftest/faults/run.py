@@ -118,13 +118,13 @@ def half_branch_gradient(checkpoint: Any) -> Any:
 def drops_in_evaluation(eval_step: Any) -> Any:
     """Dropout stays on in evaluation."""
 
-    def faulty(model: Any, tokens: Any, targets: Any) -> Any:
+    def faulty(model: Any, tokens: Any, targets: Any, documents: Any = None) -> Any:
         import torch
 
         from torchlm.loss import IGNORED, loss_sum
 
         with torch.inference_mode():
-            return loss_sum(model.train(), tokens, targets, "native"), torch.sum(targets != IGNORED)
+            return loss_sum(model.train(), tokens, targets, "native", documents), torch.sum(targets != IGNORED)
 
     return faulty
 
@@ -142,10 +142,10 @@ def misses_last_window(eval_windows: Any) -> Any:
 def frozen_keys(attention_in_turns: Any) -> Any:
     """Attention in a long sequence passes no gradient to its keys."""
 
-    def faulty(q: Any, k: Any, v: Any, start: int) -> Any:
+    def faulty(q: Any, k: Any, *rest: Any) -> Any:
         import jax
 
-        return attention_in_turns(q, jax.lax.stop_gradient(k), v, start)
+        return attention_in_turns(q, jax.lax.stop_gradient(k), *rest)
 
     return faulty
 

@@ -1,0 +1,43 @@
+"""Faults of documents in one sequence: the mask between them, and the targets that count."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lmcore.data.marks import token_ids
+from parity.check.selftest.faults import patch
+
+
+def unmasked(attend: Any) -> Any:
+    """A query also attends to the documents before its own."""
+    return lambda *args, documents=None, **options: attend(*args, **options)
+
+
+def late(document_starts: Any) -> Any:
+    """The first token of a document belongs to the one before."""
+
+    def faulty(marked: Any) -> Any:
+        import jax.numpy as jnp
+
+        return document_starts(jnp.roll(marked, 1, axis=1))
+
+    return faulty
+
+
+@contextmanager
+def unmasked_in_both() -> Iterator[None]:
+    """Neither twin masks documents, as if shared code had lost where they begin."""
+    with ExitStack() as stack:
+        for package in ("jaxlm", "torchlm"):
+            stack.enter_context(patch(f"{package}.model.causal_attention", unmasked)())
+        yield
+
+
+def all_count(target_ids: Any) -> Any:
+    """Every token is a target, also what a user has written."""
+    return token_ids
+
+
+def counts_all(counts: Any) -> Any:
+    """The loss is divided by the number of all targets."""
+    return lambda marked: counts(token_ids(marked))
