@@ -55,6 +55,7 @@ def test_quickstart_is_the_default() -> None:
 SIZES = {
     "shakespeare_char": (66, 0.81e6),
     "shakespeare_bpe": (1280, 659e3),
+    "chat": (1024, 0.94e6),
     "classic": (66, 4.02e6),
     "tinystories": (32000, 15.2e6),
     "tinystories_small": (2048, 2.17e6),

@@ -52,6 +52,15 @@ class DataConfig:
     """Split of the hub data set to validate on; null holds out `valid_fraction` of the documents."""
     text_field: str = "text"
     """Field or column that holds the text, in a hub data set, .jsonl or .parquet."""
+    format: Literal["text", "chat"] = "text"
+    """What a record of a hub data set, .jsonl or .parquet holds: text, or a conversation (chat), of which only the
+    assistant's tokens count in the loss. Conversations are packed into sequences whole, and masked from one another;
+    one longer than train.seq_len is cut there."""
+    messages_field: str = "messages"
+    """Field or column that holds a conversation, with format: chat: a list of messages, each with role and content."""
+    chat_template: str | None = None
+    """Jinja template that writes a conversation as text, with format: chat: a file, or the template itself; null takes
+    that of the imported model, beside tokenizer.file, else ChatML, with <|im_start|> and <|im_end|>."""
     streaming: bool = False
     """Read the hub data set as a stream instead of downloading it first."""
     document_mask: bool = False
@@ -70,7 +79,7 @@ class DataConfig:
     @property
     def is_marked(self) -> bool:
         """Whether batches hold marks beside token ids (see `lmcore.data.marks`)."""
-        return self.document_mask
+        return self.document_mask or self.format == "chat"
 
     def __post_init__(self) -> None:
         at_least("data", self, 1, "stories")
@@ -79,6 +88,8 @@ class DataConfig:
         require("data", "valid_fraction", self.valid_fraction, inside, "more than 0 and less than 1")
         alone = not self.valid_files or bool(self.files)
         require("data", "valid_files", self.valid_files, alone, "data.files to be set too")
+        sourced = self.format == "text" or bool(self.files) or self.dataset is not None
+        require("data", "format", self.format, sourced, "text, or data.files or data.dataset with conversations")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,6 +120,7 @@ class Tokens:
             counts = header["splits"][split]
             name, tokens = header["dtype"], counts["tokens"]
             fields = {name: counts[name] for name in ("documents", "bytes", "unknown")}
+            fields |= {name: counts[name] for name in ("targets",) if name in counts}  # of conversations
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / HEADER}: found no {error}; delete {folder}") from error
         if name not in ("<u2", "<u4") or not all(type(n) is int and n >= 0 for n in (tokens, *fields.values())):
@@ -170,11 +171,9 @@ class Batches:
         Raises:
             UserError: the text is shorter than one window, or a micro-batch cannot be split evenly.
         """
-        if len(tokens) <= seq_len:
-            raise UserError(
-                f"train.seq_len: found {seq_len}, expected less than the {len(tokens)} tokens of the training text; "
-                "set a smaller train.seq_len or provide more text"
-            )
+        self._tokens, self._seq_len = tokens, seq_len
+        self.windows = self._count()
+        """Number of windows in one epoch."""
         index, count = shard
         if batch_size % (count * micro_batches):
             times = f" times train.grad_accum = {micro_batches}" if micro_batches > 1 else ""
@@ -182,15 +181,10 @@ class Batches:
                 f"train.batch_size: found {batch_size}, expected a multiple of the {count} processes{times}"
             )
         rows = batch_size // count // micro_batches
-        self._tokens = tokens
-        self._offsets = np.arange(seq_len + 1)
         self._rows = ((np.arange(micro_batches)[:, None] * count + index) * rows + np.arange(rows)).ravel()
         self._batch_size = batch_size
-        self._seq_len = seq_len
         self._seed = seed
         self._orders: dict[int, np.ndarray] = {}
-        self.windows = len(tokens) // seq_len
-        """Number of windows in one epoch."""
 
     def batch(self, step: int) -> Int32[np.ndarray, "rows T1"]:
         """Return the sequences of batch `step` (the first is 0): [:, :-1] are the inputs, [:, 1:] the targets."""
@@ -199,8 +193,20 @@ class Batches:
         for epoch in np.unique(epochs).tolist():
             in_epoch = epochs == epoch
             starts[in_epoch] = self._starts(epoch)[positions[in_epoch]]
-        indices = (starts[:, None] + self._offsets) % len(self._tokens)
-        return self._tokens.read(indices)
+        return self._read(starts)
+
+    def _count(self) -> int:
+        """Return the number of windows in one epoch."""
+        if len(self._tokens) <= self._seq_len:
+            raise UserError(
+                f"train.seq_len: found {self._seq_len}, expected less than the {len(self._tokens)} tokens of the "
+                "training text; set a smaller train.seq_len or provide more text"
+            )
+        return len(self._tokens) // self._seq_len
+
+    def _read(self, starts: np.ndarray) -> Int32[np.ndarray, "rows T1"]:
+        """Return the windows that begin at these positions."""
+        return self._tokens.read((starts[:, None] + np.arange(self._seq_len + 1)) % len(self._tokens))
 
     def _starts(self, epoch: int) -> np.ndarray:
         """Return the index of each window's first token, in the shuffled order of an epoch."""
@@ -208,10 +214,14 @@ class Batches:
         if order is None:
             # The first draw gives the offset; the order of the others is the shuffle.
             draws = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(1 + self.windows)
-            order = np.argsort(draws[1:], kind="stable")
-            order *= self._seq_len  # in place: for a billion tokens every copy is 16 MB
-            order += int(draws[0] % len(self._tokens))
+            order = self._place(np.argsort(draws[1:], kind="stable"), int(draws[0] % len(self._tokens)))
             self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1} | {epoch: order}
+        return order
+
+    def _place(self, order: np.ndarray, offset: int) -> np.ndarray:
+        """Return the index of the first token of windows, given their numbers, which may be changed."""
+        order *= self._seq_len  # in place: for a billion tokens every copy is 16 MB
+        order += offset
         return order
 
 

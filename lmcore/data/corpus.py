@@ -23,6 +23,8 @@ class Corpus(ABC):
     """A short name, used for folder names."""
     size: int | None = None
     """Approximate number of bytes of text, or None where it is not known without reading."""
+    divisible: bool = True
+    """Whether a single document may be split in two, to hold a part of it out; a conversation may not."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Piece]:
@@ -112,6 +114,9 @@ class Split:
                 break
         if documents == 0:
             raise UserError(f"{self.source.describe()}: found no text, expected at least one document")
+        if documents == 1 and not self.source.divisible:
+            found = f"{self.source.describe()}: found one conversation"
+            raise UserError(f"{found}, expected at least two, to hold one out; or set data.valid_files")
         if documents == 1 and characters < 2:
             raise UserError(f"{self.source.describe()}: found one character, expected at least two, to hold one out")
         return min(target, documents - 1), characters

@@ -15,11 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmcore.config import Config, TokenizerConfig
+from lmcore.data import marks
 from lmcore.data import tokenizer as tokenizers
 from lmcore.data.batches import FORMAT, HEADER, SPLITS, Tokens, read_header, token_dtype
 from lmcore.data.corpus import Corpus
@@ -29,6 +30,9 @@ from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError, command, note, printable
 from lmcore.files import Damaged, check_files, check_folder, checksums, file_digest, flush_folder, seal, sync
 from lmcore.locks import lock
+
+if TYPE_CHECKING:
+    from lmcore.data.chat import ChatTemplate
 
 __all__ = ["Prepared", "check_prepared", "main", "prepare"]
 
@@ -49,6 +53,8 @@ class Prepared:
     """Folder of the token files and `tokenizer.json`."""
     fresh: bool
     """Whether they have just been created, and their summary reported."""
+    template: "ChatTemplate | None" = None
+    """That of the conversations; None for other text."""
 
     def is_of(self, run_dir: Path) -> bool:
         """Return whether a run was started on this text, or on no text, as an imported model."""
@@ -72,11 +78,18 @@ def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path
     """
     check_folder("data.dir", Path(config.data.dir).expanduser())
     train, valid = open_corpora(config.data)
+    template = None
+    if config.data.format == "chat":
+        from lmcore.data.chat import find_template
+        from lmcore.data.conversations import stops_of
+
+        template = find_template(config.data.chat_template, config.tokenizer.file)
     identity = {
         "format": FORMAT,
         "train": train.identity(),
         "valid": valid.identity(),
         "tokenizer": _tokenizer_identity(config.tokenizer),
+        **({"chat_template": [template.source, template.tokens]} if template else {}),
     }
     if run_dir is not None and (run_dir / HEADER).exists() and read_header(run_dir).get("identity") != identity:
         raise _changed(run_dir)
@@ -88,11 +101,13 @@ def prepare(config: Config, report: Callable[[str], None] = print, run_dir: Path
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _exclusive(folder.parent, report):
                 if not folder.exists():
-                    _make(folder, config.tokenizer, train, valid, identity, report)
+                    _make(folder, config.tokenizer, template, train, valid, identity, report)
         except OSError as error:
             hint = "free some space or set data.dir to another folder"
             raise UserError(f"data.dir: {config.data.dir!r} cannot be written to ({error}); {hint}") from error
-    prepared = _open(folder, config, fresh)
+    prepared = replace(_open(folder, config, fresh), template=template)
+    if template is not None:
+        prepared.tokenizer.stop_ids |= stops_of(prepared.tokenizer, template)
     if run_dir is not None and not prepared.is_of(run_dir):
         raise _changed(run_dir)
     for split, tokens in zip(SPLITS, (prepared.train, prepared.valid)) if fresh else ():
@@ -168,6 +183,7 @@ def _exclusive(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 def _make(
     folder: Path,
     config: TokenizerConfig,
+    template: "ChatTemplate | None",
     train: Corpus,
     valid: Corpus,
     identity: dict[str, Any],
@@ -177,21 +193,27 @@ def _make(
     making.mkdir()
     try:
         report(printable(f"preparing {train.describe()}"))
-        tokenizer = tokenizers.train(config, (piece.text for piece in train))
+        tokenizer = tokenizers.train(config, _texts(train, template))
         if tokenizer.ignored:
             settings = ", ".join(tokenizer.ignored)
             reason = "text is encoded in full and deterministically"
             report(printable(f"note: {config.file} sets {settings}, which has no effect: {reason}"))
         tokenizer.save(making / TOKENIZER)
         dtype = token_dtype(tokenizer.vocab_size)
+        if template is not None:
+            template.save(making)
+            dtype = token_dtype(2**32)  # marks take the upper bits
         splits = {}
         for split, corpus in zip(SPLITS, (train, valid)):
             with (making / f"{split}.bin").open("wb") as file, _progress(split, corpus.size) as advance:
                 counts = {"documents": 0, "tokens": 0, "bytes": 0, "unknown": 0}
-                for ids, documents, size in encode(tokenizer, corpus):
+                counts |= {"targets": 0} if template else {}
+                for ids, documents, size in _encoded(tokenizer, template, corpus):
                     file.write(ids.astype(dtype, copy=False).data)
-                    unknown = 0 if tokenizer.unk_id is None else np.count_nonzero(ids == tokenizer.unk_id)
-                    for name, more in zip(counts, (documents, len(ids), size, int(unknown))):
+                    bare = marks.token_ids(ids)
+                    unknown = 0 if tokenizer.unk_id is None else np.count_nonzero(bare == tokenizer.unk_id)
+                    found = documents, len(ids), size, int(unknown), int(marks.counts(ids).sum())
+                    for name, more in zip(counts, found):
                         counts[name] += more
                     advance(size)
             if counts["tokens"] == 0:
@@ -214,9 +236,32 @@ def _make(
         shutil.rmtree(making, ignore_errors=True)
 
 
+def _texts(corpus: Corpus, template: "ChatTemplate | None") -> Iterator[str]:
+    """Return the text of a corpus, for a tokenizer to learn from."""
+    if template is None:
+        return (piece.text for piece in corpus)
+    from lmcore.data.conversations import contents
+
+    return contents(corpus)
+
+
+def _encoded(
+    tokenizer: Tokenizer, template: "ChatTemplate | None", corpus: Corpus
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Return the ids of a corpus, documents and bytes, a part of it at a time."""
+    if template is None:
+        return encode(tokenizer, corpus)
+    from lmcore.data.conversations import encode_conversations
+
+    return encode_conversations(tokenizer, template, corpus)
+
+
 def _summary(split: str, tokens: Tokens) -> str:
     unknown = f", {tokens.unknown:,} of them unknown to the vocabulary" if tokens.unknown else ""
     size = f"{tokens.bytes:,} bytes, {tokens.bytes_per_token:.3f} bytes per token"
+    if tokens.targets is not None:
+        own = f"{tokens.targets:,} of them the assistant's{unknown.replace('of them', 'of all')}"
+        return f"{split}: {tokens.documents:,} conversations, {len(tokens):,} tokens, {own}, {size}"
     return f"{split}: {tokens.documents:,} documents, {len(tokens):,} tokens{unknown}, {size}"
 
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -50,6 +50,12 @@ class Piece(NamedTuple):
     text: str
     ends: bool
     """Whether the document ends here."""
+    where: str = ""
+    """File and line, or data set and row, of a conversation, for messages."""
+
+
+Read = Callable[[Any, str, str], Iterator[Piece]]
+"""Makes pieces of a field's value, given where it is and the field's name, for messages."""
 
 
 def document(text: str, where: str) -> Iterator[Piece]:
@@ -88,7 +94,9 @@ def check_format(path: Path) -> tuple[str, str]:
     return kind, packing
 
 
-def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[Piece]:
+def read_documents(
+    path: Path, *, separator: str, text_field: str, read: Read | None = None, setting: str = "data.text_field"
+) -> Iterator[Piece]:
     """Yield the pieces of all documents in one file.
 
     Args:
@@ -96,6 +104,8 @@ def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[P
         separator: string between two documents of a .txt file; newlines next to it belong to it. If it is empty or does
             not occur, the whole file is one document, with all its newlines.
         text_field: field or column that holds the text, for .jsonl and .parquet.
+        read: makes pieces of what that field holds; None expects text.
+        setting: config field that names it, for messages.
 
     Raises:
         UserError: the file cannot be read; the message names the line, row or byte.
@@ -105,9 +115,9 @@ def read_documents(path: Path, *, separator: str, text_field: str) -> Iterator[P
         if kind == ".txt":
             yield from _read_text(file, path, separator)
         elif kind == ".jsonl":
-            yield from _read_jsonl(file, path, text_field)
+            yield from _read_jsonl(file, path, text_field, read or _value, setting)
         else:
-            yield from _read_parquet(file, path, packing, text_field)
+            yield from _read_parquet(file, path, packing, text_field, read or _value, setting)
 
 
 @contextlib.contextmanager
@@ -250,7 +260,7 @@ def _invalid_utf8(path: Path, offset: int) -> UserError:
     return UserError(f"{path}: found invalid UTF-8 at byte {offset}, expected UTF-8 text; convert the file")
 
 
-def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterator[Piece]:
+def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str, read: Read, setting: str) -> Iterator[Piece]:
     offset = 0
     for number, line in enumerate(iter(lambda: file.readline(MAX_JSON_BYTES + 1), b""), 1):
         where = f"{path}, line {number}"
@@ -271,11 +281,13 @@ def _read_jsonl(file: io.BufferedIOBase, path: Path, text_field: str) -> Iterato
         if not isinstance(record, dict):
             raise UserError(f"{where}: found {type(record).__name__}, expected a JSON object with field {text_field!r}")
         if text_field not in record:
-            raise UserError(_no_field(where, list(record), text_field))
-        yield from _value(record[text_field], where, text_field)
+            raise UserError(_no_field(where, list(record), text_field, setting))
+        yield from read(record[text_field], where, text_field)
 
 
-def _read_parquet(file: io.BufferedIOBase, path: Path, packing: str, text_field: str) -> Iterator[Piece]:
+def _read_parquet(
+    file: io.BufferedIOBase, path: Path, packing: str, text_field: str, read: Read, setting: str
+) -> Iterator[Piece]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -287,11 +299,11 @@ def _read_parquet(file: io.BufferedIOBase, path: Path, packing: str, text_field:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if text_field not in table.schema_arrow.names:
-                raise UserError(_no_field(str(path), table.schema_arrow.names, text_field))
+                raise UserError(_no_field(str(path), table.schema_arrow.names, text_field, setting))
             row = 0
             for batch in table.iter_batches(batch_size=_rows_at_once(table, text_field), columns=[text_field]):
                 for value in batch.column(0):
-                    yield from _value(value.as_py(), f"{path}, row {row}", text_field)
+                    yield from read(value.as_py(), f"{path}, row {row}", text_field)
                     row += 1
         except pyarrow.ArrowException as error:
             raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
@@ -317,8 +329,8 @@ def _rows_at_once(table: Any, text_field: str) -> int:
     return max(1, min(ROWS, 8 * READ_BYTES * rows // max(1, size)))
 
 
-def _no_field(where: str, names: list[str], text_field: str) -> str:
-    return f"{where}: found fields {', '.join(names)}, expected {text_field!r}; set data.text_field"
+def _no_field(where: str, names: list[str], text_field: str, setting: str) -> str:
+    return f"{where}: found fields {', '.join(names)}, expected {text_field!r}; set {setting}"
 
 
 def _value(value: object, where: str, text_field: str) -> Iterator[Piece]:

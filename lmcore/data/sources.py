@@ -14,7 +14,7 @@ from typing import Any
 
 from lmcore.config import DataConfig
 from lmcore.data.corpus import Capped, Corpus, Part, Split
-from lmcore.data.readers import Piece, check_format, document, read_documents
+from lmcore.data.readers import Piece, Read, check_format, document, read_documents
 from lmcore.data.stories import EDITION, stories
 from lmcore.errors import UserError
 from lmcore.files import file_digest
@@ -117,14 +117,23 @@ class Files(Corpus):
                 raise UserError(f"{setting}: found {_duplicate(path, self.places[place])}, expected each file once")
             self.places[place] = path
         self._separator = data.separator
-        self._text_field = data.text_field
+        self._text_field, self._setting, self._read = _field(data)
+        self.divisible = data.format == "text"
+        if not self.divisible and (plain := [p for p, (kind, _) in zip(self._paths, self._formats) if kind == ".txt"]):
+            raise UserError(f"{setting}: found {plain[0]}, expected .jsonl or .parquet with data.format: chat")
         self.name = self._paths[0].name.split(".")[0][:NAME]
         if all(path.suffix.lower() == ".txt" for path in self._paths):
             self.size = sum(path.stat().st_size for path in self._paths)
 
     def __iter__(self) -> Iterator[Piece]:
         for path in self._paths:
-            yield from read_documents(path, separator=self._separator, text_field=self._text_field)
+            yield from read_documents(
+                path,
+                separator=self._separator,
+                text_field=self._text_field,
+                read=self._read,
+                setting=self._setting,
+            )
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -134,6 +143,7 @@ class Files(Corpus):
             "files": [[*form, file_digest(path)] for form, path in zip(self._formats, self._paths)],
             "separator": self._separator if ".txt" in kinds else None,
             "text_field": self._text_field if kinds != {".txt"} else None,
+            **({} if self.divisible else {"format": "chat"}),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -151,7 +161,8 @@ class Hub(Corpus):
         self._dataset = data.dataset
         self._subset = data.subset
         self._split = split
-        self._text_field = data.text_field
+        self._text_field, self._setting, self._read = _field(data)
+        self.divisible = data.format == "text"
         self._streaming = data.streaming
         self.name = data.dataset.rstrip("/").split("/")[-1][:NAME]
         path = Path(data.dataset).expanduser()
@@ -224,10 +235,10 @@ class Hub(Corpus):
                 raise self._explain(error) from error
             if value is None:
                 return
-            yield from document(value, f"{self._dataset}, row {number}")
+            yield from (self._read or _text)(value, f"{self._dataset}, row {number}", self._text_field)
             number += 1
 
-    def _rows(self) -> Iterator[str]:
+    def _rows(self) -> Iterator[Any]:
         if self._streaming:
             dataset = self._builder.as_streaming_dataset(split=self._split)
         else:
@@ -238,12 +249,12 @@ class Hub(Corpus):
             dataset = dataset.select_columns([self._text_field])
         for rows in dataset.iter(batch_size=1000):
             texts = rows.get(self._text_field)
-            if texts is None or not all(isinstance(text, str | None) for text in texts):
-                fields = ", ".join(names or rows)
+            if texts is None or not (self._read or all(isinstance(text, str | None) for text in texts)):
+                fields, kind = ", ".join(names or rows), "messages" if self._read else "strings"
                 raise UserError(
-                    f"data.text_field: found {self._text_field!r}, expected a field of strings among: {fields}"
+                    f"{self._setting}: found {self._text_field!r}, expected a field of {kind} among: {fields}"
                 )
-            yield from (text or "" for text in texts)
+            yield from ("" if text is None else text for text in texts)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -253,11 +264,25 @@ class Hub(Corpus):
             "split": self._split,
             "text_field": self._text_field,
             "revision": self._builder.hash,
+            **({} if self.divisible else {"format": "chat"}),
         }
 
     def describe(self) -> str:
         subset = f"/{self._subset}" if self._subset else ""
         return f"{self._dataset}{subset}, split {self._split}{' (streamed)' if self._streaming else ''}"
+
+
+def _field(data: DataConfig) -> tuple[str, str, Read | None]:
+    """Return the field that is read of each record, the setting that names it, and what makes pieces of its value."""
+    if data.format == "text":
+        return data.text_field, "data.text_field", None
+    from lmcore.data.conversations import conversation
+
+    return data.messages_field, "data.messages_field", conversation
+
+
+def _text(value: str, where: str, name: str) -> Iterator[Piece]:
+    return document(value, where)
 
 
 def _duplicate(path: Path, known: Path) -> str:

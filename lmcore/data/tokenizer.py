@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -137,11 +138,7 @@ class Tokenizer:
                 new document begins.
             special: whether to encode special tokens in the text; a prefix that it spells out is not added again.
         """
-        self.inner.encode_special_tokens = not special
-        try:
-            ids = self.encode(text)
-        finally:
-            self.inner.encode_special_tokens = True
+        ids = self.encodings([text], special=special)[0].ids
         prefix = list(self.prefix_ids)
         if not (special and prefix and ids[: len(prefix)] == prefix):
             ids = prefix + ids
@@ -151,23 +148,41 @@ class Tokenizer:
         """Encode several texts, in parallel on all cores, without adding special tokens."""
         return [e.ids for e in self.encodings(texts)]
 
-    def encodings(self, texts: Sequence[str], offsets: bool = False) -> list[Encoding]:
+    @property
+    def special(self) -> list[str]:
+        """The special tokens."""
+        return [token.content for token in self.inner.get_added_tokens_decoder().values() if token.special]
+
+    def find_special(self, text: str) -> str | None:
+        """Return the first special token that a text spells out; None where it has none."""
+        found = self._special_pattern.search(text)
+        return found and found[0]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.special)))
+
+    def encodings(self, texts: Sequence[str], offsets: bool = False, special: bool = False) -> list[Encoding]:
         """Encode several texts and return the library's objects, whose `ids` builds a new list at each access.
 
         Args:
             texts: the texts.
             offsets: whether to compute each token's position in the text, which takes longer.
+            special: whether to encode special tokens in the texts.
 
         Raises:
             UserError: the vocabulary has no token for a part of a text.
         """
         encode = self.inner.encode_batch if offsets else self.inner.encode_batch_fast
+        self.inner.encode_special_tokens = not special
         try:
             return encode(texts, add_special_tokens=False)
         except Exception as error:  # the library raises no class of its own
             raise UserError(
                 f"tokenizer: cannot encode the text ({error}); use one that has an unknown token"
             ) from error
+        finally:
+            self.inner.encode_special_tokens = True
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode `ids`, without special tokens; invalid UTF-8 becomes U+FFFD."""

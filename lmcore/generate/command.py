@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         "Generate text with a trained model. Of a prompt that is too long for the model's context, only the last part "
         "is used; when the context is full, its older half is dropped. An empty prompt begins a new document; text "
         "piped to standard input is a prompt.",
-        "RUN [--prompt TEXT ...] [--interactive]",
+        "RUN [--prompt TEXT ...] [--interactive | --chat]",
     )
     parser.add_argument("run", help="A run folder, for its best checkpoint, or one checkpoint.")
     parser.add_argument(
@@ -47,6 +47,15 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     )
     parser.add_argument("--special", type=bool, default=False, help="Encode special tokens, such as </s>, in prompts.")
     parser.add_argument("--interactive", action="store_true", help="Ask for prompts until the input ends.")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Converse by the model's chat template: each prompt, or each line of the input, is a message.",
+    )
+    parser.add_argument("--system", type=str | None, help="Message of the system that begins a chat.")
+    parser.add_argument(
+        "--template", type=str | None, help="Jinja chat template, or its file; null takes the model's own."
+    )
     parser.add_argument("--precision", type=Precision | None, help="Dtype of the matmuls; null takes the run's.")
     parser.add_argument(
         "--device", type=Device, default="auto", help="Device to run on; auto takes an accelerator if there is one."
@@ -54,6 +63,9 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     cli.add_no_verify(parser)
     parser.add_class_arguments(SampleConfig, skip={"every", "prompt"})
     args = cli.parse_arguments(parser, argv)
+    for name in ("system", "template"):
+        if args[name] is not None and not args.chat:
+            raise UserError(f"--{name}: found {args[name]!r} without --chat, expected both")
 
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import load_run
@@ -66,9 +78,21 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     train = replace(config.train, precision=precision, device=args.device, cpu_devices=1)
     with cli.named_as_options("sample", "train"):
         options = from_dict(SampleConfig, {name: args[name] for name in names if name != "prompt"}, "sample.")
-        prompts = [] if args.interactive else _prompts(args.prompt, config.sample.prompt)
+        prompts = [] if args.interactive or args.chat else _prompts(args.prompt, config.sample.prompt)
         engine = make_engine(replace(config, train=train))
+    if args.chat:
+        from lmcore.generate.chat import Chat, run_template
+
+        template = run_template(checkpoint.run_dir, args.template, verify=not args.no_verify)
     engine.restore(checkpoint.state, optimizer=False)
+    if args.chat:
+        generator = Finite(engine.generator(options))
+        chat = Chat(generator, tokenizer, template, options, config.model.max_seq_len, args.system)
+        for prompt in args.prompt or []:
+            chat.say(prompt)
+        if args.prompt is None:
+            chat.interact()
+        return
     writer = Writer(Finite(engine.generator(options)), tokenizer, options, config.model.max_seq_len, args.special)
     if args.interactive:
         writer.interact()

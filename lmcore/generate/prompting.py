@@ -18,6 +18,7 @@ __all__ = [
     "Generator",
     "Text",
     "complete",
+    "continue_texts",
     "draw_uniforms",
     "generate_texts",
     "max_prompt_tokens",
@@ -174,8 +175,29 @@ def generate_texts(
     Yields:
         The same list each time, one text per prompt.
     """
-    texts = [Text(prompt) for prompt in prompts]
     ids = [tokenizer.encode_prompt(prompt, special) for prompt in prompts]
+    yield from continue_texts(generator, tokenizer, list(map(Text, prompts)), ids, options, context=context)
+
+
+def continue_texts(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    texts: list[Text],
+    ids: Sequence[Sequence[int]],
+    options: SampleConfig,
+    *,
+    context: int,
+) -> Iterator[list[Text]]:
+    """Generate text after the ids of each prompt, and yield the growing texts, as `generate_texts` does.
+
+    Args:
+        generator: a twin's generator.
+        tokenizer: the model's tokenizer.
+        texts: receive what is generated.
+        ids: token ids of their prompts.
+        options: number of tokens and seed.
+        context: maximum context length in tokens.
+    """
     streams = [tokenizer.stream(prompt) for prompt in ids]
     for new in write_tokens(generator, ids, options, context=context, pad=tokenizer.eot_id):
         for text, stream, row in zip(texts, streams, new.tolist(), strict=True):
@@ -194,7 +216,12 @@ def generate_texts(
 
 
 def complete(
-    generator: Generator, tokenizer: Tokenizer, prompts: Sequence[str], options: SampleConfig, *, context: int
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    options: SampleConfig,
+    *,
+    context: int,
 ) -> list[Text]:
     """Generate text after each prompt, and return the finished texts.
 

@@ -38,7 +38,7 @@ NAME = re.compile(r"step_(\d{8,})")
 DESCRIPTION = "checkpoint.json"
 OWN = (
     *("checkpoints", "config.yaml", "tokenizer.json", "meta.json", "metrics.jsonl", "run.json", "loss.png", ".lock"),
-    *("samples", "huggingface", "tensorboard", "wandb_id.txt"),
+    *("tokenizer_config.json", "samples", "huggingface", "tensorboard", "wandb_id.txt"),
 )
 """Names in a run folder that are read or written here; none of them may be a link that leads outside."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Int32
 
 from lmcore.config import Config, SampleConfig
 from lmcore.data.batches import Tokens, eval_windows
+from lmcore.data.packing import packed_windows
 from lmcore.generate import prompting
 from lmcore.run.processes import ALONE, Processes
 from lmcore.run.trackers import Row
@@ -87,7 +88,7 @@ class EngineClass(Protocol):
 
 
 def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Row:
-    """Evaluate the model: the mean token loss over evenly spaced windows of a text.
+    """Evaluate the model: the mean token loss over evenly spaced windows of a text, or rows of conversations.
 
     Args:
         engine: the model; each of its processes evaluates its part of every batch.
@@ -101,7 +102,8 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
     index, count = engine.shard
     rows = -(-config.eval.batch_size // count)  # the last may be empty: eval_windows pads with such
     own = slice(index * rows, (index + 1) * rows)
-    batches = eval_windows(tokens, seq_len=config.train.seq_len, batch_size=rows * count, windows=windows)
+    windows_of = packed_windows if config.data.format == "chat" else eval_windows
+    batches = windows_of(tokens, seq_len=config.train.seq_len, batch_size=rows * count, windows=windows)
     sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(x[own], y[own]) for x, y in batches)]
     loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
     return {

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
         sizes = replace(config.eval, windows=args.windows, batch_size=args.batch_size or config.eval.batch_size)
     config = replace(config, train=train, eval=sizes, checkpoint=replace(config.checkpoint, verify=verify))
     data = from_dict(DataConfig, args.data.as_dict())
+    if _named(data):
+        config = replace(config, data=replace(data, document_mask=data.document_mask or config.data.document_mask))
+    if args.baseline is not None and config.data.format == "chat":
+        raise UserError("--baseline: found conversations, expected text, which both models read in the same way")
     if not _named(data) and checkpoint.step == 0 and not (checkpoint.run_dir / HEADER).exists():
         raise UserError(f"{checkpoint.run_dir} was imported and has no text of its own; name one with --data.files")
     if args.baseline is not None:
@@ -150,20 +154,37 @@ def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenize
     """Return the tokens to evaluate and a description of their text."""
     from lmcore.data.batches import Tokens
     from lmcore.data.encoding import encode
+    from lmcore.data.marks import counts, token_ids
 
     corpus = _corpus(config, data)
     if not _named(data):
         held_out = _held_out(checkpoint, config, tokenizer)
         if not data.max_documents:
             return held_out, corpus.describe()
-    parts = list(encode(tokenizer, corpus))
+    chat = config.data.format == "chat"
+    parts = list(_conversations(checkpoint, config, corpus, tokenizer) if chat else encode(tokenizer, corpus))
     ids = np.concatenate([ids for ids, _, _ in parts])
-    unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id))
+    unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(token_ids(ids) == tokenizer.unk_id))
     documents, size = sum(part[1] for part in parts), sum(part[2] for part in parts)
     if len(ids) < 2:
         raise UserError(f"data: found {len(ids)} tokens in {corpus.describe()}, expected at least 2")
-    prefix = tokenizer.document_prefix
-    return Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown, prefix=prefix), corpus.describe()
+    tokens = Tokens(ids=ids, documents=documents, bytes=size, unknown=unknown, prefix=tokenizer.document_prefix)
+    if chat:
+        tokens = replace(tokens, targets=int(counts(ids).sum()))
+    elif config.data.document_mask:
+        tokens = replace(tokens, eot_id=tokenizer.eot_id)
+    return tokens, corpus.describe()
+
+
+def _conversations(
+    checkpoint: "Checkpoint", config: Config, corpus: "Corpus", tokenizer: "Tokenizer"
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Encode conversations by the run's chat template, or by the one that the options name."""
+    from lmcore.data.conversations import encode_conversations
+    from lmcore.generate.chat import run_template
+
+    template = run_template(checkpoint.run_dir, config.data.chat_template, config.checkpoint.verify)
+    return encode_conversations(tokenizer, template, corpus)
 
 
 def _compare(

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lmcore.config import Config, to_dict
 from lmcore.data.batches import Batches, eval_windows, read_header
+from lmcore.data.packing import PackedBatches
 from lmcore.data.prepare import CONTENT, Prepared, prepare
 from lmcore.errors import UserError
 from lmcore.files import check_folder, check_links
@@ -63,7 +66,7 @@ def open_run(
     complete = with_vocabulary(config, prepared.tokenizer.vocab_size)
     run_folder.check_config(complete, imported=latest is not None and not trained)
     engine = engine_class(complete, processes)
-    batches = _batches(prepared, complete, engine.shard)
+    batches = _batches(prepared, complete, engine.shard, report)
     if not existed:
         _lock(folder, stack, processes)
         # another process may have started a run meanwhile
@@ -101,19 +104,23 @@ def _nowhere(text: str) -> None:
     """Print nothing."""
 
 
-def _batches(prepared: Prepared, config: Config, shard: tuple[int, int]) -> Batches:
+def _batches(prepared: Prepared, config: Config, shard: tuple[int, int], report: Callable[[str], None]) -> Batches:
     train = config.train
+    options: dict[str, Any] = {
+        "seq_len": train.seq_len,
+        "batch_size": train.batch_size,
+        "seed": train.seed,
+        "shard": shard,
+        "micro_batches": train.grad_accum,
+    }
+    if config.data.format == "chat":
+        batches = PackedBatches(prepared.train, **options)
+        report(f"train: {batches.packed.describe(train.seq_len + 1)}")
+        return batches
     next(
         eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1)
     )  # raises for text that is too short
-    return Batches(
-        prepared.train,
-        seq_len=train.seq_len,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        shard=shard,
-        micro_batches=train.grad_accum,
-    )
+    return Batches(prepared.train, **options)
 
 
 def _lock(folder: Path, stack: ExitStack, processes: Processes) -> None:

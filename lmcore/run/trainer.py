@@ -22,7 +22,7 @@ from lmcore.data.batches import Batches, read_header
 from lmcore.data.prepare import Prepared
 from lmcore.errors import UserError, note, printable
 from lmcore.files import Damaged, replace_file
-from lmcore.generate import prompting
+from lmcore.generate import chat, prompting
 from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
 from lmcore.optim.schedule import learning_rate
@@ -130,7 +130,8 @@ class Run:
         saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
         configs.save(saved, self.folder / "config.yaml")
         # In this order: after a kill in between, the old tokenizer still matches the checksum in a checkpoint.
-        for name in ("meta.json", "tokenizer.json"):
+        template = () if prepared.template is None else ("tokenizer_config.json",)
+        for name in ("meta.json", "tokenizer.json", *template):
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
         provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
@@ -300,8 +301,14 @@ class Run:
         generator = self.engine.generator(options)
         if not self.leads:
             return
-        [text] = prompting.complete(generator, self.prepared.tokenizer, [options.prompt], options, context=context)
-        sample = text.prompt + text.text
+        tokenizer, template = self.prepared.tokenizer, self.prepared.template
+        if template is None:
+            [text] = prompting.complete(generator, tokenizer, [options.prompt], options, context=context)
+            sample = text.prompt + text.text
+        else:
+            messages = [{"role": "user", "content": options.prompt}]
+            *_, text = chat.reply(generator, tokenizer, template, messages, options, context=context)
+            sample = f"{options.prompt}\n\n{text.text}"
         self.writes.attempt("standard output", lambda: self.progress.say(f"\n{sample}\n"))
         for tracker in self.trackers:
             self.writes.attempt(f"{tracker.name}, sample", partial(tracker.text, done, "sample", sample))

@@ -12,6 +12,8 @@ import numpy as np
 
 from lmcore.config import Config, DataConfig
 from lmcore.data import tokenizer as tokenizers
+from lmcore.data.chat import CHATML, ChatTemplate, find_template, read_template
+from lmcore.data.conversations import contents, encode_conversations
 from lmcore.data.corpus import Corpus
 from lmcore.data.encoding import encode
 from lmcore.data.sources import open_text
@@ -62,8 +64,11 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
     """
     if what is None:
         corpus = _corpus(config.data, files)
-        tokenizer = tokenizers.train(config.tokenizer, (piece.text for piece in corpus))
-        config, tokens = with_vocabulary(config, tokenizer.vocab_size), _tokens(tokenizer, corpus, config.data)
+        texts = (piece.text for piece in corpus) if corpus.divisible else contents(corpus)
+        tokenizer = tokenizers.train(config.tokenizer, texts)
+        template = find_template(config.data.chat_template, config.tokenizer.file)
+        config = with_vocabulary(config, tokenizer.vocab_size)
+        tokens = _tokens(tokenizer, corpus, config.data, template)
         return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
     source = open_source(what, verify=verify)
     state = source.state(optimizer=False).to(CANONICAL, source.config)
@@ -80,7 +85,8 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         return replace(subject, tokens=draws, text=f"{TOKENS:,} random ids")
     corpus = _corpus(config.data, files)
     config = with_vocabulary(config, source.tokenizer.vocab_size)  # a saved run's config leaves it to the tokenizer
-    tokens = _tokens(source.tokenizer, corpus, config.data)
+    own = read_template(what if source.checkpoint is None else source.checkpoint.run_dir)
+    tokens = _tokens(source.tokenizer, corpus, config.data, own or ChatTemplate(CHATML))
     return replace(subject, config=config, tokens=tokens, text=_describe(tokens, corpus))
 
 
@@ -101,9 +107,11 @@ def _describe(tokens: np.ndarray, corpus: Corpus) -> str:
     return f"{'the first ' * (len(tokens) == TOKENS)}{len(tokens):,} tokens of {corpus.describe()}"
 
 
-def _tokens(tokenizer: Tokenizer, corpus: Corpus, data: DataConfig) -> np.ndarray:
+def _tokens(tokenizer: Tokenizer, corpus: Corpus, data: DataConfig, template: ChatTemplate) -> np.ndarray:
     pieces: list[np.ndarray] = []
-    for ids, _, _ in encode(tokenizer, itertools.islice(corpus, 10 * STORIES)):
+    documents = itertools.islice(corpus, 10 * STORIES)
+    parts = encode(tokenizer, documents) if corpus.divisible else encode_conversations(tokenizer, template, documents)
+    for ids, _, _ in parts:
         pieces.append(ids)
         if sum(map(len, pieces)) >= TOKENS:
             break

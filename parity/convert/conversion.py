@@ -143,7 +143,7 @@ def _write_run(folder: Path, out: Path, source: Source, to: Literal["jax", "torc
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")
     else:
-        for name in ("tokenizer.json", "meta.json", "metrics.jsonl"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "meta.json", "metrics.jsonl"):
             if (source_run / name).exists():
                 shutil.copyfile(source_run / name, folder / name)
         if (source_run / "samples").is_dir():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.config import Config
+from lmcore.config import Config, DataConfig
 from lmcore.data.batches import Tokens
 from lmcore.data.marks import target_ids
 from lmcore.run.engine import evaluate
@@ -51,8 +51,9 @@ def small_config(config: Config) -> Config:
         dropout=0.0,
         scan_layers=False,
     )
+    data = DataConfig(document_mask=config.data.is_marked)
     train = replace(config.train, seq_len=LENGTH, batch_size=4, grad_accum=2, cpu_devices=1, remat=False, device="cpu")
-    return replace(config, model=model, train=train)
+    return replace(config, model=model, data=data, train=train)
 
 
 def execution(pair: Pair, options: Options) -> Iterator[Result]:

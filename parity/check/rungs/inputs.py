@@ -6,7 +6,12 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
+from lmcore.config import TokenizerConfig
 from lmcore.data.batches import Batches, Tokens
+from lmcore.data.chat import CHATML, CHATML_TOKENS, ChatTemplate
+from lmcore.data.conversations import conversation, encode_conversations
+from lmcore.data.marks import target_ids
+from lmcore.data.tokenizer import train
 from parity.backends.base import CANONICAL, Pair, Twin
 from parity.check.result import Result, identical, judge
 from parity.check.rungs.base import Options, training_batches
@@ -28,6 +33,8 @@ def batches(pair: Pair, options: Options) -> Iterator[Result]:
             differences.append(difference(f"batch {step} in {label}", expected, ids))
     yield judge(1, f"ids of {len(differences) // 2} batches", pair.dtype, differences, 0.0)
     yield _each_token_once(pair)
+    if pair.config.data.is_marked:
+        yield _assistants_alone(pair)
 
 
 def _received(pair: Pair, batch: np.ndarray, twin: Twin) -> np.ndarray:
@@ -48,6 +55,22 @@ def _each_token_once(pair: Pair) -> Result:
     for epoch, ids in enumerate(targets.reshape(2, -1)):
         differences.append(difference(f"tokens read in epoch {epoch}", windows * length, len(np.unique(ids))))
     return judge(1, "two epochs, each token once", pair.dtype, differences, 0.0)
+
+
+def _assistants_alone(pair: Pair) -> Result:
+    """Check which tokens of a conversation count: what the assistant says, and the token that ends its turn."""
+    inner = TokenizerConfig(kind="bytes", special_tokens=list(CHATML_TOKENS))
+    tokenizer, (start, end) = train(inner, ()), CHATML_TOKENS
+    said = [("user", "Who is there?"), ("assistant", "A fox."), ("user", "Alone?"), ("assistant", "With an owl.")]
+    value = [{"role": role, "content": content} for role, content in said]
+    (marked, _, _), *_ = encode_conversations(tokenizer, ChatTemplate(CHATML), conversation(value, "", ""))
+    expected = []
+    for role, content in said:
+        before, own, after = tokenizer.encodings([f"{start}{role}\n", f"{content}{end}", "\n"], special=True)
+        expected += [-1] * len(before.ids) + (own.ids if role == "assistant" else [-1] * len(own.ids))
+        expected += [-1] * len(after.ids)
+    targets = [difference("targets of a conversation", np.array(expected), target_ids(marked.astype(np.int32)))]
+    return judge(1, "the assistant's tokens alone count", pair.dtype, targets, 0.0)
 
 
 def weights(pair: Pair, options: Options) -> Iterator[Result]:

@@ -173,6 +173,9 @@ ZERO_CENTERED = "torchlm.norms.ZeroCenteredRMSNorm.forward"
 MUTANTS = (
     Mutant("first call off", "torch", 0, patch("torchlm.model.RMSNorm.forward", run.first_call_off)),
     Mutant("window read twice", "both", 1, patch("lmcore.data.batches.Batches._starts", run.windows_twice)),
+    Mutant(
+        "user's turns count", "both", 1, patch("lmcore.data.conversations._counted", documents.users_count), masked=True
+    ),
     Mutant("batches shifted by one", "torch", 1, patch("torchlm.engine.to_device", run.shifted)),
     Mutant(
         "residual init unscaled",

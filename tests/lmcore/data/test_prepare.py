@@ -131,6 +131,7 @@ def test_every_setting_of_data_and_tokenizer_is_read_or_only_says_where():
     data = {"files", "valid_files", "separator", "max_documents", "valid_fraction", "dir", "text_field", "stories"}
     data |= {"dataset", "subset", "split", "valid_split", "streaming"}
     data.add("document_mask")  # by end-of-text tokens, when batches are drawn
+    data |= {"format", "messages_field", "chat_template"}  # see test_conversations
     assert {field.name for field in dataclasses.fields(configs.DataConfig)} == data
     tokenizer = {"kind", "vocab_size", "file", "eot_token", "special_tokens", "train_bytes"}
     tokenizer.add("stop_tokens")  # ends a generated text; no token of a document changes

@@ -33,8 +33,13 @@ def unmasked_in_both() -> Iterator[None]:
         yield
 
 
+def users_count(counted: Any) -> Any:
+    """Of a conversation, every token counts, also what the user has written."""
+    return lambda offsets, spans: counted(offsets, [(0, offsets[-1][1])])
+
+
 def all_count(target_ids: Any) -> Any:
-    """Every token is a target, also what a user has written."""
+    """Every token is a target of the loss."""
     return token_ids
 
 

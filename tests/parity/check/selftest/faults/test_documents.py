@@ -5,6 +5,7 @@ import numpy as np
 
 import jaxlm.model
 import torchlm.model
+from lmcore.data.conversations import _counted
 from lmcore.data.marks import BEGINS, UNCOUNTED, counts, target_ids
 from parity.check.selftest.faults import documents
 
@@ -30,3 +31,9 @@ def test_all_targets_count():
     assert documents.all_count(target_ids)(MARKED).tolist() == [[5, 6, 7]]
     assert counts(MARKED).sum() == 2
     assert documents.counts_all(counts)(MARKED).sum() == 3
+
+
+def test_the_users_turns_count_too():
+    offsets = [(0, 3), (3, 5), (5, 6)]
+    assert _counted(offsets, [(3, 5)]).tolist() == [False, True, False]
+    assert documents.users_count(_counted)(offsets, [(3, 5)]).all()

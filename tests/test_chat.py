@@ -1,0 +1,68 @@
+"""Conversations from a file to a chat, in both twins: prepare, train, resume, evaluate and generate."""
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lmcore.run.trackers import read_metrics
+from tests.tiny import TINY
+
+OWN = {
+    "model.max_seq_len": 64,
+    "data.format": "chat",
+    "tokenizer.special_tokens": '["<|im_start|>", "<|im_end|>"]',
+    "train.steps": 3,
+    "train.grad_accum": 2,
+    "sample.prompt": "Who?",
+    "sample.max_tokens": 4,
+}
+
+
+@pytest.fixture
+def conversations(tmp_path: Path) -> Path:
+    file = tmp_path / "chat.jsonl"
+    turns = [
+        [{"role": "user", "content": "Say owl."}, {"role": "assistant", "content": "owl " * count}]
+        for count in range(1, 30)
+    ]
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    return file
+
+
+def options(file: Path, run: Path, **changes: object) -> list[str]:
+    fields = TINY | OWN | {"data.files": file, "data.dir": file.parent / "data", "run_dir": run} | changes
+    return [word for name, value in fields.items() if name != "data.stories" for word in (f"--{name}", str(value))]
+
+
+def command(package: str, name: str) -> Callable[[list[str]], object]:
+    return import_module(f"{package}.{name}").main
+
+
+@pytest.mark.parametrize("package", ["torchlm", pytest.param("jaxlm", marks=pytest.mark.slow)])
+def test_a_run_learns_conversations_and_chats(package: str, conversations: Path, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    assert not command(package, "train")(options(conversations, run))
+    said = capsys.readouterr().out
+    assert "train: 28 conversations in " in said
+    assert "longer ones are cut there" in said
+    assert (run / "tokenizer_config.json").exists()
+    losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    command(package, "evaluate")([str(run), "--data.files", str(conversations), "--data.format", "chat"])
+    assert "nats per token" in capsys.readouterr().out
+    command(package, "generate")([str(run), "--chat", "--max_tokens", "3", "--prompt", "Say owl.", "Again."])
+    assert len(capsys.readouterr().out.split("\n")) >= 3
+    assert command(package, "generate")([str(run), "--system", "x"]) == 2
+    assert "--system: found 'x' without --chat" in capsys.readouterr().err
+
+
+def test_the_loss_is_the_same_however_a_batch_is_split(conversations: Path, tmp_path: Path):
+    losses = []
+    for name, changes in {"one": {"train.grad_accum": 1}, "both": {"train.cpu_devices": 2}}.items():
+        run = tmp_path / name
+        command("torchlm", "train")(options(conversations, run, **{"train.precision": "float64"}, **changes))
+        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
