@@ -6,8 +6,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from lmcore.data.chat import CHATML, ChatTemplate, read_template
+from lmcore.data.conversations import encode_turns
+from lmcore.data.tokenizer import Tokenizer
 from lmcore.run.trackers import read_metrics
+from parity.convert.conversion import main as convert
 from tests.tiny import TINY
 
 OWN = {
@@ -66,3 +71,18 @@ def test_the_loss_is_the_same_however_a_batch_is_split(conversations: Path, tmp_
         command("torchlm", "train")(options(conversations, run, **{"train.precision": "float64"}, **changes))
         losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
+def test_an_export_speaks_by_the_template_that_the_run_learned(conversations: Path, tmp_path: Path, capsys):
+    run, folder = tmp_path / "run", tmp_path / "hf"
+    command("torchlm", "train")(options(conversations, run))
+    assert not convert([str(run), "--to", "hf", "--out", str(folder)])
+    messages = [{"role": "user", "content": "Who?"}]
+    tokenizer, end = AutoTokenizer.from_pretrained(folder), "<|im_end|>"
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    own = Tokenizer.load(run / "tokenizer.json")
+    assert list(ids) == encode_turns(own, ChatTemplate(CHATML), messages)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert own.inner.token_to_id(end) in generation["eos_token_id"]
+    assert not convert([str(run), "--to", "jax", "--out", str(tmp_path / "jax")])
+    assert read_template(tmp_path / "jax").source == CHATML

@@ -137,7 +137,8 @@ def encode_turns(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequenc
 
 def stops_of(tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
     """Return the id of the special token that ends the assistant's turns; none where the template ends them by text."""
-    sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text, spans = template.assistant_spans(sample)
-    *_, last = tokenizer.encodings([text[slice(*spans[-1])].rstrip()], special=True)[0].ids
-    return frozenset({last} if tokenizer.inner.id_to_token(last) in tokenizer.special else ())
+    sample = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+    _, _, after = template.render(sample).rpartition("Answer")
+    token = tokenizer.find_special(after)
+    number = None if token is None else tokenizer.inner.token_to_id(token)
+    return frozenset() if number is None else frozenset({number})

@@ -6,13 +6,14 @@ itself uses RUN/tokenizer.json, and `tokenizer.eot_token` and `tokenizer.stop_to
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from lmcore.config import TokenizerConfig
+from lmcore.data.chat import SETTINGS, read_template
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.files import check_sums, write_sums
@@ -37,6 +38,8 @@ class Companions:
     """The files' contents, by file name."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
+    template: str | None = None
+    """Chat template that a run was trained with, where that is not the files' own."""
 
     @classmethod
     def of_run(cls, run_dir: Path, verify: bool = True) -> "Companions":
@@ -53,7 +56,11 @@ class Companions:
         if verify:
             for place in (folder, folder / TEMPLATES):
                 check_sums(place)
-        return cls({name: (folder / name).read_bytes() for name in _names(folder)})
+        imported = cls({name: (folder / name).read_bytes() for name in _names(folder)})
+        trained = read_template(run_dir) if (run_dir / SETTINGS).exists() else None
+        if trained is None or trained.source == imported.chat_template():
+            return imported
+        return replace(imported, template=trained.source)
 
     def keep(self, run_dir: Path) -> None:
         """Store them in a run folder."""
@@ -74,7 +81,7 @@ class Companions:
             return self
         stops = [tokenizer.eot_id, *sorted(tokenizer.stop_ids - {tokenizer.eot_id})]
         text = json.dumps(places[1] | {"eos_token_id": stops}, indent=2, ensure_ascii=False) + "\n"
-        return Companions({**self.files, "generation_config.json": text.encode()})
+        return replace(self, files={**self.files, "generation_config.json": text.encode()})
 
     def config(self) -> dict[str, Any]:
         """Return the fields of `config.json`; none where there is no such file."""
@@ -82,6 +89,8 @@ class Companions:
 
     def chat_template(self) -> str | None:
         """Return the template that turns a conversation into text; None where the model has none."""
+        if self.template is not None:
+            return self.template
         if "chat_template.jinja" in self.files:
             return self.files["chat_template.jinja"].decode()
         for name in ("chat_template.json", "tokenizer_config.json"):
@@ -95,6 +104,8 @@ class Companions:
     def write(self, folder: Path) -> None:
         """Write all but `config.json`, which also describes the model's shape, into a Hugging Face folder."""
         _write(folder, {name: content for name, content in self.files.items() if name != "config.json"})
+        if self.template is not None:  # transformers reads this file before all others
+            (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
     def _fields(self, name: str) -> dict[str, Any]:
         try:

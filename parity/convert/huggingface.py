@@ -150,14 +150,17 @@ def write_folder(
         ids = companions.special_ids()
         kept = {name: value for name, value in companions.config().items() if name not in REPLACED}
         _write_json(folder / "config.json", {"initializer_range": 0.02} | kept | fields | ids)
-        companions.write(folder)
     else:
         ids = _special_ids(tokenizer)
         _write_json(folder / "config.json", fields | {"initializer_range": 0.02} | ids)
         _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
-            _write_json(folder / "tokenizer_config.json", _tokenizer_fields(tokenizer, model.max_seq_len))
+            settings = _tokenizer_fields(tokenizer, model.max_seq_len)
+            if companions.chat_template() is not None:  # whose special tokens must become tokens
+                settings["split_special_tokens"] = False
+            _write_json(folder / "tokenizer_config.json", settings)
+    companions.write(folder)
     write_sums(folder)
 
 

@@ -81,6 +81,8 @@ def open_source(
         UserError: it is none of them, cannot be read, or is damaged.
     """
     from lmcore import config as configs
+    from lmcore.data.chat import SETTINGS, read_template
+    from lmcore.data.conversations import stops_of
     from lmcore.data.tokenizer import Tokenizer
     from lmcore.model.memory import check_memory
     from lmcore.run.checkpoints import find_checkpoint
@@ -122,6 +124,9 @@ def open_source(
         check_tokenizer(checkpoint.run_dir, checkpoint)
     file, named = checkpoint.run_dir / "tokenizer.json", config.tokenizer
     tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.exists() else None
+    template = read_template(checkpoint.run_dir) if (checkpoint.run_dir / SETTINGS).exists() else None
+    if tokenizer and template:  # of a run that was trained on conversations
+        tokenizer.stop_ids |= stops_of(tokenizer, template)
     side = BACKENDS[checkpoint.framework].side
     return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir, verify))
 
