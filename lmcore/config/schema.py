@@ -60,7 +60,7 @@ class DataConfig:
     """Field or column that holds a conversation, with format: chat: a list of messages, each with role and content."""
     chat_template: str | None = None
     """Jinja template that writes a conversation as text, with format: chat: a file, or the template itself; null takes
-    that of the imported model, beside tokenizer.file, else ChatML, with <|im_start|> and <|im_end|>."""
+    that of the imported model, beside tokenizer.file, else ChatML, whose two special tokens the tokenizer must have."""
     streaming: bool = False
     """Read the hub data set as a stream instead of downloading it first."""
     document_mask: bool = False
