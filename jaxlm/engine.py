@@ -37,6 +37,7 @@ from jaxlm.sharding import (
 )
 from lmcore.config import Config, SampleConfig
 from lmcore.model.flops import peak_flops
+from lmcore.model.init import Weights
 from lmcore.model.memory import check_memory
 from lmcore.run.processes import ALONE, Processes
 
@@ -257,13 +258,13 @@ class Engine:
         each = max(1, own // tensor)  # parts of a micro-batch for each process; those of one part have the same rows
         return self.processes.rank * own // tensor // each, shape_of(self.mesh).batch // each
 
-    def init(self) -> None:
-        """Start from the shared NumPy initialization."""
+    def init(self, weights: Weights | None = None) -> None:
+        """Start from these weights, or from the shared NumPy initialization."""
         self._check_memory(training=True)
         shardings = self._shardings(state_shapes(self.model))
         params: Params = {}
         for name, leaf in self.model.shapes.items():  # one at a time: each device keeps its part alone
-            weight = self.model.initial_weight(name)
+            weight = self.model.initial_weight(name, weights)
             params[name] = jax.make_array_from_callback(leaf.shape, shardings.params[name], weight.__getitem__)
         opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
         step = jax.make_array_from_callback((), shardings.step, np.zeros((), np.int32).__getitem__)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jaxlm.layers import STACK, scanned, unstack_layers
 from jaxlm.model import Decoder
 from lmcore.config import Config
-from lmcore.model.init import initial_weight
+from lmcore.model.init import Weights, initial_weight
 
 __all__ = ["Model", "Params"]
 
@@ -40,10 +40,12 @@ class Model:
         """Return the weights of the shared NumPy initialization for `train.seed`."""
         return {name: jnp.asarray(self.initial_weight(name)) for name in self.shapes}
 
-    def initial_weight(self, name: str) -> np.ndarray:
-        """Return the initial value of one parameter."""
-        leaf = self.shapes[name]
-        return initial_weight(self.config.train.seed, name, leaf.shape, self.config.model).astype(leaf.dtype)
+    def initial_weight(self, name: str, weights: Weights | None = None) -> np.ndarray:
+        """Return the initial value of one parameter, that of `weights` where they are given."""
+        leaf, train = self.shapes[name], self.config.train
+        if weights is not None:
+            return weights(name, leaf.shape).astype(leaf.dtype)
+        return initial_weight(train.seed, name, leaf.shape, self.config.model).astype(leaf.dtype)
 
     def __call__(self, params: Params) -> Decoder:
         """The decoder with these parameters, which may be stacked (see `jaxlm.layers`)."""

@@ -5,6 +5,7 @@ Shape letters as in `torchlm.model`; A accumulation steps, T1 = T + 1 tokens for
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from lmcore.config import Config, SampleConfig
 from lmcore.model.flops import peak_flops
-from lmcore.model.init import initial_weight
+from lmcore.model.init import Weights, initial_weight
 from lmcore.model.memory import check_memory
 from lmcore.run.mesh import check_mesh, mesh_shape
 from lmcore.run.processes import ALONE, Processes
@@ -196,11 +197,11 @@ class Engine:
         """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
         return self.processes.rank // self.mesh.tensor, self.mesh.batch
 
-    def init(self) -> None:
-        """Start from the shared NumPy initialization."""
+    def init(self, weights: Weights | None = None) -> None:
+        """Start from these weights, or from the shared NumPy initialization."""
         self._check_memory(training=True)
         self._shard()
-        self.state = self._state(initial_params(self.model, self.config.train.seed, self.sharding))
+        self.state = self._state(initial_params(self.model, self.config.train.seed, self.sharding, weights))
 
     def _shard(self) -> None:
         """Split the model over the mesh, once; not in `__init__`, since all processes must do so at the same time."""
@@ -318,19 +319,23 @@ class Engine:
         return tensors
 
 
-def initial_params(model: Decoder, seed: int, sharding: Sharding | None = None) -> dict[str, Tensor]:
+def initial_params(
+    model: Decoder, seed: int, sharding: Sharding | None = None, weights: Weights | None = None
+) -> dict[str, Tensor]:
     """Return the shared NumPy initialization, by name; torch stores kernels output × input, `lmcore` input × output.
 
     Args:
         model: the decoder.
         seed: `train.seed`.
         sharding: where each process has a part of the parameters, it keeps that alone of each.
+        weights: to return instead of that initialization.
     """
+    weights = weights or partial(initial_weight, seed, model=model.config)
     params = {}
     for name, p in model.named_parameters():
         transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         shape = tuple(reversed(p.shape)) if transposed else tuple(p.shape)
-        weight = initial_weight(seed, name, shape, model.config)
+        weight = weights(name.replace(".weight", ".kernel") if transposed else name, shape)
         whole = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
         params[name] = sharding.own(whole, sharding.layouts[name]) if sharding else whole
     return params

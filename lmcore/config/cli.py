@@ -73,7 +73,8 @@ def add_no_verify(parser: ArgumentParser) -> None:
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     """Read a complete `Config` from the command line and choose its `run_dir`.
 
-    With `--train.resume auto`, a `run_dir` and no `--config`, the config saved in that run is the base.
+    The base is the config saved in the run, with `--train.resume auto`, a `run_dir` and no `--config`, or the model and
+    tokenizer of `--train.init_from`.
 
     Args:
         argv: command-line arguments; None takes those of the process.
@@ -90,11 +91,17 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null creates a new one under runs/.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)
+    chosen = parse_arguments(parser, [word for word in words if word != "--print_config"])
+    files, source = [str(path) for path in chosen.config or []], chosen.train.init_from
+    resume = chosen.train.resume == "auto"
+    if resume and (source or not files) and chosen.run_dir and (saved := Path(chosen.run_dir) / "config.yaml").exists():
+        words = ["--config", str(saved), *words]
+    elif source is not None:
+        from lmcore.model.pretrained import open_pretrained
+
+        pretrained = open_pretrained(source, chosen.data.dir, verify=chosen.checkpoint.verify)
+        parser.set_defaults(pretrained.fields())
     parsed = parse_arguments(parser, words)
-    files = [str(path) for path in parsed.config or []]
-    resume = parsed.train.resume == "auto"
-    if resume and not files and parsed.run_dir and (saved := Path(parsed.run_dir) / "config.yaml").exists():
-        parsed = parse_arguments(parser, ["--config", str(saved), *words])
     parsed.run_dir = parsed.run_dir or str(_choose_run_dir(Path(files[-1]).stem if files else "quickstart", resume))
     return _config(parsed)
 

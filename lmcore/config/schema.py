@@ -190,6 +190,9 @@ class TrainConfig:
     torch on CUDA, with a gradient scaler."""
     seed: int = 0
     """Random seed of weight initialization, batch order and dropout."""
+    init_from: str | None = None
+    """Weights to start from: a run or checkpoint of either framework, a Hugging Face folder, or bare weights. Its model
+    config and tokenizer are taken too; the optimizer is new. null starts from initial weights."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
     cpu_devices: int = 0

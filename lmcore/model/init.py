@@ -5,13 +5,17 @@ The draw of a parameter depends on the seed and its own name only, not on other 
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32
 
 from lmcore.config import ModelConfig
 
-__all__ = ["initial_weight"]
+__all__ = ["Weights", "initial_weight"]
+
+Weights = Callable[[str, tuple[int, ...]], np.ndarray]
+"""Name and shape of a parameter, as for `initial_weight` -> its value, in any dtype."""
 
 STD = 0.02
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj")

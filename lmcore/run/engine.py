@@ -13,6 +13,7 @@ from lmcore.config import Config, SampleConfig
 from lmcore.data.batches import Tokens, eval_windows
 from lmcore.data.packing import packed_windows
 from lmcore.generate import prompting
+from lmcore.model.init import Weights
 from lmcore.run.processes import ALONE, Processes
 from lmcore.run.trackers import Row
 
@@ -43,8 +44,8 @@ class Engine(Protocol):
     def shard(self) -> tuple[int, int]:
         """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
 
-    def init(self) -> None:
-        """Initialize the weights from `train.seed` (`lmcore.model.init`)."""
+    def init(self, weights: Weights | None = None) -> None:
+        """Start at step 0 with these weights; None initializes them from `train.seed` (`lmcore.model.init`)."""
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
         """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""

@@ -30,7 +30,7 @@ CHANGEABLE = (
     *("optim.", "parallel.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or prefixes of fields, that may change when a run is resumed; the others would make it another run."""
-UNCHANGEABLE = ("optim.name",)
+UNCHANGEABLE = ("optim.name", "train.init_from")
 """Fields that may not change, whatever their prefix: one optimizer cannot load the state of another."""
 
 
@@ -92,6 +92,8 @@ def check_config(config: Config, imported: bool = False) -> None:
     changed = configs.differences(configs.load(saved, config.checkpoint.verify), config)
     if config.model.vocab_size == 0:
         changed.pop("model.vocab_size", None)
+    if "tokenizer.file" in changed and _same_content(*changed["tokenizer.file"]):
+        del changed["tokenizer.file"]
     free = (*CHANGEABLE, "data.", "train.") if imported else CHANGEABLE
     refused = {n: c for n, c in changed.items() if n in UNCHANGEABLE or not n.startswith(free)}
     if refused:
@@ -99,6 +101,11 @@ def check_config(config: Config, imported: bool = False) -> None:
         raise UserError(
             f"run_dir: {config.run_dir} was made with another config: {listed}; restore them or start a new run"
         )
+
+
+def _same_content(one: str | None, other: str | None) -> bool:
+    paths = [Path(file) for file in (one, other) if file is not None]
+    return len(paths) == 2 and all(p.is_file() for p in paths) and len({files.file_digest(p) for p in paths}) == 1
 
 
 def open_run(config: Config, framework: str) -> Checkpoint | None:

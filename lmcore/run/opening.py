@@ -15,6 +15,7 @@ from lmcore.data.packing import PackedBatches
 from lmcore.data.prepare import CONTENT, Prepared, prepare
 from lmcore.errors import UserError
 from lmcore.files import check_folder, check_links
+from lmcore.model.pretrained import open_pretrained
 from lmcore.run import folder as run_folder
 from lmcore.run.checkpoints import OWN, Checkpoint
 from lmcore.run.engine import Engine, EngineClass
@@ -62,6 +63,8 @@ def open_run(
         _check_can_be_created(folder)
     trained = latest is not None and latest.step > 0  # an imported model starts at step 0, on any text
     report = print if processes.rank == 0 else _nowhere
+    if latest is None and config.train.init_from is not None:
+        open_pretrained(config.train.init_from, config.data.dir, report, config.checkpoint.verify).check(config)
     prepared = prepare(config, report, run_dir=folder if trained else None)
     complete = with_vocabulary(config, prepared.tokenizer.vocab_size)
     run_folder.check_config(complete, imported=latest is not None and not trained)

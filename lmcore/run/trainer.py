@@ -25,6 +25,7 @@ from lmcore.files import Damaged, replace_file
 from lmcore.generate import chat, prompting
 from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
+from lmcore.model.pretrained import Pretrained, open_pretrained
 from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints, provenance
@@ -113,6 +114,7 @@ class Run:
         assert config.run_dir is not None
         self.config, self.prepared, self.engine, self.batches = config, prepared, engine, batches
         self.folder, self.processes, self.leads = Path(config.run_dir), processes, processes.rank == 0
+        self.pretrained: Pretrained | None = None
         restored = self._begin(latest)
         self.start = restored.step if restored else 0
         skipped = restored.skipped if restored else 0
@@ -127,13 +129,18 @@ class Run:
         if not self.leads:
             self.watch = Watch([], skipped)
             return
-        saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
-        configs.save(saved, self.folder / "config.yaml")
         # In this order: after a kill in between, the old tokenizer still matches the checksum in a checkpoint.
         template = () if prepared.template is None else ("tokenizer_config.json",)
         for name in ("meta.json", "tokenizer.json", *template):
             replace_file(self.folder / name, (prepared.folder / name).read_bytes())
         facts = {"framework": engine.framework, "device": engine.device_name, "parameters": engine.parameter_count}
+        saved = replace(config, checkpoint=replace(config.checkpoint, verify=True))  # false holds for this time only
+        if config.train.init_from is not None:  # to resume without it
+            saved = replace(saved, tokenizer=replace(config.tokenizer, file=str(self.folder / "tokenizer.json")))
+        if self.pretrained is not None:
+            self.pretrained.copy_companions(self.folder)
+            facts["init_from"] = self.pretrained.sums()
+        configs.save(saved, self.folder / "config.yaml")
         provenance.record(self.folder, self.start, facts, config, read_header(prepared.folder).get("files", {}))
         note_space(config, self.folder, self.start, len(checkpoints.checkpoint_folders(self.folder)))
         self.trackers += open_trackers(config, self.folder, self.start if latest else None)
@@ -148,8 +155,11 @@ class Run:
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
         self._print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
         if latest is None:
-            self.engine.init()
-            self._print(f"run folder {self.folder}")
+            source = self.config.train.init_from
+            if source is not None:
+                self.pretrained = open_pretrained(source, self.config.data.dir)
+            self.engine.init(self.pretrained.weight if self.pretrained else None)
+            self._print(f"run folder {self.folder}" + (f", from the weights of {source}" if source else ""))
             return None
         latest = self._restore(latest)
         self._print(f"run folder {self.folder}, resuming from step {latest.step}")
@@ -200,6 +210,8 @@ class Run:
     def _steps(self, save: SaveRequest, stop: StopRequest) -> int | None:
         """Train until the end, or until a signal stops the run: return the step that was saved then."""
         config, steps = self.config, self.config.train.steps
+        if self.pretrained is not None:  # so that the run needs its source no more
+            self.checkpoints.save(0, None, self.engine.save)
         for step in range(self.start, steps):
             metrics = self.engine.train_step(self.batches.batch(step), learning_rate(config, step))
             done = step + 1

@@ -14,6 +14,7 @@ from lmcore.data.tokenizer import Tokenizer
 from lmcore.errors import UserError
 from lmcore.files import check_sums, write_sums
 from lmcore.model.memory import check_memory
+from parity.convert.companions import Companions
 from parity.convert.names import Side
 from parity.convert.shards import INDEX, SINGLE, read_metadata, read_tensors, write_shards, write_tensors
 from parity.convert.tensors import Tensors, convert_tensors
@@ -21,6 +22,7 @@ from parity.convert.tensors import Tensors, convert_tensors
 __all__ = ["SUFFIX", "Bare", "is_bare", "read_bare", "write_bare"]
 
 SUFFIX = ".safetensors"
+NONE = Companions()
 FIELD = "twinlm"
 """Name, in the metadata of the first file, of the config's fields that describe model and tokenizer."""
 
@@ -36,6 +38,8 @@ class Bare:
     weights: Tensors
     tokenizer: Tokenizer | None
     """None where there is no `tokenizer.json` beside the weights."""
+    companions: Companions
+    """Those of the Hugging Face folder that a folder of weights was converted from."""
 
 
 def is_bare(path: Path) -> bool:
@@ -80,7 +84,8 @@ def read_bare(path: Path, config: Path | None = None, verify: bool = True) -> Ba
     tokenizer = Tokenizer.load(file, named.eot_token, named.stop_tokens) if file.is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise UserError(f"{file}: found {tokenizer.vocab_size} tokens, expected at most the model's {model.vocab_size}")
-    return Bare(Config(model=model, tokenizer=named, train=train), side, weights, tokenizer)
+    companions = Companions.of_run(path, verify) if path.is_dir() else NONE
+    return Bare(Config(model=model, tokenizer=named, train=train), side, weights, tokenizer, companions)
 
 
 def _described(path: Path, text: str | None) -> tuple[ModelConfig, TokenizerConfig]:
@@ -98,15 +103,18 @@ def _configured(path: Path) -> tuple[ModelConfig, TokenizerConfig]:
     return config.model, config.tokenizer
 
 
-def write_bare(path: Path, config: Config, weights: Tensors, tokenizer: Tokenizer | None) -> None:
+def write_bare(
+    path: Path, config: Config, weights: Tensors, tokenizer: Tokenizer | None, companions: Companions = NONE
+) -> None:
     """Write weights with torchlm's names.
 
     Args:
         path: a file whose name ends in `.safetensors`, or an existing folder, which gets several files where the
-            weights are large, the tokenizer, and checksums.
+            weights are large, tokenizer and companions, and checksums.
         config: the model's.
         weights: by torchlm's names.
         tokenizer: written into a folder only.
+        companions: likewise, as in an imported run.
     """
     named = {"eot_token": config.tokenizer.eot_token, "stop_tokens": config.tokenizer.stop_tokens}
     described = json.dumps({"model": to_dict(config.model), "tokenizer": named}, separators=(",", ":"))
@@ -117,4 +125,5 @@ def write_bare(path: Path, config: Config, weights: Tensors, tokenizer: Tokenize
     write_shards(path, weights, metadata)
     if tokenizer is not None:
         tokenizer.save(path / "tokenizer.json")
+    companions.keep(path)
     write_sums(path)

@@ -117,7 +117,7 @@ def _write_model(path: Path, source: Source, to: Target, dtype: "Dtype") -> None
         case "hf":
             write_folder(path, config, weights, tokenizer, source.companions)
         case "safetensors":
-            write_bare(path, config, weights, tokenizer)
+            write_bare(path, config, weights, tokenizer, source.companions)
         case "gguf":
             name = source.path.resolve().name
             for line in write_gguf(path, name, config.model, weights, tokenizer, source.companions, dtype):

@@ -94,7 +94,7 @@ def open_source(
 
     if is_bare(path) and not (is_model(path) or is_run(path)):
         bare = read_bare(path, model_config, verify)
-        return Source(path, bare.side, bare.config, bare.tokenizer, None, bare.weights, Companions())
+        return Source(path, bare.side, bare.config, bare.tokenizer, None, bare.weights, bare.companions)
     if model_config is not None:
         raise UserError(
             f"--model_config: found {str(model_config)!r}, but {path} says itself what model it is; leave it out"

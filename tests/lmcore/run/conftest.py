@@ -46,7 +46,7 @@ class Miniature:
         self.shapes: set[tuple[int, ...]] = set()
         """Of the batches that were evaluated."""
 
-    def init(self) -> None:
+    def init(self, weights: Any = None) -> None:
         self.nats = 8.0
 
     def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:

@@ -121,9 +121,9 @@ def failing_at(miniature: type, steps: set[int]) -> type:
     """An engine whose loss is NaN at these steps, and which leaves their updates out."""
 
     class Failing(miniature):
-        def init(self) -> None:
+        def init(self, weights: Any = None) -> None:
             self.step = 0
-            super().init()
+            super().init(weights)
 
         def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
             self.step += 1
