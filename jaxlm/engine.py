@@ -21,7 +21,7 @@ from jaxlm.device import set_up_jax
 from jaxlm.documents import read_batch, read_tokens, target_count
 from jaxlm.functional import Model, Params
 from jaxlm.layers import stack_layers, unstack_layers
-from jaxlm.loss import IGNORED, loss_sum
+from jaxlm.loss import IGNORED, cross_entropy, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.processes import joined
 from jaxlm.sharding import (
@@ -47,6 +47,7 @@ __all__ = [
     "eval_step",
     "jit_train_step",
     "lower_train_step",
+    "score",
     "state_shapes",
     "train_step",
 ]
@@ -130,6 +131,22 @@ def eval_step(
     return loss_sum(model(params), tokens, targets, None, documents), jnp.sum(targets != IGNORED)
 
 
+def score(
+    model: Model, params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Return the log-probability of each target, and whether it is the most likely token.
+
+    Args:
+        model: the decoder without its parameters.
+        params: its parameters, which may be stacked (see `jaxlm.layers`).
+        tokens: token ids.
+        targets: the id that follows each token, or IGNORED, which gives 0.
+    """
+    decoder = model(params)
+    logits = decoder.logits(decoder.hidden(tokens))
+    return -cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
+
+
 @jax.jit
 def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
@@ -196,6 +213,7 @@ class Engine:
         self._unstack = partial(unstack_layers, n_layers=config.model.n_layers)
         self._train_step, _ = jit_train_step(self.model, self.mesh)
         self._eval_step = jax.jit(partial(eval_step, self.model))
+        self._score = jax.jit(partial(score, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
         self._running: Any = None
         self.held: TrainState
@@ -287,15 +305,27 @@ class Engine:
         self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
+        self._wait_on_cpu()
+        with jax.set_mesh(self.mesh):
+            self._running = self._eval_step(self.held.params, *self._on_devices(tokens, targets))
+        return self._running
+
+    def score(
+        self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
+    ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """Return the log-probability of each target, 0 for −1, and whether it is the most likely token; one process."""
+        with jax.set_mesh(self.mesh):
+            scores = self._score(self.held.params, *self._on_devices(tokens, targets))
+        logprobs, likeliest = (np.asarray(values)[: len(tokens)] for values in scores)
+        return logprobs, likeliest
+
+    def _on_devices(self, tokens: np.ndarray, targets: np.ndarray) -> list[Array]:
+        """Split sequences over the devices, with further ones whose targets are ignored where there are too few."""
         missing = -len(tokens) % (shape_of(self.mesh).batch // self.shard[1])
         if missing:
             tokens, targets = (np.pad(a, ((0, missing), (0, 0)), constant_values=IGNORED) for a in (tokens, targets))
             tokens = np.maximum(tokens, 0)
-        self._wait_on_cpu()
-        with jax.set_mesh(self.mesh):
-            rows = (placed(array, batch_sharding(self.mesh)) for array in (tokens, targets))
-            self._running = self._eval_step(self.held.params, *rows)
-        return self._running
+        return [placed(array, batch_sharding(self.mesh)) for array in (tokens, targets)]
 
     def _wait_on_cpu(self) -> None:
         """Wait for the previous program where several CPU devices share one pool of threads.

@@ -16,6 +16,7 @@ __all__ = ["NotFinite", "OneLineParser", "UserError", "command", "is_unicode", "
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
     **dict.fromkeys(("torch", "safetensors"), "torch"),
+    "lm_eval": "eval",
 }
 """Package -> the extra of this project that installs it."""
 

@@ -17,8 +17,10 @@ from parity.convert.conversion import convert
 
 TRAIN = {"jax": jaxlm.train.main, "torch": torchlm.train.main}
 SHAPE = ["--model.dim=8", "--model.n_layers=2", "--model.n_heads=2", "--model.max_seq_len=16"]
-TEXT = ["--train.batch_size=2", "--log.every=1", "--sample.max_tokens=1", "--eval.windows=2"]
-TEXT.append("--train.precision=float64")
+TEXT = [
+    *("--train.batch_size=2", "--log.every=1", "--sample.max_tokens=1", "--eval.windows=2"),
+    "--train.precision=float64",
+]
 
 
 @pytest.fixture(scope="module")

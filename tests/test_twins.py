@@ -78,6 +78,7 @@ DIFFERENCES = {
         "Engine.state": "jax's compiled steps hold it with layers stacked, where layers run in a loop",
         "train_step": MODULE,
         "eval_step": MODULE,
+        "score": MODULE,
         "initial_params": "in jax, a method of functional.Model",
         "state_shapes": LOWERED,
         "jit_train_step": LOWERED,

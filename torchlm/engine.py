@@ -26,13 +26,13 @@ from torchlm.device import device_name, make_scaler, set_up_torch, to_device
 from torchlm.documents import read_batch, read_tokens, target_count
 from torchlm.dropout import Key, MaskKey, fold_in, seed_key
 from torchlm.fast.parallel import LossSum, SplitLoss
-from torchlm.loss import IGNORED, loss_sum
+from torchlm.loss import IGNORED, cross_entropy, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
 from torchlm.processes import Group, joined
 from torchlm.sharding import Sharding, check_sharding, own
 
-__all__ = ["Engine", "TrainState", "eval_step", "initial_params", "train_step"]
+__all__ = ["Engine", "TrainState", "eval_step", "initial_params", "score", "train_step"]
 
 
 @dataclass
@@ -142,6 +142,21 @@ def eval_step(
     return loss_sum(model.eval(), tokens, targets, None, documents), torch.sum(targets != IGNORED)
 
 
+@torch.inference_mode()
+def score(
+    model: Decoder, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Return the log-probability of each target, and whether it is the most likely token.
+
+    Args:
+        model: the decoder; it is left in evaluation mode.
+        tokens: token ids.
+        targets: the id that follows each token, or IGNORED, which gives 0.
+    """
+    logits = model.eval().logits(model.hidden(tokens))
+    return -cross_entropy(logits, targets), torch.argmax(logits, dim=-1) == targets
+
+
 class Engine:
     """A torchlm model in training: parameters, optimizer state, compiled steps. See `lmcore.run.engine.Engine`."""
 
@@ -232,6 +247,14 @@ class Engine:
             self.sharding.sum_over_batch([sums])
             loss, count = sums[0], sums[1].long()
         return loss, count
+
+    def score(
+        self, tokens: Int32[np.ndarray, "B T"], targets: Int32[np.ndarray, "B T"]
+    ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """Return the log-probability of each target, 0 for −1, and whether it is the most likely token; one process."""
+        scores = score(self.state.model, to_device(tokens, self.device), to_device(targets, self.device))
+        logprobs, likeliest = (values.cpu().numpy() for values in scores)
+        return logprobs, likeliest
 
     def is_finite(self) -> bool:
         """Return whether all parameters and optimizer values are finite; waits for the device."""

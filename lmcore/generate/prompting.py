@@ -17,6 +17,7 @@ from lmcore.data.tokenizer import Tokenizer
 __all__ = [
     "Generator",
     "Text",
+    "cache_size",
     "complete",
     "continue_texts",
     "draw_uniforms",
@@ -120,7 +121,7 @@ def write_tokens(
     later = (options.max_tokens - 1) // chunk * chunk  # tokens to decode after the first call
     tokens, pads = pad_left(prompts, longest, pad, room=later)
     uniforms = draw_uniforms(options.seed, len(prompts), first + options.max_tokens)[:, first:]
-    size = min(context, _cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
+    size = min(context, cache_size(tokens.shape[1] + options.max_tokens + chunk - 1))
     state = None
     for begin in range(0, options.max_tokens, chunk):
         if tokens.shape[1] + chunk > size:
@@ -136,7 +137,7 @@ def write_tokens(
         yield new[:, :count]
 
 
-def _cache_size(positions: int) -> int:
+def cache_size(positions: int) -> int:
     """Round up to an eighth of the next power of two: few slots are unused, and few sizes are compiled."""
     step = max(WIDTH, (1 << (positions - 1).bit_length()) // 8)
     return -(-positions // step) * step

@@ -176,3 +176,17 @@ def test_bfloat16_trains_like_float32() -> None:
     wide, narrow = train(start(), 3), train(start(precision="bfloat16"), 3)
     assert narrow != wide
     np.testing.assert_allclose(narrow, wide, rtol=3e-3)
+
+
+def test_the_score_of_each_target_adds_up_to_the_loss() -> None:
+    engine = start()
+    tokens, targets = batch(3, rows=3)[:, :-1], batch(3, rows=3)[:, 1:].copy()
+    targets[1, 2:] = IGNORED
+    logprobs, likeliest = engine.score(tokens, targets)
+    assert logprobs.shape == likeliest.shape == targets.shape
+    assert float(engine.eval_step(tokens, targets)[0]) == pytest.approx(-logprobs.sum(), rel=1e-6)
+    assert not logprobs[1, 2:].any()
+    decoder = engine.model(engine.state.params)
+    best = np.asarray(jnp.argmax(decoder.logits(decoder.hidden(jnp.asarray(tokens))), axis=-1), np.int32)
+    assert engine.score(tokens, best)[1].all()
+    assert not engine.score(tokens, (best + 1) % MODEL.vocab_size)[1].any()

@@ -164,3 +164,17 @@ def test_compilation_changes_nothing_but_rounding_and_one_block_serves_all_layer
         np.testing.assert_allclose(compiled_losses, losses, rtol=1e-6)
         assert 0 < apart < 2e-5
     assert captured[True] < captured[False] / 2
+
+
+def test_the_score_of_each_target_adds_up_to_the_loss():
+    engine, _ = engine_after(1, Config(model=MODEL, train=TRAIN))
+    rows = batch(engine.config, 3)[:3]
+    tokens, targets = rows[:, :-1], rows[:, 1:].copy()
+    targets[1, 2:] = -1
+    logprobs, likeliest = engine.score(tokens, targets)
+    assert logprobs.shape == likeliest.shape == targets.shape
+    assert float(engine.eval_step(tokens, targets)[0]) == pytest.approx(-logprobs.sum(), rel=1e-6)
+    assert not logprobs[1, 2:].any()
+    best = engine.state.model(torch.from_numpy(tokens)).argmax(dim=-1).numpy().astype(np.int32)
+    assert engine.score(tokens, best)[1].all()
+    assert not engine.score(tokens, (best + 1) % MODEL.vocab_size)[1].any()
