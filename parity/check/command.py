@@ -48,6 +48,7 @@ def check(
     apart: bool = False,
     backends: Sequence[str] = tuple(PAIR),
     meshes: "Sequence[Topology]" = (),
+    witnesses: Sequence[str] = (),
 ) -> "Report":
     """Check that jaxlm and torchlm, or two other backends, are the same model.
 
@@ -65,6 +66,7 @@ def check(
             sets this needs `if __name__ == "__main__"`.
         backends: two names in `parity.backends.BACKENDS`, the reference first.
         meshes: compare runs on these meshes with the run of one device instead, in both twins, from initial weights.
+        witnesses: names in `parity.check.witnesses.WITNESSES`, to compare on rung 9 beside transformers.
 
     Returns:
         A report; it is true if nothing differs.
@@ -88,7 +90,8 @@ def check(
             if report is not None:
                 report(dtype, [line for line in lines if line.dtype == dtype])
         facts["meshes"], dtypes = "; ".join(map(str, meshes)), ()
-    options, at_once = Options(steps=steps), processes_for(subject, dtypes, on) if apart else 1
+    options = Options(steps=steps, witnesses=tuple(witnesses))
+    at_once = processes_for(subject, dtypes, on) if apart else 1
     for first in range(0, len(dtypes), at_once):
         group = dtypes[first : first + at_once]
         if len(group) == 1:
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{option}: {path!r} is in no folder that exists; make it first")
         if path is not None and Path(path).is_dir():
             raise UserError(f"{option}: {path!r} is a folder, expected a file to write; name one in it")
-    meshes = _meshes(args)
+    meshes, witnesses = _meshes(args), _witnesses(args, rungs)
     if args.self_test:
         return _mesh_self_test() if meshes else _self_test()
     if args.calibrate:
@@ -158,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             apart=True,
             backends=backends,
             meshes=meshes,
+            witnesses=witnesses,
         )
     console.print(f"{report.subject}: {report.facts['model']}; {report.facts['text']}", highlight=False, markup=False)
     console.print(report.verdict, style="bold green" if report else "bold red", highlight=False, markup=False)
@@ -196,6 +200,12 @@ def _parser() -> Any:
         "1,2,2, or 1,1,2,sequence.",
     )
     parser.add_argument("--processes", type=int, default=1, help="Number of processes that share a mesh in jax.")
+    parser.add_argument(
+        "--witness",
+        type=list[str] | None,
+        help="Further implementations to compare on rung 9: all, or any of ctranslate2, mlx, onnxruntime-genai, "
+        "llama.cpp.",
+    )
     parser.add_argument("--json", type=str | None, help="Write all differences to this file.")
     parser.add_argument("--report", type=str | None, help="Write a self-contained web page to this file.")
     parser.add_argument(
@@ -248,6 +258,15 @@ def _meshes(args: Any) -> "list[Topology]":
     if not args.mesh and args.processes != 1:
         raise UserError(f"--processes: found {args.processes} without --mesh, expected both")
     return [topology(text, args.processes) for text in args.mesh or []]
+
+
+def _witnesses(args: Any, rungs: list[int] | None) -> tuple[str, ...]:
+    from parity.check.witnesses import choose
+
+    if args.witness and (args.mesh or (rungs is not None and 9 not in rungs)):
+        other = "--mesh" if args.mesh else "--rungs without 9"
+        raise UserError(f"--witness: found {other} too, expected rung 9 to be climbed, which has the witnesses")
+    return choose(args.witness or [])
 
 
 def _backends(words: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from parity.backends.base import Pair
 from parity.check.result import Result
-from parity.check.rungs import decoding, execution, forward, inputs, repeat, restart, trajectory, transformers, update
+from parity.check.rungs import decoding, execution, forward, inputs, repeat, restart, trajectory, update, witnesses
 from parity.check.rungs.base import Options
 
 __all__ = ["RUNGS", "Rung", "climb"]
@@ -56,7 +56,7 @@ RUNGS = (
     Rung(6, "optimizer update", update.updates),
     Rung(7, "training trajectory", trajectory.trajectory),
     Rung(8, "cached decoding", decoding.decoding),
-    Rung(9, "a third implementation", transformers.third_implementation),
+    Rung(9, "a third implementation", witnesses.further_implementations),
     Rung(10, "save, restore, go on", restart.restart),
     Rung(11, "ways of computing", execution.execution),
 )

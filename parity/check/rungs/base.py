@@ -17,12 +17,14 @@ DOCUMENT = 8
 
 @dataclass(frozen=True)
 class Options:
-    """Lengths of the runs on rung 7."""
+    """Lengths of the runs on rung 7, and the witnesses on rung 9."""
 
     steps: int = 20
     """Number of steps of the training trajectory."""
     draws: int = 3
     """Number of runs of each twin that measure its own drift."""
+    witnesses: tuple[str, ...] = ()
+    """Names of the witnesses on rung 9, in addition to transformers."""
 
 
 def in_short_documents(tokens: np.ndarray) -> np.ndarray:

@@ -127,6 +127,8 @@ def test_the_command_names_the_first_divergent_layer(text: Path, tmp_path: Path,
         (["--report", "."], "--report: '.' is a folder, expected a file to write; name one in it"),
         (["no/such/run"], "no/such/run: found nothing"),
         (["runs/x", "--model.dim", "64"], "model.dim: runs/x brings its own config"),
+        (["--witness", "vllm"], "--witness: found 'vllm', expected all, or any of ctranslate2, mlx"),
+        (["--witness", "all", "--rungs", "1-8"], "--witness: found --rungs without 9 too, expected rung 9"),
         (["--no-such-option", "1"], "no such field"),
     ],
 )
