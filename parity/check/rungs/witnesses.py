@@ -16,6 +16,7 @@ from parity.check.rungs.base import Options
 from parity.check.rungs.transformers import third_implementation
 from parity.check.witnesses import WITNESSES
 from parity.convert import names as mapping
+from parity.convert.families import LLAMA
 from parity.difference import difference, tolerance
 
 __all__ = ["further_implementations", "witnesses"]
@@ -36,7 +37,7 @@ def witnesses(pair: Pair, options: Options) -> Iterator[Result]:
     """Compare each witness's logits with the twins'; all compute in float32, whose tolerance applies."""
     if not options.witnesses:
         return
-    reason = "; ".join(mapping.not_llama(pair.config.model))
+    reason = "; ".join(LLAMA.differences(pair.config.model))
     if pair.dtype == "bfloat16":
         reason = "witnesses compute in float32"
     with tempfile.TemporaryDirectory() as room:
