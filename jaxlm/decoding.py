@@ -109,7 +109,7 @@ class Generator:
     def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
         self.options = options
         self.mesh = mesh
-        config = replace(model.config, model=replace(model.config.model, tie_embeddings=False))
+        config = replace(model.config, model=replace(model.config.model, tie_embeddings=False, lora=None))
         if model.dtype == jnp.bfloat16 and mesh.devices.flat[0].platform == "cpu":
             config = replace(config, train=replace(config.train, precision="float32"))
         self.model = Model(config)

@@ -23,7 +23,7 @@ def dropout(x: Float[Array, "*S"], rate: float, key: Key) -> Float[Array, "*S"]:
         rate: fraction to zero; the rest is divided by 1 − rate.
         key: random key of the mask; None switches dropout off.
     """
-    if key is None:
+    if key is None or rate == 0:
         return x
     mask = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)  # the same mask in every precision
     return jnp.where(mask, x / (1 - rate), 0)

@@ -4,7 +4,7 @@ Shape letters as in `jaxlm.model`; A accumulation steps, T1 = T + 1 tokens for T
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jaxlm.device import set_up_jax
 from jaxlm.documents import read_batch, read_tokens, target_count
 from jaxlm.functional import Model, Params
 from jaxlm.layers import stack_layers, unstack_layers
+from jaxlm.lora import merge
 from jaxlm.loss import IGNORED, cross_entropy, loss_sum
 from jaxlm.optim import apply_updates, clip_by_global_norm, make_optimizer, over_layers
 from jaxlm.processes import joined
@@ -38,6 +39,7 @@ from jaxlm.sharding import (
 from lmcore.config import Config, SampleConfig
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import Weights
+from lmcore.model.lora import is_adapter
 from lmcore.model.memory import check_memory
 from lmcore.run.processes import ALONE, Processes
 
@@ -61,7 +63,15 @@ class TrainState:
     step: Any
     """Number of updates done, an integer."""
     params: dict[str, Any]
+    """Those that are trained."""
     opt_state: Any
+    frozen: dict[str, Any] = field(default_factory=dict)
+    """Parameters that are not trained: all but the adapters' with `model.lora`."""
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """All parameters of the model."""
+        return self.frozen | self.params
 
 
 def train_step(
@@ -81,10 +91,10 @@ def train_step(
 
     def micro_loss(params: Params, tokens: Int[Array, "B T1"], index: Int[Array, ""]) -> Float[Array, ""]:
         key = None
-        if config.model.dropout > 0:
+        if config.model.has_dropout:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), state.step), index)
         inputs, targets, documents = read_batch(config.data, tokens)
-        return loss_sum(model(params), inputs, targets, key, documents)
+        return loss_sum(model(state.frozen | params), inputs, targets, key, documents)
 
     def accumulate(total: tuple[Array, Params], micro: tuple[Array, Array]) -> tuple[tuple[Array, Params], None]:
         added = jax.value_and_grad(micro_loss)(state.params, *micro)
@@ -95,7 +105,7 @@ def train_step(
         loss, grads = jax.value_and_grad(micro_loss)(state.params, batch[0], jnp.int32(0))
     else:
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        start = (jnp.zeros((), zeros["embed_tokens.weight"].dtype), zeros)
+        start = (jnp.zeros((), jax.tree.leaves(zeros)[0].dtype), zeros)
         (loss, grads), _ = jax.lax.scan(accumulate, start, (batch, jnp.arange(parts)))
     count = target_count(config.data, batch)
     grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / count, grads), config.optim.clip)
@@ -108,7 +118,7 @@ def train_step(
         keep = partial(jnp.where, finite)
         params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
         metrics["skipped"] = ~finite
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
 
 def update_is_finite(loss: Float[Array, ""], grad_norm: Float[Array, ""]) -> Bool[Array, ""]:
@@ -155,7 +165,7 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
 def state_shapes(model: Model) -> TrainState:
     """Return the shapes of a train state, unstacked."""
     init = make_optimizer(model.config.optim).init
-    return jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, init(params)), model.shapes)
+    return jax.eval_shape(lambda p, frozen: TrainState(jnp.int32(0), p, init(p), frozen), model.trained, model.frozen)
 
 
 def jit_train_step(model: Model, mesh: Mesh) -> tuple[Any, TrainState]:
@@ -216,6 +226,8 @@ class Engine:
         self._score = jax.jit(partial(score, self.model))
         self._generators: dict[SampleConfig, Generator] = {}
         self._running: Any = None
+        self._base: Params = {}
+        """Weights from `load_base` that no state has taken yet: a step donates the memory of its own."""
         self.held: TrainState
         """The state in the form that the compiled steps take: stacked over the layers with `model.scan_layers`."""
 
@@ -277,16 +289,24 @@ class Engine:
         return self.processes.rank * own // tensor // each, shape_of(self.mesh).batch // each
 
     def init(self, weights: Weights | None = None) -> None:
-        """Start from these weights, or from the shared NumPy initialization."""
+        """Start from these weights, or from the shared NumPy initialization; those of `load_base` stay."""
         self._check_memory(training=True)
         shardings = self._shardings(state_shapes(self.model))
-        params: Params = {}
+        values, self._base = self._base, {}
         for name, leaf in self.model.shapes.items():  # one at a time: each device keeps its part alone
-            weight = self.model.initial_weight(name, weights)
-            params[name] = jax.make_array_from_callback(leaf.shape, shardings.params[name], weight.__getitem__)
+            if name not in values:
+                weight = self.model.initial_weight(name, weights)
+                values[name] = jax.make_array_from_callback(leaf.shape, shardings.weights[name], weight.__getitem__)
+        params, frozen = ({name: values[name] for name in names} for names in (self.model.trained, self.model.frozen))
         opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
         step = jax.make_array_from_callback((), shardings.step, np.zeros((), np.int32).__getitem__)
-        self.state = TrainState(step, params, opt_state)
+        self.state = TrainState(step, params, opt_state, frozen)
+
+    def load_base(self, folder: Path) -> None:
+        """Load all weights but the adapters' from a saved state that has no adapters, before `init` or `restore`."""
+        weights = self._abstract(state_shapes(self.model)).weights
+        base = {name: leaf for name, leaf in weights.items() if not is_adapter(name)}
+        self._base = restore_state(folder, params=base)["params"]
 
     def _check_memory(self, *, training: bool) -> None:
         if self.mesh.devices.flat[0].platform == "cpu":
@@ -307,7 +327,7 @@ class Engine:
         """Return the summed token loss and the number of targets that count, without waiting for the device."""
         self._wait_on_cpu()
         with jax.set_mesh(self.mesh):
-            self._running = self._eval_step(self.held.params, *self._on_devices(tokens, targets))
+            self._running = self._eval_step(self.held.weights, *self._on_devices(tokens, targets))
         return self._running
 
     def score(
@@ -315,7 +335,7 @@ class Engine:
     ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """Return the log-probability of each target, 0 for −1, and whether it is the most likely token; one process."""
         with jax.set_mesh(self.mesh):
-            scores = self._score(self.held.params, *self._on_devices(tokens, targets))
+            scores = self._score(self.held.weights, *self._on_devices(tokens, targets))
         logprobs, likeliest = (np.asarray(values)[: len(tokens)] for values in scores)
         return logprobs, likeliest
 
@@ -354,24 +374,29 @@ class Engine:
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
-        shapes = state_shapes(self.model)
-        shapes = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            shapes,
-            self._shardings(shapes),
-        )
+        shapes = self._abstract(state_shapes(self.model))
+        weights, self._base = self._base or (self.state.frozen if hasattr(self, "held") else {}), {}
+        frozen = {name: weights[name] for name in self.model.frozen}
         if not optimizer:
-            self.state = TrainState(jnp.int32(0), restore_state(folder, params=shapes.params)["params"], None)
+            self.state = TrainState(jnp.int32(0), restore_state(folder, params=shapes.params)["params"], None, frozen)
             return
         items = {"params": shapes.params, "optimizer": {"step": shapes.step, "state": shapes.opt_state}}
         read = restore_state(folder, **items)
-        self.state = TrainState(read["optimizer"]["step"], read["params"], read["optimizer"]["state"])
+        self.state = TrainState(read["optimizer"]["step"], read["params"], read["optimizer"]["state"], frozen)
+
+    def _abstract(self, shapes: TrainState) -> TrainState:
+        """Return the shapes of a state with their shardings."""
+
+        def placed(leaf: Any, place: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        return jax.tree.map(placed, shapes, self._shardings(shapes))
 
     def generator(self, options: SampleConfig) -> Generator:
         """Return a generator with the current parameters."""
         if options not in self._generators:
             self._generators[options] = Generator(self.model, options, own_mesh(self.mesh))
         generator = self._generators[options]
-        params = self.state.params
+        params = merge(self.state.weights, self.config.model)
         generator.load(local(gathered(params, self.mesh)) if self._sharded else params)
         return generator

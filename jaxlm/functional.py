@@ -12,9 +12,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxlm.layers import STACK, scanned, unstack_layers
+from jaxlm.lora import add_adapters
 from jaxlm.model import Decoder
 from lmcore.config import Config
 from lmcore.model.init import Weights, initial_weight
+from lmcore.model.lora import is_trained
 
 __all__ = ["Model", "Params"]
 
@@ -30,11 +32,15 @@ class Model:
         self.dtype = jnp.dtype(config.train.precision)
         parameter_dtype = jnp.promote_types(self.dtype, jnp.float32)
         remat, sequence = config.train.remat, config.parallel.sequence
-        decoder = nnx.eval_shape(lambda: Decoder(config.model, self.dtype, remat, sequence))
+        decoder = nnx.eval_shape(lambda: add_adapters(Decoder(config.model, self.dtype, remat, sequence)))
         self.graph, state = nnx.split(decoder)
         leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
         self.paths = {name: path for name, (path, _) in leaves.items()}
         self.shapes = {name: jax.ShapeDtypeStruct(shape, parameter_dtype) for name, (_, shape) in leaves.items()}
+        trained = {name: is_trained(config.model, name) for name in self.shapes}
+        self.trained, self.frozen = (
+            {name: leaf for name, leaf in self.shapes.items() if trained[name] is wanted} for wanted in (True, False)
+        )
 
     def initial_params(self) -> Params:
         """Return the weights of the shared NumPy initialization for `train.seed`."""
@@ -61,4 +67,4 @@ class Model:
     @property
     def parameter_count(self) -> int:
         """Number of trained parameters, each scalar counted."""
-        return sum(leaf.size for leaf in self.shapes.values())
+        return sum(leaf.size for leaf in self.trained.values())

@@ -101,15 +101,15 @@ def over_layers(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradi
 
             return jax.tree.map(select, tree, is_leaf=named)
 
-        # Counts are the same in both results, so those of the first are taken.
-        def merged(one: Any, other: Any) -> Any:
-            return one | other if named(one) else one
+        # Counts are the same in both results, so those of the first are taken. Only the layers' is sure to have names.
+        def merged(layers: Any, outside: Any) -> Any:
+            return outside | layers if named(layers) else outside
 
         trees = (grads, state, params)
         axes = jax.tree.map(lambda node: 0 if named(node) else None, only(trees, True), is_leaf=named)
         outside = optimizer.update(*only(trees, False), lr=lr)
         layers = jax.vmap(lambda *one: optimizer.update(*one, lr=lr), axes, axes[:2])(*only(trees, True))
-        return jax.tree.map(merged, outside, layers, is_leaf=named)
+        return jax.tree.map(merged, layers, outside, is_leaf=named)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 

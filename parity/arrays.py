@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["Arrays", "moved_by_one_ulp"]
+__all__ = ["Arrays", "moved_by_one_ulp", "scaled_matrix"]
 
 Arrays = dict[str, np.ndarray]
 """Name -> array, in order."""
@@ -30,3 +30,14 @@ def moved_by_one_ulp(
         else:
             moved[name] = np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))
     return moved
+
+
+def scaled_matrix(matrix: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """Return a matrix scaled up; one of zeros, as an adapter's B is at first, is drawn instead, so that faults show.
+
+    Args:
+        matrix: of a model's weights.
+        scale: factor.
+        rng: draws the values in place of zeros.
+    """
+    return (matrix * scale if matrix.any() else rng.uniform(-0.5, 0.5, matrix.shape)).astype(matrix.dtype)

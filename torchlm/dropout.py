@@ -65,7 +65,7 @@ def dropout(x: Float[Tensor, "*S"], rate: float, key: Key) -> Float[Tensor, "*S"
         rate: fraction to zero; the rest is divided by 1 − rate.
         key: random key of the mask; None switches dropout off.
     """
-    if key is None:
+    if key is None or rate == 0:
         return x
     if not isinstance(key, MaskKey):
         return F.dropout(x, rate)

@@ -3,10 +3,11 @@
 Shape letters as in `torchlm.model`; A accumulation steps, T1 = T + 1 tokens for T targets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from lmcore.config import Config, SampleConfig
 from lmcore.model.flops import peak_flops
 from lmcore.model.init import Weights, initial_weight
+from lmcore.model.lora import is_adapter
 from lmcore.model.memory import check_memory
 from lmcore.run.mesh import check_mesh, mesh_shape
 from lmcore.run.processes import ALONE, Processes
@@ -26,6 +28,7 @@ from torchlm.device import device_name, make_scaler, set_up_torch, to_device
 from torchlm.documents import read_batch, read_tokens, target_count
 from torchlm.dropout import Key, MaskKey, fold_in, seed_key
 from torchlm.fast.parallel import LossSum, SplitLoss
+from torchlm.lora import add_adapters
 from torchlm.loss import IGNORED, cross_entropy, loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import apply_updates, clip_by_global_norm, make_optimizer
@@ -44,7 +47,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler | None
     parameters: dict[str, nn.Parameter]
-    """Dotted name, such as `layers.0.mlp.up_proj.weight`, -> parameter, or this process's part of it."""
+    """Dotted name, such as `layers.0.mlp.up_proj.weight`, -> trained parameter, or this process's part of it."""
     sharding: Sharding | None = None
 
     @property
@@ -116,7 +119,7 @@ def dropout_key(config: Config, step: int, index: int, device: torch.device, sha
         device: of the key.
         sharding: of the masks, where each process computes a part.
     """
-    if config.model.dropout == 0:
+    if not config.model.has_dropout:
         return None
     if config.train.dropout_masks == "threefry":
         words = fold_in(fold_in(seed_key(config.train.seed, device), step), index)
@@ -171,7 +174,10 @@ class Engine:
         check_sharding(config, self.mesh)
         self._check_memory(training=False)
         with torch.device("meta"):  # allocates nothing, and skips torch's own initialization
-            self.model = Decoder(config.model, getattr(torch, config.train.precision), config.train.remat)
+            dtype = getattr(torch, config.train.precision)
+            self.model = add_adapters(Decoder(config.model, dtype, config.train.remat))
+        self._base: dict[str, Tensor] = {}
+        """Weights from `load_base`."""
         self.sharding: Sharding | None = None
         self._loss_sum: LossSum = loss_sum
         if config.train.compile and config.model.scan_layers:
@@ -193,7 +199,7 @@ class Engine:
     @property
     def parameter_count(self) -> int:
         """Number of trained parameters, each scalar counted."""
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @property
     def device_name(self) -> str:
@@ -213,10 +219,17 @@ class Engine:
         return self.processes.rank // self.mesh.tensor, self.mesh.batch
 
     def init(self, weights: Weights | None = None) -> None:
-        """Start from these weights, or from the shared NumPy initialization."""
+        """Start from these weights, or from the shared NumPy initialization; those of `load_base` stay."""
         self._check_memory(training=True)
         self._shard()
-        self.state = self._state(initial_params(self.model, self.config.train.seed, self.sharding, weights))
+        params = initial_params(self.model, self.config.train.seed, self.sharding, weights, self._base)
+        self.state = self._state(params)
+
+    def load_base(self, folder: Path) -> None:
+        """Load all weights but the adapters' from a saved state that has no adapters, before `init` or `restore`."""
+        named = self.model.named_parameters()
+        self._base = {name: torch.empty_like(p, device=self.device) for name, p in named if not is_adapter(name)}
+        restore_state(folder, params=self._base)
 
     def _shard(self) -> None:
         """Split the model over the mesh, once; not in `__init__`, since all processes must do so at the same time."""
@@ -277,8 +290,9 @@ class Engine:
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load the state that `save` wrote; without `optimizer`, the parameters alone, to evaluate or generate."""
         self._shard()
-        named = self.model.named_parameters()
-        params = {name: torch.empty_like(own(p), device=self.device) for name, p in named}
+        params = {name: torch.empty_like(own(p), device=self.device) for name, p in self.model.named_parameters()}
+        frozen = {name: own(p) for name, p in self.model.named_parameters() if not p.requires_grad}
+        params |= {name: self._base.get(name, p) for name, p in frozen.items()}
         self.state = self._state(params, optimizer)
         if not optimizer:
             restore_state(folder, params=self._wholes(self.state.params))
@@ -321,7 +335,7 @@ class Engine:
             params = self.sharding.held(self.model, params)
         self.model.load_state_dict(params, assign=True)
         self.model.to(self.device)
-        parameters = self.sharding.own_parts(self.model) if self.sharding else dict(self.model.named_parameters())
+        parameters = self.sharding.own_parts(self.model) if self.sharding else trained_parameters(self.model)
         sharding = (self.sharding,) if self.mesh.sharded else ()
         new_optimizer = make_optimizer(self.config.optim, parameters, *sharding) if optimizer else None
         scaler = make_scaler(self.device, self.config.train.precision)
@@ -342,8 +356,17 @@ class Engine:
         return tensors
 
 
+def trained_parameters(model: Decoder) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by dotted name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def initial_params(
-    model: Decoder, seed: int, sharding: Sharding | None = None, weights: Weights | None = None
+    model: Decoder,
+    seed: int,
+    sharding: Sharding | None = None,
+    weights: Weights | None = None,
+    base: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Return the shared NumPy initialization, by name; torch stores kernels output × input, `lmcore` input × output.
 
@@ -352,13 +375,17 @@ def initial_params(
         seed: `train.seed`.
         sharding: where each process has a part of the parameters, it keeps that alone of each.
         weights: to return instead of that initialization.
+        base: tensors that are returned as they are.
     """
     weights = weights or partial(initial_weight, seed, model=model.config)
     params = {}
     for name, p in model.named_parameters():
         transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         shape = tuple(reversed(p.shape)) if transposed else tuple(p.shape)
-        weight = weights(name.replace(".weight", ".kernel") if transposed else name, shape)
-        whole = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
+        if name in base:
+            whole = base[name]
+        else:
+            weight = weights(name.replace(".weight", ".kernel") if transposed else name, shape)
+            whole = torch.tensor(np.ascontiguousarray(weight.T if transposed else weight), dtype=p.dtype)
         params[name] = sharding.own(whole, sharding.layouts[name]) if sharding else whole
     return params

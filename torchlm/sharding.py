@@ -123,10 +123,11 @@ class Sharding:
         return {name: self._held(p, own[name]) for name, p in model.named_parameters()}
 
     def own_parts(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return this process's parts of the parameters, for the optimizer: the same memory as in the model."""
+        """Return this process's parts of the trained parameters, for the optimizer: the same memory as in the model."""
         found = {}
         for name, p in model.named_parameters():
-            found[name] = nn.Parameter(own(p)) if isinstance(p, DTensor) else p
+            if p.requires_grad:
+                found[name] = nn.Parameter(own(p)) if isinstance(p, DTensor) else p
         self.parts = {p: self.layouts[name] for name, p in found.items()}
         return found
 
@@ -217,6 +218,8 @@ class Sharding:
         """
         unsummed = []
         for name, p in model.named_parameters():
+            if name not in parameters:
+                continue
             grad = p.grad
             if isinstance(grad, DTensor):
                 grad = grad.redistribute(placements=p.placements).to_local()  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from lmcore.config.io import (
     to_dict,
     to_yaml,
 )
+from lmcore.config.lora import ADAPTED, LoraConfig
 from lmcore.config.model import GATED, ModelConfig, RopeScaling
 from lmcore.config.schema import (
     CheckpointConfig,
@@ -32,6 +33,7 @@ from lmcore.config.schema import (
 from lmcore.config.values import Derived
 
 __all__ = [
+    "ADAPTED",
     "GATED",
     "GROUPS",
     "CheckpointConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "Device",
     "EvalConfig",
     "LogConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",

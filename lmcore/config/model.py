@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lmcore.config.lora import LoraConfig
 from lmcore.config.values import Derived, at_least, explicit, require
 
 __all__ = ["GATED", "ModelConfig", "RopeScaling"]
@@ -132,6 +133,8 @@ class ModelConfig:
     """Compile one block for all layers; each layer keeps its own weights. jax stacks the layers' parameters and
     optimizer state, scans over them, and compiles forward pass and update once. torch, with train.compile, calls one
     compiled block for each layer, so that compilation time does not grow with depth."""
+    lora: LoraConfig | None = None
+    """Adapters, which alone are trained; null trains all weights."""
 
     def __post_init__(self) -> None:
         at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim", "rotary_dim", "sliding_window")
@@ -204,3 +207,34 @@ class ModelConfig:
         """Return whether a linear layer of a block, such as `q_proj`, has a bias."""
         groups = {"qkv": PROJECTIONS[:3], "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
         return projection in groups[self.bias] if isinstance(self.bias, str) else self.bias
+
+    def check_lora(self) -> None:
+        """Check that the adapters fit the architecture, once that is known: it may be that of `train.init_from`.
+
+        Raises:
+            UserError: a target is no layer of this model, or the rank is larger than a side of its matrix.
+        """
+        if self.lora is None:
+            return
+        lora, shapes = self.lora, self.linear_shapes
+        known = set(lora.targets) <= shapes.keys()
+        require("model.lora", "targets", lora.targets, known, f"any of {', '.join(shapes)} with mlp: {self.mlp}")
+        name = min(lora.targets, key=lambda name: min(shapes[name]))
+        largest = min(shapes[name])
+        expected = f"at most {largest}, the smaller side of {name}"
+        require("model.lora", "rank", lora.rank, lora.rank <= largest, expected)
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Number of inputs and of outputs of each linear layer of a block, by its name."""
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        attention = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        gated = ("gate_proj", "up_proj") if self.mlp in GATED else ("up_proj",)
+        shapes = {name: (self.dim, width) for name, width in attention.items()} | {"o_proj": (queries, self.dim)}
+        shapes |= dict.fromkeys(gated, (self.dim, self.ffn_dim))
+        return shapes | {"down_proj": (self.ffn_dim, self.dim)}
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random masks."""
+        return self.dropout > 0 or (self.lora is not None and self.lora.dropout > 0)

@@ -350,6 +350,8 @@ class Config:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
+        if self.train.init_from is None:
+            self.model.check_lora()
         steps, max_seq_len, warmup = self.train.steps, self.model.max_seq_len, self.optim.warmup_steps
         if warmup is None or isinstance(warmup, Derived):
             warmup = Derived(steps // 20)

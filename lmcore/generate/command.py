@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         if args[name] is not None and not args.chat:
             raise UserError(f"--{name}: found {args[name]!r} without --chat, expected both")
 
+    from lmcore.run.base import restore_model
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import load_run
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         from lmcore.generate.chat import Chat, run_template
 
         template = run_template(checkpoint.run_dir, args.template, verify=not args.no_verify)
-    engine.restore(checkpoint.state, optimizer=False)
+    restore_model(engine, config, checkpoint, not args.no_verify)
     if args.chat:
         generator = Finite(engine.generator(options))
         chat = Chat(generator, tokenizer, template, options, config.model.max_seq_len, args.system)

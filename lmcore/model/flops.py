@@ -2,7 +2,8 @@
 
 import re
 
-from lmcore.config import GATED, ModelConfig
+from lmcore.config import ModelConfig
+from lmcore.model.lora import adapter_size
 
 __all__ = ["flops_per_token", "peak_flops"]
 
@@ -36,15 +37,14 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
     This is the PaLM formula (Chowdhery et al. 2022, appendix B) with two differences: the embedding lookup does not
     count, but the output head does, tied or not; and attention counts only the keys that the mask allows, half of the
-    full square where it is only causal.
+    full square where it is only causal. A weight that is not trained has no gradient of its own, and takes 4.
     """
-    heads = 2 * config.n_heads + 2 * config.n_kv_heads
-    matrices = 3 if config.mlp in GATED else 2
-    block = config.dim * config.head_dim * heads + matrices * config.dim * config.ffn_dim
-    windows = [config.sliding_window if config.layer_type(n) == "sliding" else seq_len for n in range(config.n_layers)]
+    block = sum(inputs * outputs for inputs, outputs in config.linear_shapes.values())
+    windows = [config.window(layer) or seq_len for layer in range(config.n_layers)]
     keys = sum(min(window, seq_len) * (1 - min(window, seq_len) / (2 * seq_len)) for window in windows)  # of one query
     attention = 12 * config.n_heads * config.head_dim * keys
-    return 6 * (config.n_layers * block + config.vocab_size * config.dim) + attention
+    weights = config.n_layers * block + config.vocab_size * config.dim
+    return (6 if config.lora is None else 4) * weights + 6 * adapter_size(config) + attention
 
 
 def peak_flops(device_name: str) -> float | None:

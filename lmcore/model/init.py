@@ -34,14 +34,19 @@ def initial_weight(seed: int, name: str, shape: tuple[int, ...], model: ModelCon
         model: its `init` selects the distribution of matrices. normal: std 0.02, projections onto the residual stream
             scaled by 1/√(2L) (Radford et al. 2019, GPT-2). xavier: uniform in ±√(6 / (fan_in + fan_out)) (Glorot &
             Bengio 2010). kaiming: normal with std √(2 / fan_in) (He et al. 2015, arXiv:1502.01852). Embeddings, whose
-            lookup is no matmul, are normal with std 0.02 in all three.
+            lookup is no matmul, are normal with std 0.02 in all three. Of an adapter, A is uniform in ±1/√fan_in and
+            B zero, as in peft, so that it adds nothing before the first update.
     """
     owner, _, leaf = name.rpartition(".")
     if len(shape) == 1:
         zero = leaf == "bias" or (model.norm == "zero_centered_rmsnorm" and leaf == "weight")
         return np.full(shape, 0 if zero else 1, np.float32)
+    if owner.endswith("lora_B"):
+        return np.zeros(shape, np.float32)
     key = int.from_bytes(hashlib.sha256(f"{seed}:{owner}".encode()).digest()[:16], "little")
     generator = np.random.Generator(np.random.Philox(key=key))
+    if owner.endswith("lora_A"):
+        return (generator.random(shape, np.float32) * 2 - 1) * np.float32(1 / math.sqrt(shape[0]))
     if model.init == "xavier" and not owner.endswith(EMBEDDINGS):
         return (generator.random(shape, np.float32) * 2 - 1) * np.float32(math.sqrt(6 / sum(shape)))
     std = STD

@@ -5,6 +5,7 @@ import os
 from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
 from lmcore.hardware import memory_bytes
+from lmcore.model.lora import adapter_size
 from lmcore.optim.table import OPTIMIZERS
 
 __all__ = ["check_batch", "check_memory", "parameter_parts", "state_bytes"]
@@ -22,8 +23,9 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
 
 
 def state_bytes(config: Config) -> int:
-    """Return a lower bound of the bytes that a checkpoint takes: weights and optimizer state."""
-    return sum(parameter_parts(config.model).values()) * _copies(config) * _item_bytes(config)
+    """Return a lower bound of the bytes that a checkpoint takes: trained weights and optimizer state."""
+    trained = adapter_size(config.model) if config.model.lora else sum(parameter_parts(config.model).values())
+    return trained * _copies(config) * _item_bytes(config)
 
 
 def _item_bytes(config: Config) -> int:
@@ -47,7 +49,9 @@ def check_memory(config: Config, *, training: bool) -> None:
     """
     model = config.model
     size, copies = _item_bytes(config), _copies(config) if training else 1
-    parts = {fields: count * copies * size for fields, count in parameter_parts(model).items()}
+    frozen = model.lora is not None
+    parts = {fields: count * (1 if frozen else copies) * size for fields, count in parameter_parts(model).items()}
+    parts["model.lora.rank or model.lora.targets"] = adapter_size(model) * copies * size
     width = {"rope": model.head_dim, "sinusoidal": model.dim}.get(model.position, 0)
     parts["model.max_seq_len"] = model.max_seq_len * width * 8
     needed, available = int(sum(parts.values()) * _copies_on_host(config)), memory_bytes()

@@ -34,7 +34,7 @@ FIELD = "twinlm"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, COMPANIONS = "tokenizer.json", "huggingface"
 
-CHANGEABLE = ("dropout", "scan_layers", "init", "max_seq_len", "rope_scaling")
+CHANGEABLE = ("lora", "dropout", "scan_layers", "init", "max_seq_len", "rope_scaling")
 """Fields of `model` that may differ from the source's: the weights fit all the same, and longer contexts are trained.
 With learned positions, `max_seq_len` is a shape."""
 

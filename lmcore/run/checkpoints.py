@@ -23,6 +23,7 @@ __all__ = [
     "DESCRIPTION",
     "NAME",
     "OWN",
+    "Base",
     "Checkpoint",
     "best_checkpoint",
     "checkpoint_folders",
@@ -44,6 +45,18 @@ OWN = (
 
 
 @dataclass(frozen=True)
+class Base:
+    """Where the weights are that the adapters of a checkpoint adapt."""
+
+    path: str
+    """Folder of the base's checkpoint."""
+    relative: str
+    """The same relative to the run's folder."""
+    weights: str
+    """SHA-256 of the weights' checksums."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint on disk."""
 
@@ -58,6 +71,8 @@ class Checkpoint:
     """File in this folder -> its SHA-256; None if written by an older version."""
     run_sums: dict[str, Any] = field(default_factory=dict, compare=False)
     """SHA-256 of the run's `tokenizer.json`, and of the first `metrics_bytes` of its `metrics.jsonl`."""
+    base: Base | None = field(default=None, compare=False)
+    """None for a checkpoint that has all weights."""
 
     @property
     def run_dir(self) -> Path:
@@ -142,7 +157,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         sums, run_sums = description.get("files"), description.get("run", {})
         if not (_is_sums(sums or {}) and _is_sums(run_sums) and isinstance(facts[2], int | float | None)):
             raise TypeError(f"found {shown(facts[2])}, {shown(sums)} and {shown(run_sums)}")
-        return Checkpoint(folder, *facts, skipped, sums, run_sums)
+        base = Base(**description["base"]) if description.get("base") else None
+        if base is not None and not _is_sums(vars(base)):
+            raise TypeError(f"found {shown(description['base'])}")
+        return Checkpoint(folder, *facts, skipped, sums, run_sums, base)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 

@@ -45,7 +45,13 @@ class Engine(Protocol):
         """(index, count): this process computes the index-th of `count` equal, contiguous parts of each micro-batch."""
 
     def init(self, weights: Weights | None = None) -> None:
-        """Start at step 0 with these weights; None initializes them from `train.seed` (`lmcore.model.init`)."""
+        """Start at step 0 with these weights; None initializes them from `train.seed` (`lmcore.model.init`).
+
+        Those that `load_base` has loaded stay.
+        """
+
+    def load_base(self, folder: Path) -> None:
+        """Load all weights but the adapters' from a saved state that has no adapters, before `init` or `restore`."""
 
     def train_step(self, batch: Int32[np.ndarray, "B T1"], lr: float) -> dict[str, Any]:
         """Do one update; return `loss`, `grad_norm` and further metrics as device scalars, without waiting for them."""
@@ -66,7 +72,7 @@ class Engine(Protocol):
         """
 
     def restore(self, folder: Path, optimizer: bool = True) -> None:
-        """Load a saved state; `optimizer=False` skips the optimizer state, to evaluate or generate."""
+        """Load what `save` has saved; `optimizer=False` skips the optimizer state, to evaluate or generate."""
 
     def generator(self, options: SampleConfig) -> prompting.Generator:
         """Return a generator of text with the current weights; all processes call it, and the first may use it."""

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
             "text; shorten the text with --data.max_documents"
         )
 
+    from lmcore.run.base import restore_model
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.engine import evaluate
     from lmcore.run.folder import load_run
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, *, bas
     config = _fitted(config, len(tokens))
     with cli.named_as_options("train"):
         engine = make_engine(config)
-    engine.restore(checkpoint.state, optimizer=False)
+    restore_model(engine, config, checkpoint, verify)
     begin = time.monotonic()
     row = evaluate(engine, tokens, config, config.eval.windows)
     _check_finite(row["valid_loss"], checkpoint)
@@ -197,6 +198,7 @@ def _compare(
 ) -> None:
     """Print the results of the run and of a model of transformers on the same text; `baseline` is (module, model)."""
     from lmcore.data.encoding import encode
+    from lmcore.run.base import restore_model
     from lmcore.run.baseline import Measured, as_stream, measure_baseline
     from lmcore.run.engine import evaluate
 
@@ -211,7 +213,7 @@ def _compare(
     config = _fitted(replace(config, train=replace(train, seq_len=other.context)), len(stream))
     with cli.named_as_options("train"):
         engine = make_engine(config)
-    engine.restore(checkpoint.state, optimizer=False)
+    restore_model(engine, config, checkpoint, config.checkpoint.verify)
     targets = len(stream) - 1 - int(np.isin(stream.ids[1:], stream.prefix).sum())
     loss = evaluate(engine, stream, config, 0)["valid_loss"]
     _check_finite(loss, checkpoint)

@@ -76,6 +76,9 @@ def check_mesh(config: Config, mesh: MeshShape) -> None:
         UserError: a dimension is not a multiple of the axis that splits it.
     """
     model, train, parallel = config.model, config.train, config.parallel
+    if model.lora is not None and mesh.sharded:
+        axis = "fsdp" if mesh.fsdp > 1 else "tensor"
+        raise UserError(f"parallel.{axis}: found {getattr(mesh, axis)} with model.lora, expected 1: only data parallel")
 
     def divides(axis: str, parts: int, field: str, value: int) -> None:
         if value % parts:

@@ -17,6 +17,7 @@ from lmcore.errors import UserError
 from lmcore.files import check_folder, check_links
 from lmcore.model.pretrained import open_pretrained
 from lmcore.run import folder as run_folder
+from lmcore.run.base import with_base
 from lmcore.run.checkpoints import OWN, Checkpoint
 from lmcore.run.engine import Engine, EngineClass
 from lmcore.run.processes import Processes
@@ -58,6 +59,7 @@ def open_run(
     if existed:
         check_links(folder, OWN)
         _lock(folder, stack, processes)
+    config = with_base(config, engine_class.framework)
     latest = run_folder.open_run(config, engine_class.framework)
     if not existed:
         _check_can_be_created(folder)

@@ -10,13 +10,22 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmcore import files
 from lmcore.errors import note
-from lmcore.run.checkpoints import DESCRIPTION, NAME, Checkpoint, best_checkpoint, checkpoint_folders, list_checkpoints
+from lmcore.run.checkpoints import (
+    DESCRIPTION,
+    NAME,
+    Base,
+    Checkpoint,
+    best_checkpoint,
+    checkpoint_folders,
+    list_checkpoints,
+)
 from lmcore.run.processes import ALONE, Elsewhere, Processes
 from lmcore.run.storage import LastNotSaved, NotWritten, OnError, reason_of
 
@@ -33,7 +42,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run_dir: Path, framework: str, keep: int, on_error: OnError = "stop", processes: Processes = ALONE
+        self,
+        run_dir: Path,
+        framework: str,
+        keep: int,
+        on_error: OnError = "stop",
+        processes: Processes = ALONE,
+        base: Base | None = None,
     ):
         """Create the folder of checkpoints, and delete incomplete ones that a killed process left there.
 
@@ -43,9 +58,10 @@ class Checkpoints:
             keep: number of latest checkpoints to keep, in addition to the best.
             on_error: whether a checkpoint that cannot be written raises NotWritten, or is a note.
             processes: those that each hold a part of the state, and call the same methods.
+            base: where the weights are that the state adapts; None where it has all of them.
         """
         self.folder = run_dir / "checkpoints"
-        self.framework = framework
+        self.framework, self.base = framework, base
         self.keep, self.on_error = keep, on_error
         self.processes, self.leads = processes, processes.rank == 0
         if self.leads:
@@ -83,6 +99,7 @@ class Checkpoints:
         if self.leads and not final.exists():  # else the run resumed here and was interrupted before its next step
             try:
                 facts["run"] = _run_sums(self.folder.parent)
+                facts |= {} if self.base is None else {"base": asdict(self.base)}
                 unfinished.mkdir()
                 begun = True
             except OSError as caught:

@@ -29,6 +29,7 @@ from lmcore.model.pretrained import Pretrained, open_pretrained
 from lmcore.optim.schedule import learning_rate
 from lmcore.report.plots import attempt, plot_loss
 from lmcore.run import checkpoints, provenance
+from lmcore.run.base import base_to_load, describe_base
 from lmcore.run.checkpoints import Checkpoint
 from lmcore.run.engine import Engine, EngineClass, evaluate
 from lmcore.run.opening import check_agreement, open_run
@@ -123,7 +124,12 @@ class Run:
         self.clock = time.monotonic()
         self.timed_from = self.start
         self.checkpoints = Checkpoints(
-            self.folder, engine.framework, config.checkpoint.keep, config.checkpoint.on_error, processes
+            self.folder,
+            engine.framework,
+            config.checkpoint.keep,
+            config.checkpoint.on_error,
+            processes,
+            describe_base(self.base, self.folder) if self.base and config.model.lora else None,
         )
         stack.callback(self.checkpoints.close)
         if not self.leads:
@@ -154,9 +160,13 @@ class Run:
         size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
         self._print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
+        self.base = base_to_load(self.config, latest)
+        if self.base is not None:
+            self._print(f"weights of step {self.base.step} of {self.base.run_dir}")
+            self.engine.load_base(self.base.state)
         if latest is None:
             source = self.config.train.init_from
-            if source is not None:
+            if source is not None and self.base is None:
                 self.pretrained = open_pretrained(source, self.config.data.dir)
             self.engine.init(self.pretrained.weight if self.pretrained else None)
             self._print(f"run folder {self.folder}" + (f", from the weights of {source}" if source else ""))

@@ -65,16 +65,17 @@ class JaxTwin:
         if self._first is None:
             self.engine.init()
             new = self.engine.state
-            arrays = new.step, new.params, new.opt_state
+            arrays = new.step, new.params, new.opt_state, new.frozen
             self._first = jax.tree.map(np.asarray, arrays), jax.tree.map(lambda array: array.sharding, arrays)
-        (count, like, opt_state), shardings = self._first
+        (count, like, opt_state, frozen), shardings = self._first
         if moments is not None:
             count, opt_state = np.array(step, np.int32), fill_optax(opt_state, moments, self.config)
-        state = count, {name: params[name] for name in like}, opt_state
+        trained, others = ({name: params[name] for name in names} for names in (like, frozen))
+        state = count, trained, opt_state, others
         self.engine.state = TrainState(*jax.tree.map(_placed, state, self._first[0], shardings))
 
     def params(self) -> Arrays:
-        return _host(self.engine.state.params)
+        return _host(self.engine.state.weights)
 
     def received(self, batch: np.ndarray) -> np.ndarray:
         batches = []
@@ -102,11 +103,11 @@ class JaxTwin:
 
             self._activations[tokens.shape] = jax.jit(traced), names
         compiled, names = self._activations[tokens.shape]
-        values = compiled(self.engine.state.params, jnp.asarray(tokens))
+        values = compiled(self.engine.state.weights, jnp.asarray(tokens))
         return dict(zip(names, map(np.asarray, values), strict=True))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(self._forward(self.engine.state.params, jnp.asarray(tokens)))
+        return np.asarray(self._forward(self.engine.state.weights, jnp.asarray(tokens)))
 
     def _read(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         return jaxlm.documents.read_tokens(self.config.data, tokens)
@@ -131,7 +132,7 @@ class JaxTwin:
         moments = read_optax(state.opt_state, self.config).arrays
         own = unstack_layers(own, self.config.model.n_layers) if stacked else own
         own = {name: own[name] for name in state.params}
-        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(own), _host(state.params), moments)
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(own), _host(state.weights), moments)
 
     def _traced_step(
         self, state: Any, micro: jax.Array, lr: Any, replacement: dict[str, jax.Array], use_replacement: Any

@@ -59,7 +59,7 @@ class TorchTwin:
                 tensors["step"].fill_(moments.count)
 
     def params(self) -> Arrays:
-        return self._to_canonical(self.engine.state.params)
+        return self._to_canonical(dict(self.engine.state.model.named_parameters()))
 
     def received(self, batch: np.ndarray) -> np.ndarray:
         batches = []
@@ -92,11 +92,11 @@ class TorchTwin:
         return float(total), int(count)
 
     def step(self, batch: np.ndarray, lr: float, grads: Arrays | None = None) -> Step:
-        replacement = None if grads is None else self._from_canonical(grads)
+        replacement = None if grads is None else self._from_canonical(grads, trained=True)
         clip, own = torchlm.engine.clip_by_global_norm, {}
 
         def spy(parameters: Any, max_norm: float) -> Any:
-            for name, p in self.engine.state.model.named_parameters():
+            for name, p in self._trained():
                 assert p.grad is not None
                 own[name] = p.grad.clone()
                 if replacement is not None:
@@ -108,13 +108,18 @@ class TorchTwin:
         state = self.engine.state
         assert state.optimizer is not None
         arrays: dict[str, Arrays] = {}
-        for name, p in state.model.named_parameters():
+        for name, p in self._trained():
             for key, tensor in state.optimizer.state[p].items():
                 if key != "step":
                     arrays.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
         moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).arrays
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        return Step(loss, norm, self._to_canonical(own), self._to_canonical(state.params), moments)
+        return Step(loss, norm, self._to_canonical(own, trained=True), self.params(), moments)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters that are to be trained, with their names."""
+        model = self.engine.state.model
+        return [(row.torch, model.get_parameter(row.torch)) for row in mapping.table(self.config.model, trained=True)]
 
     def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
         return 1 - beta**count
@@ -142,12 +147,12 @@ class TorchTwin:
     def _place(self, tokens: np.ndarray) -> Tensor:
         return to_device(np.ascontiguousarray(tokens), self.engine.device)
 
-    def _from_canonical(self, arrays: Arrays) -> Arrays:
-        return mapping.convert_names(arrays, self.config.model, CANONICAL, self.backend.side)
+    def _from_canonical(self, arrays: Arrays, trained: bool = False) -> Arrays:
+        return mapping.convert_names(arrays, self.config.model, CANONICAL, self.backend.side, trained=trained)
 
-    def _to_canonical(self, tensors: dict[str, Tensor]) -> Arrays:
+    def _to_canonical(self, tensors: dict[str, Tensor], trained: bool = False) -> Arrays:
         arrays = {name: torch_to_numpy(value) for name, value in tensors.items()}
-        return mapping.convert_names(arrays, self.config.model, self.backend.side, CANONICAL)
+        return mapping.convert_names(arrays, self.config.model, self.backend.side, CANONICAL, trained=trained)
 
 
 @contextmanager

@@ -117,6 +117,8 @@ def _facts(subject: "Subject") -> dict[str, str]:
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {_memory(optim)}, decay {optim.weight_decay:g}",
         "text": subject.text,
     }
+    if model.lora is not None:
+        facts["model"] += f", adapters of rank {model.lora.rank} on {', '.join(model.lora.targets)}"
     return facts | ({"dropout": f"{model.dropout:g} in training, the same masks in both"} if model.dropout else {})
 
 

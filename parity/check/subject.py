@@ -71,12 +71,12 @@ def open_subject(what: Path | None, config: Config, files: list[str], verify: bo
         tokens = _tokens(tokenizer, corpus, config.data, template)
         return Subject("initial weights", config, None, tokenizer, tokens, _describe(tokens, corpus))
     source = open_source(what, verify=verify)
-    state = source.state(optimizer=False).to(CANONICAL, source.config)
+    params = {name: np.ascontiguousarray(array) for name, array in source.tensors(CANONICAL).items()}
     config = source.config
     name = "Hugging Face model"
     if source.checkpoint is not None:
         name = f"{source.side} checkpoint, step {source.checkpoint.step:,}"
-    subject = Subject(f"{what} ({name})", config, state.params, source.tokenizer, np.empty(0, np.int32), "")
+    subject = Subject(f"{what} ({name})", config, params, source.tokenizer, np.empty(0, np.int32), "")
     if source.tokenizer is None:
         if files:
             raise UserError(f"--data.files: {what} has no tokenizer.json to read text with; leave it out")

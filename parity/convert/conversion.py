@@ -1,10 +1,11 @@
-"""`python -m parity.convert SRC --to jax|torch|hf|safetensors|gguf --out OUT`: convert a run or model.
+"""`python -m parity.convert SRC --to jax|torch|hf|peft|safetensors|gguf --out OUT`: convert a run or model.
 
 With `--to jax` and `--to torch`, OUT is a whole run folder (weights, optimizer state, config, tokenizer, metrics up to
 the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. With `--to hf` it is a
 Llama folder that transformers loads, with `--to safetensors` a file or folder of bare weights with torchlm's names, and
-with `--to gguf` a file that llama.cpp runs. These three are written one tensor at a time. OUT is written under a
-temporary name and renamed when all of it is on disk.
+with `--to gguf` a file that llama.cpp runs. These three are written one tensor at a time. Adapters are merged into the
+weights, but for `--to peft`, a folder of adapters that peft loads. OUT is written under a temporary name and renamed
+when all of it is on disk.
 
 Of a run folder, the latest checkpoint is converted to resume training, and the best to use the model; `--checkpoint`
 chooses. From a twin to itself, the framework's own files are copied unchanged.
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Target", "convert", "main"]
 
-Target = Literal["jax", "torch", "hf", "safetensors", "gguf"]
-"""What a model is converted to: a run of jaxlm or torchlm, a Hugging Face folder, bare weights, or a GGUF file."""
+Target = Literal["jax", "torch", "hf", "peft", "safetensors", "gguf"]
+"""What a model is converted to: a run of jaxlm or torchlm, a Hugging Face folder, adapters, weights, or a GGUF file."""
 
 
 def convert(
@@ -41,8 +42,9 @@ def convert(
     verify: bool = True,
     dtype: "Dtype | None" = None,
     model_config: Path | str | None = None,
+    base: Path | str | None = None,
 ) -> Path:
-    """Convert a run, a checkpoint, a Hugging Face Llama folder or bare weights.
+    """Convert a run, a checkpoint, a Hugging Face Llama folder, a peft folder or bare weights.
 
     Args:
         src: what to convert.
@@ -53,6 +55,8 @@ def convert(
         verify: whether to compare a run's files with their checksums.
         dtype: of the matrices in a GGUF file; None takes f32.
         model_config: YAML file of a config, for bare weights that do not say what model they are of.
+        base: the model that a peft folder adapts; None takes what it names. With `to` peft, what the folder is to name;
+            None names the run or model that `src` adapts.
 
     Returns:
         `out`.
@@ -60,8 +64,8 @@ def convert(
     Raises:
         UserError: `src` cannot be converted, or `out` cannot be written; `out` is then as it was.
     """
-    named = None if model_config is None else Path(model_config)
-    _convert(Path(src), to, Path(out), force, checkpoint, verify, dtype, named)
+    paths = (None if path is None else Path(path) for path in (model_config, base))
+    _convert(Path(src), to, Path(out), force, checkpoint, verify, dtype, *paths)
     return Path(out)
 
 
@@ -74,7 +78,9 @@ def _convert(
     verify: bool,
     dtype: "Dtype | None",
     model_config: Path | None,
+    base: Path | None,
 ) -> Source:
+    from parity.convert.peft import is_peft
     from parity.convert.replacing import recover, replacing, replacing_file
 
     recover(out)
@@ -83,7 +89,14 @@ def _convert(
     _check_out(out, src, to, force)
     if which and not (src.is_dir() and is_run(src)):
         raise UserError(f"--checkpoint: found {which!r}, but {src} is no run folder with several; leave it out")
-    source = open_source(src, which or ("latest" if to in ("jax", "torch") else "best"), verify, model_config)
+    which = which or ("latest" if to in ("jax", "torch") else "best")
+    source = opened = open_source(src, which, verify, model_config, base if is_peft(src) else None)
+    if to == "peft" and source.config.model.lora is None:
+        raise UserError(f"--to: found 'peft', but {src} has no adapters; convert it to hf")
+    if base is not None and to != "peft" and not is_peft(src):
+        raise UserError(f"--base: found {str(base)!r}, but {src} is no folder of adapters; leave it out")
+    if to != "peft" and source.config.model.lora is not None:
+        source = source.merged()
     if to == "jax" and source.config.train.precision == "float16":
         raise UserError(
             f"{src}: found train.precision float16, for which jaxlm has no gradient scaler; "
@@ -94,8 +107,8 @@ def _convert(
             _write_run(temporary, out, source, to)
     else:
         with (replacing_file if _is_file(to, out) else replacing)(out) as temporary:
-            _write_model(temporary, source, to, dtype or "f32")
-    return source
+            _write_model(temporary, source, to, dtype or "f32", base)
+    return opened
 
 
 def _is_file(to: Target, out: Path) -> bool:
@@ -103,19 +116,23 @@ def _is_file(to: Target, out: Path) -> bool:
     return to == "gguf" or (to == "safetensors" and out.suffix == ".safetensors")
 
 
-def _write_model(path: Path, source: Source, to: Target, dtype: "Dtype") -> None:
-    """Write the weights, one at a time, to a file or a folder that exists."""
+def _write_model(path: Path, source: Source, to: Target, dtype: "Dtype", base: Path | None) -> None:
+    """Write the weights, one at a time, to a file or a folder that exists; `base` is what a peft folder is to name."""
     from parity.convert.bare import write_bare
     from parity.convert.gguf import write_gguf
     from parity.convert.huggingface import write_folder
+    from parity.convert.peft import write_peft
     from parity.convert.tensors import watched
 
     broken: list[str] = []
     config, tokenizer = source.config, source.tokenizer
-    weights = watched(source.tensors("hf" if to == "hf" else "torch"), broken)
+    weights = watched(source.tensors("hf" if to in ("hf", "peft") else "torch"), broken)
     match to:
         case "hf":
             write_folder(path, config, weights, tokenizer, source.companions)
+        case "peft":
+            assert config.model.lora is not None
+            write_peft(path, config.model.lora, weights, str(base or source.base))
         case "safetensors":
             write_bare(path, config, weights, tokenizer, source.companions)
         case "gguf":
@@ -188,6 +205,7 @@ def _note_not_finite(source: Source, broken: list[str]) -> None:
 def _check_out(out: Path, src: Path, to: Target, force: bool) -> None:
     """Raise UserError where `out` must not be overwritten."""
     from parity.convert.bare import is_bare
+    from parity.convert.peft import is_peft
 
     if src.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out: {out} is or holds {src}, which is to be converted; name another folder")
@@ -201,7 +219,9 @@ def _check_out(out: Path, src: Path, to: Target, force: bool) -> None:
         if out.is_symlink() or not (_is_gguf(out) if to == "gguf" else is_bare(out)):
             raise UserError(f"--out: {out} is no file of that kind, so --force does not replace it")
         return
-    replaceable = out.is_dir() and (is_run(out) or is_model(out) or is_bare(out) or not any(out.iterdir()))
+    replaceable = out.is_dir() and (
+        is_run(out) or is_model(out) or is_peft(out) or is_bare(out) or not any(out.iterdir())
+    )
     if out.is_symlink() or not replaceable:
         raise UserError(f"--out: {out} is neither a run nor a Hugging Face model, so --force does not replace it")
 
@@ -220,17 +240,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m parity.convert",
         "Convert a run, a checkpoint, a Hugging Face Llama folder or bare weights: with optimizer state, so that the "
         "other framework resumes training, or to a model that transformers or llama.cpp loads.",
-        "SRC --to jax|torch|hf|safetensors|gguf --out OUT [--dtype f32|f16|bf16|q8_0] [--checkpoint best|latest] "
-        "[--force]",
+        "SRC --to jax|torch|hf|peft|safetensors|gguf --out OUT [--dtype f32|f16|bf16|q8_0] [--base MODEL] "
+        "[--checkpoint best|latest] [--force]",
     )
     parser.add_argument(
-        "src", help="A run folder, one checkpoint, a Hugging Face Llama folder, or safetensors with our names."
+        "src",
+        help="A run folder, one checkpoint, a Hugging Face Llama folder, a peft folder, or safetensors with our names.",
     )
     parser.add_argument(
         "--to",
         type=Target,
         required=True,
-        help="What to convert it to: a run of jaxlm or torchlm, a Hugging Face folder, bare weights, a GGUF file.",
+        help="What to convert it to: a run of jaxlm or torchlm, a Hugging Face folder, a folder of adapters for peft, "
+        "bare weights, a GGUF file.",
     )
     parser.add_argument(
         "--out", type=str, required=True, help="Folder to write, or file, which ends in .safetensors or .gguf."
@@ -249,6 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model_config", type=str | None, help="A run's config.yaml, for weights that do not say their own."
     )
+    parser.add_argument(
+        "--base",
+        type=str | None,
+        help="Model that a peft folder adapts; null takes what it names. With --to peft, what the folder is to name.",
+    )
     cli.add_no_verify(parser)
     args = cli.parse_arguments(parser, argv)
     # A conversion needs no accelerator, and takes none from a training run.
@@ -256,10 +283,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from parity.backends import BACKENDS
 
     out = Path(args.out)
-    model_config = None if args.model_config is None else Path(args.model_config)
-    options = args.force, args.checkpoint, not args.no_verify, args.dtype, model_config
-    source = _convert(Path(args.src), args.to, out, *options)
-    kinds = {"hf": "a Hugging Face model", "safetensors": "weights with torchlm's names", "gguf": "a GGUF file"}
+    paths = (None if path is None else Path(path) for path in (args.model_config, args.base))
+    options = args.force, args.checkpoint, not args.no_verify, args.dtype
+    source = _convert(Path(args.src), args.to, out, *options, *paths)
+    kinds = {
+        "hf": "a Hugging Face model",
+        "peft": "adapters for peft",
+        "safetensors": "weights with torchlm's names",
+        "gguf": "a GGUF file",
+    }
     kind = kinds.get(args.to) or f"a run of {BACKENDS[args.to].package}"
     print(printable(f"{out}: {_what(source)}, as {kind}"))
     if args.to == "safetensors" and _is_file(args.to, out):
@@ -271,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "text is encoded in full, the same way each time"
         print(f"note: tokenizer.json sets {settings}, which has no effect: {what}")
     if args.to in ("jax", "torch"):
-        text = "" if source.checkpoint else " --data.files TEXT"
+        trained = source.checkpoint is not None and source.config.model.lora is None
+        text = "" if trained else " --data.files TEXT"
         command = f"python -m {BACKENDS[args.to].package}.train --run_dir {shlex.quote(str(out))}"
         print(printable(f"resume with: {command} --train.resume auto{text}"))
     return 0

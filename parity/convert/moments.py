@@ -54,7 +54,11 @@ class Moments:
         """
         by_kind: dict[str, dict[str, np.ndarray]] = {}
         for kind, arrays in self.arrays.items():
-            rows = [row for row in table(config.model) if kind in kinds_of(config.optim.name, row.jax, len(row.shape))]
+            rows = [
+                row
+                for row in table(config.model, trained=True)
+                if kind in kinds_of(config.optim.name, row.jax, len(row.shape))
+            ]
             converted = convert_rows(arrays, [_state_row(row, kind, source) for row in rows], source, target)
             for row in rows:
                 transposed = row.transform is not IDENTITY and (source == "jax") != (target == "jax")
@@ -72,7 +76,7 @@ def zero_moments(config: Config, side: Side, dtype: np.dtype) -> Moments:
         dtype: of the arrays.
     """
     by_kind: dict[str, dict[str, np.ndarray]] = {}
-    for row in table(config.model):
+    for row in table(config.model, trained=True):
         for kind in kinds_of(config.optim.name, row.jax, len(row.shape)):
             shape = _state_row(row, kind, side).shape_in(side)
             by_kind.setdefault(kind, {})[row.name(side)] = np.zeros(shape, dtype)
@@ -122,7 +126,7 @@ def fill_optax(abstract: Any, moments: Moments, config: Config) -> Any:
     """
     import jax
 
-    shapes = {row.jax: row.shape for row in table(config.model)}
+    shapes = {row.jax: row.shape for row in table(config.model, trained=True)}
 
     def value(path: Any, leaf: Any) -> np.ndarray:
         field, name = _field_and_parameter(path)

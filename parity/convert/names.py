@@ -4,7 +4,7 @@ Weights, gradients and an optimizer's moments are all converted by it. Nothing i
 array that no row names, a row that no array fills, and a wrong shape are errors, which are all reported together.
 
 Letters in shapes: D model width, H head width, NH query heads × head width, KH key/value heads × head width,
-F feed-forward width, V vocabulary, T positions.
+F feed-forward width, V vocabulary, T positions, R rank of the adapters.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ import numpy as np
 
 from lmcore.config import GATED, ModelConfig
 from lmcore.errors import UserError
+from lmcore.model.lora import is_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +107,20 @@ def _linear(name: str, inputs: str, outputs: str, bias: bool) -> list[Template]:
     return [kernel, _same(f"{name}.bias", outputs)] if bias else [kernel]
 
 
+def _adapters(config: ModelConfig, block: Sequence[Template]) -> list[Template]:
+    """Return the templates of a block with those of its adapters, each after the kernel that it adapts."""
+    targets = [] if config.lora is None else config.lora.targets
+    rows: list[Template] = []
+    for row in block:
+        rows.append(row)
+        layer = row[0].removesuffix(".kernel")
+        if layer != row[0] and layer.rpartition(".")[2] in targets:
+            inputs, outputs = row[3]
+            rows += _linear(f"{layer}.lora_A", inputs, "R", bias=False)
+            rows += _linear(f"{layer}.lora_B", "R", outputs, bias=False)
+    return rows
+
+
 def _norm(config: ModelConfig, name: str) -> list[Template]:
     leaves = {"layernorm": ("weight", "bias"), "none": ()}.get(config.norm, ("weight",))
     return [_same(f"{name}.{leaf}", "D") for leaf in leaves]
@@ -138,10 +153,14 @@ def _layer(config: ModelConfig) -> list[Template]:
     ]
 
 
-def table(config: ModelConfig) -> list[Row]:
+def table(config: ModelConfig, trained: bool = False) -> list[Row]:
     """Return a row for every parameter of a model, in reading order; an untied head comes last.
 
     What a Llama has not got has a name of the same kind on Hugging Face's side; `families` has the names of others.
+
+    Args:
+        config: shape of the model.
+        trained: whether to leave out the parameters that are not trained.
     """
     widths = {
         "V": config.vocab_size,
@@ -151,6 +170,7 @@ def table(config: ModelConfig) -> list[Row]:
         "NH": config.n_heads * config.head_dim,
         "KH": config.n_kv_heads * config.head_dim,
         "F": config.ffn_dim,
+        "R": 0 if config.lora is None else config.lora.rank,
     }
 
     def rows(templates: Iterable[Template], prefix: str = "", prefix_hf: str = "model.") -> list[Row]:
@@ -162,15 +182,16 @@ def table(config: ModelConfig) -> list[Row]:
     first = [_same("embed_tokens.weight", "V", "D")]
     if config.position == "learned":
         first.append(_same("embed_positions.weight", "T", "D"))
-    block = _layer(config)
+    block = _adapters(config, _layer(config))
     layers = [row for i in range(config.n_layers) for row in rows(block, f"layers.{i}.", f"model.layers.{i}.")]
     last = [] if config.norm_placement == "post" else _norm(config, "norm")
     head = [] if config.tie_embeddings else _linear("lm_head", "D", "V", bias=False)
-    return [*rows(first), *layers, *rows(last), *rows(head, prefix_hf="")]
+    every = [*rows(first), *layers, *rows(last), *rows(head, prefix_hf="")]
+    return [row for row in every if not trained or is_trained(config, row.jax)]
 
 
 def convert_names(
-    arrays: Mapping[str, np.ndarray], config: ModelConfig, source: Side, target: Side
+    arrays: Mapping[str, np.ndarray], config: ModelConfig, source: Side, target: Side, trained: bool = False
 ) -> dict[str, np.ndarray]:
     """Convert the names and layouts of all arrays of a model: weights, gradients or a moment.
 
@@ -180,6 +201,7 @@ def convert_names(
         config: shape of the model.
         source: side that the arrays come from.
         target: side that they go to.
+        trained: whether the arrays are those of the trained parameters alone.
 
     Returns:
         Name -> contiguous array on the target's side, in the table's order, with the same bits and dtype.
@@ -193,7 +215,7 @@ def convert_names(
         head, embedding = arrays.pop("lm_head.weight"), arrays.get("model.embed_tokens.weight")
         if embedding is not None and not _same_bits(head, embedding):
             problems = ["lm_head.weight differs from model.embed_tokens.weight, though the embeddings are tied"]
-    return convert_rows(arrays, table(config), source, target, problems)
+    return convert_rows(arrays, table(config, trained), source, target, problems)
 
 
 def convert_rows(

@@ -1,6 +1,6 @@
 """What can be converted: a run, a checkpoint, a Hugging Face folder or bare weights, opened as one kind of source."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,9 +33,25 @@ class Source:
     """Weights that are no checkpoint's, in the dtypes they are stored in; None for a checkpoint."""
     companions: "Companions"
     """Files of the Hugging Face folder that it is, or was imported from; none for other runs."""
+    base: Path | None = None
+    """Run or folder of the model that its adapters adapt; None for a model without adapters."""
+
+    def merged(self) -> "Source":
+        """Return the same model with its adapters merged into its weights, a model without training."""
+        from parity.convert.tensors import merge_adapters
+
+        model, folder = self.config.model, self.path if self.checkpoint is None else self.checkpoint.run_dir
+        config = replace(self.config, model=replace(model, lora=None), train=replace(self.config.train, init_from=None))
+        if self.tokenizer is not None:
+            named = replace(config.tokenizer, kind="file", file=str(folder / "tokenizer.json"))
+            config = replace(config, tokenizer=named)
+        weights = merge_adapters(self.tensors(self.side), model, self.side)
+        return replace(self, path=folder, config=config, checkpoint=None, weights=weights)
 
     def state(self, optimizer: bool = True) -> "State":
         """Return weights and, if asked for, moments, in the source's own names; an imported model's moments are zero.
+
+        Of a checkpoint with adapters, theirs alone.
 
         Raises:
             UserError: a checkpoint cannot be read.
@@ -67,15 +83,20 @@ class Source:
 
 
 def open_source(
-    path: Path, which: Literal["best", "latest"] = "best", verify: bool = True, model_config: Path | None = None
+    path: Path,
+    which: Literal["best", "latest"] = "best",
+    verify: bool = True,
+    model_config: Path | None = None,
+    base: Path | None = None,
 ) -> Source:
     """Open a run, a checkpoint, a Hugging Face folder or bare weights, and check all but a checkpoint's arrays.
 
     Args:
-        path: a run folder, one checkpoint, a Hugging Face Llama folder, or safetensors with our names.
+        path: a run folder, one checkpoint, a Hugging Face Llama folder, a peft folder, or safetensors with our names.
         which: checkpoint of a run folder.
         verify: whether to compare the files with their checksums.
         model_config: YAML file of a config, for bare weights that do not say what model they are of.
+        base: what a peft folder adapts, any of these; None takes what it names.
 
     Raises:
         UserError: it is none of them, cannot be read, or is damaged.
@@ -85,12 +106,14 @@ def open_source(
     from lmcore.data.conversations import stops_of
     from lmcore.data.tokenizer import Tokenizer
     from lmcore.model.memory import check_memory
+    from lmcore.run.base import find_base
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import check_tokenizer
     from parity.backends import BACKENDS
     from parity.convert.bare import is_bare, read_bare
     from parity.convert.companions import Companions
     from parity.convert.huggingface import read_folder
+    from parity.convert.peft import is_peft
 
     if is_bare(path) and not (is_model(path) or is_run(path)):
         bare = read_bare(path, model_config, verify)
@@ -105,13 +128,15 @@ def open_source(
             f"{path}: found {found}, expected a run folder, a checkpoint, a Hugging Face Llama folder or weights with "
             "our names in .safetensors"
         )
+    if is_peft(path):
+        return _open_adapters(path, verify, base)
     if is_model(path):
         model = read_folder(path, verify)
         return Source(path, "hf", model.config, model.tokenizer, None, model.weights, model.companions)
     if not (is_run(path) or _is_checkpoint(path)):
         raise UserError(
             f"{path}: found no config.yaml (a run), checkpoint.json (a checkpoint), config.json (a Hugging Face "
-            "model) or model.safetensors (weights with our names); expected one of them"
+            "model), adapter_config.json (adapters) or model.safetensors (weights with our names); expected one of them"
         )
     checkpoint = find_checkpoint(path, which, verify)
     if checkpoint.framework not in BACKENDS:
@@ -128,7 +153,41 @@ def open_source(
     if tokenizer and template:  # of a run that was trained on conversations
         tokenizer.stop_ids |= stops_of(tokenizer, template)
     side = BACKENDS[checkpoint.framework].side
-    return Source(path, side, config, tokenizer, checkpoint, None, Companions.of_run(checkpoint.run_dir, verify))
+    base_run = None if config.model.lora is None else find_base(checkpoint, verify).run_dir
+    companions = Companions.of_run(base_run or checkpoint.run_dir, verify)
+    return Source(path, side, config, tokenizer, checkpoint, None, companions, base_run)
+
+
+def _open_adapters(path: Path, verify: bool, base: Path | None) -> Source:
+    """Open a peft folder, with the model that it adapts."""
+    from parity.convert.peft import read_peft
+    from parity.convert.tensors import Tensors, convert_tensors
+
+    adapters = read_peft(path, verify)
+    places = [base] if base is not None else [Path(adapters.base), path / adapters.base] if adapters.base else []
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        named = str(base) if base is not None else adapters.base
+        raise UserError(f"--base: found {named!r}, expected the folder of the model that {path} adapts")
+    adapted = open_source(found, verify=verify)
+    if adapted.config.model.lora is not None:
+        raise UserError(f"--base: {found} has adapters itself, expected a model without; merge them first")
+    try:
+        model = replace(adapted.config.model, lora=adapters.lora)
+        model.check_lora()
+        weights = Tensors(adapted.tensors("hf").stored | adapters.weights.stored)
+        weights = convert_tensors(weights, model, "hf", "hf")
+    except UserError as error:
+        raise UserError(f"{path}: does not fit {found}: {error}") from error
+    return replace(
+        adapted,
+        path=path,
+        side="hf",
+        config=replace(adapted.config, model=model),
+        checkpoint=None,
+        weights=weights,
+        base=found,
+    )
 
 
 def is_run(path: Path) -> bool:

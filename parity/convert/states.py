@@ -15,6 +15,7 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.errors import UserError
 from lmcore.optim.table import OPTIMIZERS
+from lmcore.run.base import find_base
 from lmcore.run.checkpoints import Checkpoint
 from parity.convert.moments import Moments, fill_optax, read_optax, torch_key, zero_moments
 from parity.convert.names import Side, convert_names, numpy_to_torch, table
@@ -31,7 +32,7 @@ Opened = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 
 @dataclass(frozen=True)
 class State:
-    """Everything that a train step changes."""
+    """Everything that a train step changes: with adapters, theirs alone."""
 
     side: Side
     """Side whose names and layout the arrays have."""
@@ -46,7 +47,7 @@ class State:
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
         """
-        params = convert_names(self.params, config.model, self.side, side)
+        params = convert_names(self.params, config.model, self.side, side, trained=True)
         return State(side, self.step, params, self.moments and self.moments.to(config, self.side, side))
 
 
@@ -79,9 +80,23 @@ def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -
 def open_weights(checkpoint: Checkpoint, config: Config) -> Tensors:
     """Open a checkpoint's weights, in its own framework's names; each is read when it is asked for.
 
+    Those that its adapters adapt are its base's.
+
     Raises:
         UserError: it cannot be opened.
     """
+    if config.model.lora is not None:
+        base = open_weights(find_base(checkpoint, verify=False), _without_lora(config))
+        return Tensors(base.stored | _open(checkpoint, config).stored)
+    return _open(checkpoint, config)
+
+
+def _without_lora(config: Config) -> Config:
+    return replace(config, model=replace(config.model, lora=None))
+
+
+def _open(checkpoint: Checkpoint, config: Config) -> Tensors:
+    """Open the arrays that a checkpoint itself has."""
     _check_framework(checkpoint)
     opened = {"jax": _open_jax, "torch": _open_torch}[checkpoint.framework](checkpoint.state)
     dtype = parameter_type(config)
@@ -111,7 +126,10 @@ def write_state(folder: Path, state: State, config: Config) -> Callable[[], None
 
 
 def _empty(config: Config, side: Side) -> dict[str, np.ndarray]:
-    return {row.name(side): np.empty(row.shape_in(side), parameter_type(config)) for row in table(config.model)}
+    return {
+        row.name(side): np.empty(row.shape_in(side), parameter_type(config))
+        for row in table(config.model, trained=True)
+    }
 
 
 def _optax_state(config: Config, moments: Moments) -> Any:
@@ -120,7 +138,7 @@ def _optax_state(config: Config, moments: Moments) -> Any:
 
     from jaxlm.optim import make_optimizer
 
-    shapes = {row.jax: jax.ShapeDtypeStruct(row.shape, np.float32) for row in table(config.model)}
+    shapes = {row.jax: jax.ShapeDtypeStruct(row.shape, np.float32) for row in table(config.model, trained=True)}
     return fill_optax(jax.eval_shape(make_optimizer(config.optim).init, shapes), moments, config)
 
 

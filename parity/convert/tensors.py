@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 
 from lmcore.config import ModelConfig
+from lmcore.model.lora import adapter_layers, is_adapter
 from parity.convert.names import Side, convert_names, table
 
-__all__ = ["Stored", "Tensors", "convert_tensors", "finite", "row_blocks", "watched"]
+__all__ = ["Stored", "Tensors", "convert_tensors", "finite", "merge_adapters", "row_blocks", "watched"]
 
 BLOCK_BYTES = 1 << 26
 """Arrays are checked and written in blocks of at most this size."""
@@ -81,6 +83,32 @@ def convert_tensors(tensors: Tensors, model: ModelConfig, source: Side, target: 
         stored, shape = tensors.stored[row.name(source)], row.shape_in(target)
         result[row.name(target)] = converted(stored, shape, change) if transposed else stored
     return Tensors(result)
+
+
+def merge_adapters(tensors: Tensors, model: ModelConfig, side: Side) -> Tensors:
+    """Return the weights of the same model without adapters: W + α/r · B A, computed when a weight is read.
+
+    Args:
+        tensors: all of a model's, those of the adapters included.
+        model: with its `lora`.
+        side: whose names and layout they have.
+    """
+    assert model.lora is not None
+    scale = model.lora.scale
+    merged = {name: each for name, each in tensors.stored.items() if not is_adapter(name)}
+    prefix, leaf = "model." if side == "hf" else "", "kernel" if side == "jax" else "weight"
+
+    def sum_of(base: Stored, left: Stored, right: Stored) -> np.ndarray:
+        wide = np.promote_types(np.float32, base.dtype) if base.dtype != ml_dtypes.bfloat16 else np.dtype(np.float32)
+        w, a, b = (each.read().astype(wide) for each in (base, left, right))
+        return (w + wide.type(scale) * (a @ b)).astype(base.dtype)
+
+    for layer in adapter_layers(model):
+        pair = [tensors.stored[f"{prefix}{layer}.{name}.{leaf}"] for name in ("lora_A", "lora_B")]
+        left, right = pair if side == "jax" else reversed(pair)
+        base = merged[f"{prefix}{layer}.{leaf}"]
+        merged[f"{prefix}{layer}.{leaf}"] = Stored(base.shape, base.dtype, partial(sum_of, base, left, right))
+    return Tensors(merged)
 
 
 def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:

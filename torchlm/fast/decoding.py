@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
 from torchlm.fast.linear import laid_out
+from torchlm.lora import merge
 from torchlm.mlps import GatedMLP
 from torchlm.model import Attention, Decoder
 from torchlm.norms import NoNorm
@@ -73,14 +74,15 @@ def for_decoding(model: Decoder) -> Decoder:
     Matmuls with the same input are one, with weights in `dtype` already and laid out for the machine. The output head
     has its own copy.
     """
-    config = replace(model.config, tie_embeddings=False)
+    config = replace(model.config, tie_embeddings=False, lora=None)
     with torch.device("meta"):
         copy = Decoder(config, model.dtype)
         for block in copy.layers:
             for name in ("self_attn", "mlp"):
                 kind = type(block.get_submodule(name))
                 setattr(block, name, MERGED.get(kind, kind)(config))
-    weights = {name: p.detach() for name, p in model.named_parameters()} | {"lm_head.weight": model.head.detach()}
+    weights = merge({name: p.detach() for name, p in model.named_parameters()}, model.config)
+    weights["lm_head.weight"] = model.head.detach()
     for name, module in copy.named_modules():
         if isinstance(module, Merged):
             for kind in dict(module.merged.named_parameters()):

@@ -73,10 +73,15 @@ def _shape(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    x, weight = inputs
+    ctx.save_for_backward(x if weight.requires_grad else None, weight)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the gradients with respect to x and weight; the weight's sums over all rows, which MKL computes faster."""
     x, weight = ctx.saved_tensors
-    return onednn_linear(grad, weight.T), grad.flatten(0, -2).T @ x.flatten(0, -2)
+    return onednn_linear(grad, weight.T), None if x is None else grad.flatten(0, -2).T @ x.flatten(0, -2)
 
 
-onednn_linear.register_autograd(_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+onednn_linear.register_autograd(_gradients, setup_context=_save)

@@ -38,7 +38,8 @@ class HeadLoss(torch.autograd.Function):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             low, head, index = hidden.to(dtype), weight.to(dtype), targets.clamp_min(0)
-            grad_hidden, grad_weight, total = torch.empty_like(low), torch.zeros_like(weight), hidden.new_zeros(())
+            grad_hidden, total = torch.empty_like(low), hidden.new_zeros(())
+            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
             if group is not None:  # a target elsewhere is found below none of these rows
                 index = index - dist.get_rank(group) * len(weight)
             for h, t, c, out in zip(*(x.split(positions) for x in (low, index, counted, grad_hidden)), strict=True):
@@ -61,7 +62,8 @@ class HeadLoss(torch.autograd.Function):
                     weights *= 1 - tanh * tanh
                 grads = weights.to(dtype)
                 out.copy_(linear(grads, head.T))
-                add_matmul(grad_weight, grads.T, h)
+                if grad_weight is not None:
+                    add_matmul(grad_weight, grads.T, h)
             reduced(grad_hidden, group)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -70,7 +72,8 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx, grad):
         """Return the gradients with respect to hidden and weight."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(grad.dtype) * grad, grad_weight * grad, *(None,) * 6
+        weighted = None if grad_weight is None else grad_weight * grad
+        return grad_hidden.to(grad.dtype) * grad, weighted, *(None,) * 6
 
 
 def reduced(

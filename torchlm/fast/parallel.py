@@ -49,7 +49,7 @@ class SplitLoss:
         """Return the summed token loss, in the parameters' dtype."""
         if self.parts == 1 or key is not None:
             return self.loss_sum(model, tokens, targets, key, documents)
-        params = list(model.parameters())
+        params = [p for p in model.parameters() if p.requires_grad]
         one = partial(_with_gradients, self.loss_sum, model, params)
         rows = (tokens, targets) if documents is None else (tokens, targets, documents)
         results = self.pool.map(one, *(x.chunk(self.parts) for x in rows))

@@ -16,7 +16,7 @@ from lmcore.config import Config, DataConfig
 from lmcore.data.batches import Tokens
 from lmcore.data.marks import target_ids
 from lmcore.run.engine import evaluate
-from parity.arrays import Arrays
+from parity.arrays import Arrays, scaled_matrix
 from parity.backends import make_twin
 from parity.backends.base import Pair, Twin
 from parity.check.result import Result, identical, judge
@@ -38,6 +38,7 @@ HOW: dict[str, dict[str, dict[str, Any]]] = {
 
 def small_config(config: Config) -> Config:
     """Return the config of a small model of the same kind, in which neighbouring axes differ in size."""
+    lora = config.model.lora
     model = replace(
         config.model,
         vocab_size=VOCABULARY,
@@ -50,6 +51,7 @@ def small_config(config: Config) -> Config:
         max_seq_len=LONG if config.model.max_seq_len >= LONG else max(LENGTH, min(config.model.max_seq_len, 64)),
         dropout=0.0,
         scan_layers=False,
+        lora=lora and replace(lora, rank=min(lora.rank, 4), dropout=0.0),
     )
     data = DataConfig(document_mask=config.data.is_marked)
     train = replace(config.train, seq_len=LENGTH, batch_size=4, grad_accum=2, cpu_devices=1, remat=False, device="cpu")
@@ -64,7 +66,8 @@ def execution(pair: Pair, options: Options) -> Iterator[Result]:
         return
     plain = small_config(pair.config)
     twins = [_another(twin, plain) for twin in pair]
-    start = {name: value * (4 if value.ndim > 1 else 1) for name, value in twins[0].initial().items()}
+    initial, rng = twins[0].initial(), np.random.default_rng(0)
+    start = {name: scaled_matrix(value, 4, rng) if value.ndim > 1 else value for name, value in initial.items()}
     ids = np.random.default_rng(0).integers(VOCABULARY, size=4000).astype(np.int32)
     ids = in_short_documents(ids) if plain.data.is_marked else ids
     batch = ids[: 4 * (LENGTH + 1)].reshape(4, LENGTH + 1)

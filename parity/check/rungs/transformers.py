@@ -5,6 +5,7 @@ import importlib.util
 import io
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +29,7 @@ ISLANDS = "norms, softmax, rotary angles and scales of embeddings"
 
 
 def third_implementation(pair: Pair, options: Options) -> Iterator[Result]:
-    """Rung 9: transformers' model with the same weights, read from a folder as any user would.
+    """Rung 9: transformers' model with the same weights, adapters merged, read from a folder as any user would.
 
     In float64 too, transformers computes norms, softmax, rotary angles and scales of embeddings in float32. There it
     computes once more with float64 in their place, and is compared with the tolerance of float64. The error of an angle
@@ -38,11 +39,16 @@ def third_implementation(pair: Pair, options: Options) -> Iterator[Result]:
         yield Result(rung=9, what="transformers", dtype=pair.dtype, verdict="skipped", note=reason)
         return
     from parity.convert.huggingface import write_folder
+    from parity.convert.tensors import Tensors, merge_adapters
 
     with tempfile.TemporaryDirectory() as folder:
-        params = mapping.convert_names(pair.start, pair.config.model, CANONICAL, "hf")
+        model_config, params = pair.config.model, Tensors.of(pair.start)
+        if model_config.lora is not None:
+            params = merge_adapters(params, model_config, CANONICAL)
+            model_config = replace(model_config, lora=None)
+        weights = mapping.convert_names(dict(params), model_config, CANONICAL, "hf")
         try:
-            write_folder(Path(folder), pair.config, params, None)
+            write_folder(Path(folder), replace(pair.config, model=model_config), weights, None)
         except UserError as error:
             yield Result(rung=9, what="transformers", dtype=pair.dtype, verdict="skipped", note=str(error))
             return

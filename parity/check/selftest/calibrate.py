@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.config import Config, Precision
+from lmcore.config import Config, LoraConfig, Precision
 from lmcore.model.init import initial_weight
 from parity.arrays import Arrays
 from parity.backends import framework_settings, make_pair, make_twin
@@ -34,6 +34,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"norm_placement": "sandwich", "mlp": "geglu", "qk_norm": True, "tie_embeddings": False}
     },
     "no positions, dropout": {"model": {"position": "none", "dropout": 0.2}},
+    "adapters, dropout": {"model": {"lora": LoraConfig(rank=4, dropout=0.2, targets=["q_proj", "down_proj"])}},
     "beta2 0.999, wsd": {"optim": {"beta2": 0.999, "schedule": "wsd"}},
     "Muon": {"optim": {"name": "muon"}},
     "Adafactor": {"optim": {"name": "adafactor"}},

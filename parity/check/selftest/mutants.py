@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.config import Config, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from lmcore.data.marks import UNCOUNTED
-from parity.arrays import Arrays
+from parity.arrays import Arrays, scaled_matrix
 from parity.backends import BACKENDS, framework_settings, make_pair, make_twin
 from parity.backends.base import Pair, check_config
 from parity.check.ladder import climb
 from parity.check.rungs.base import Options, in_short_documents
-from parity.check.selftest.faults import decoding, documents, model, optimizer, patch, run
+from parity.check.selftest.faults import decoding, documents, lora, model, optimizer, patch, run
 
 __all__ = ["MUTANTS", "Caught", "Mutant", "odd_config", "self_test", "shaken"]
 
@@ -45,6 +45,8 @@ FAMILIES: dict[str, Any] = {
 }
 """Parts that families of models other than Llama have, all in one."""
 EARLY = (2, 3, 4, 5)
+ADAPTERS = LoraConfig(rank=5, alpha=13.0, targets=["q_proj", "v_proj", "down_proj"])
+"""Adapters of the model in which their faults are planted: one of a layer with as many outputs as inputs."""
 CLIMBED = (*range(9), 10, 11)
 """Rungs of the self-test: all but the third implementation, which no fault needs to be caught."""
 
@@ -64,6 +66,8 @@ class Mutant:
     """Whether it is a fault of the initial weights, which shaken weights would hide."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Optimizer that trains the model."""
+    lora: bool = False
+    """Whether the model has adapters."""
     context: int = 37
     """Maximum number of positions of the model."""
     parts: Literal["default", "families"] = "default"
@@ -107,7 +111,9 @@ def shaken(params: Arrays, seed: int = 0, scale: float = 8.0) -> Arrays:
     """
     rng = np.random.default_rng(seed)
     return {
-        name: (value * scale if value.ndim > 1 else value + rng.uniform(-0.5, 0.5, value.shape)).astype(value.dtype)
+        name: scaled_matrix(value, scale, rng)
+        if value.ndim > 1
+        else (value + rng.uniform(-0.5, 0.5, value.shape)).astype(value.dtype)
         for name, value in params.items()
     }
 
@@ -121,7 +127,8 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
     with framework_settings():
         options, healthy = Options(steps=STEPS), {}
         for mutant in mutants:
-            kind = mutant.optimizer, mutant.fresh, mutant.context, mutant.parts, mutant.masked, mutant.rungs
+            parts = mutant.parts, mutant.masked, mutant.lora
+            kind = mutant.optimizer, mutant.fresh, mutant.context, *parts, mutant.rungs
             if kind not in healthy:
                 healthy[kind] = _healthy(mutant, options)
             yield _try(mutant, healthy[kind], options)
@@ -130,7 +137,9 @@ def self_test(mutants: Iterable[Mutant]) -> Iterator[Caught]:
 def _healthy(mutant: Mutant, options: Options) -> Pair:
     """Return healthy twins for a fault to be planted in, after checking them on the rungs that catch such faults."""
     config = odd_config()
-    model = replace(config.model, max_seq_len=mutant.context, **FAMILIES if mutant.parts == "families" else {})
+    parts = FAMILIES if mutant.parts == "families" else {}
+    parts = parts | {"lora": ADAPTERS if mutant.lora else None}
+    model = replace(config.model, max_seq_len=mutant.context, **parts)
     config = replace(config, model=model, optim=replace(config.optim, name=mutant.optimizer))
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=5000).astype(np.int32)
     if mutant.masked:
@@ -211,12 +220,16 @@ MUTANTS = (
     ),
     Mutant("documents begin late", "jax", 3, patch("jaxlm.documents.document_starts", documents.late), masked=True),
     Mutant("documents masked by neither", "both", 4, documents.unmasked_in_both, masked=True),
+    Mutant("adapters unscaled", "torch", 3, patch("torchlm.lora.Adapter.__init__", lora.unscaled), lora=True),
+    Mutant("A and B swapped", "torch", 3, patch("torchlm.lora.Adapter.forward", lora.swapped), lora=True),
     Mutant("mean of means", "torch", 4, patch("torchlm.engine.loss_sum", model.mean_of_means)),
     Mutant("ignored targets counted", "torch", 4, patch("torchlm.loss.cross_entropy", model.counts_ignored)),
     Mutant("tied head untied", "torch", 5, patch("torchlm.model.Decoder.head", model.untied)),
     Mutant("all targets count", "torch", 5, patch("torchlm.documents.target_ids", documents.all_count), masked=True),
     Mutant("divided by all targets", "jax", 5, patch("jaxlm.documents.counts", documents.counts_all), masked=True),
     Mutant("divided by micro-batch", "torch", 5, patch("torchlm.engine.train_step", model.by_micro_batch)),
+    Mutant("base trained", "torch", 5, patch("torchlm.lora.is_trained", lora.all_trained), lora=True),
+    Mutant("base trained (JAX)", "jax", 5, patch("jaxlm.functional.is_trained", lora.all_trained), lora=True),
     Mutant("clip per tensor", "torch", 6, patch("torchlm.engine.clip_by_global_norm", optimizer.per_tensor)),
     Mutant("clip without 1e-6", "jax", 6, patch("jaxlm.engine.clip_by_global_norm", optimizer.no_clip_eps)),
     Mutant("decay on norms", "jax", 6, patch("jaxlm.optim.decay_mask", optimizer.decays_all)),
@@ -253,6 +266,7 @@ MUTANTS = (
     Mutant("cache misses last position", "torch", 8, patch("torchlm.model.causal_mask", decoding.blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, patch("torchlm.model.Decoder.rope", decoding.late_positions)),
     Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
+    Mutant("adapters merged unscaled", "jax", 8, patch("jaxlm.engine.merge", lora.merged_unscaled), lora=True),
     Mutant("moments not saved", "torch", 10, patch("torchlm.engine.save_state", run.drops_moments)),
     Mutant("moments restored as zeros", "jax", 10, patch("jaxlm.engine.restore_state", run.zeroes_moments)),
     Mutant("count restored as zero", "torch", 10, patch("torchlm.engine.restore_state", run.forgets_count)),

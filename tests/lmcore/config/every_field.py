@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from lmcore.config import Config, DataConfig, ModelConfig, OptimConfig, RopeScaling, from_dict
+from lmcore.config import Config, DataConfig, LoraConfig, ModelConfig, OptimConfig, RopeScaling, from_dict
 
 DEFAULTS = Config(
-    model=ModelConfig(rope_scaling=RopeScaling()), data=DataConfig(files=["a.txt"]), optim=OptimConfig(lr=1)
+    model=ModelConfig(rope_scaling=RopeScaling(), lora=LoraConfig()),
+    data=DataConfig(files=["a.txt"]),
+    optim=OptimConfig(lr=1),
 )
 RESOLVED = from_dict(Config, json.loads(json.dumps(asdict(DEFAULTS))))
 """The same, every field given."""

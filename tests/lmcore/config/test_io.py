@@ -12,6 +12,7 @@ from lmcore.config import (
     GROUPS,
     Config,
     DataConfig,
+    LoraConfig,
     ModelConfig,
     RopeScaling,
     TrainConfig,
@@ -52,6 +53,8 @@ ALTERNATIVES = {
     "model.layer_types": ["nope"],
     "model.qk_norm": "all_heads",
     "model.bias": "qkv",
+    "model.lora": None,
+    "model.lora.targets": ["up_proj"],
     "optim.warmup_steps": 7,
     "train.grad_accum": 2,
     "parallel.data": 2,
@@ -81,10 +84,12 @@ def test_a_change_of_any_field_is_seen_and_survives_saving(name: str, hint: Any,
     config = changed(name, hint)
     found = {n for n in differences(RESOLVED, config) if n != "tokenizer.kind" or name == n}
     scaling = {f"model.rope_scaling.{f.name}" for f in fields(RopeScaling)}
+    adapters = {f"model.lora.{f.name}" for f in fields(LoraConfig)}
     window = {"model.layer_types", "model.sliding_window"}
     expected = {
         "model.rope_scaling": scaling,
         "model.position": {name} | scaling,
+        "model.lora": adapters,
         "model.sliding_window": window,
         "model.sliding_rope_theta": window | {name},
     }.get(name, {name})
@@ -108,7 +113,7 @@ def test_differences_give_old_and_new():
 
 def test_flatten_names_every_field_once():
     names = [name for name, _ in flatten(RESOLVED)]
-    assert names == [name for name, _ in all_fields() if name != "model.rope_scaling"]
+    assert names == [name for name, _ in all_fields() if name not in ("model.rope_scaling", "model.lora")]
     assert len(set(names)) == len(names)
 
 

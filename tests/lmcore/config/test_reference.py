@@ -15,6 +15,6 @@ def test_the_page_is_up_to_date():
 
 def test_every_field_is_described_once():
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
-    groups = [*configs.GROUPS.values(), configs.RopeScaling]
+    groups = [*configs.GROUPS.values(), configs.RopeScaling, configs.LoraConfig]
     assert len(rows) == sum(len(fields(group)) for group in groups)
     assert all(len(row.rsplit("|", 2)[1].strip()) > 10 for row in rows)

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 import torchlm.norms
-from lmcore.config import Config, ModelConfig, OptimConfig, TrainConfig
+from lmcore.config import Config, LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from lmcore.model.lora import is_adapter
 from parity.backends import framework_settings, make_pair
 from parity.backends.base import Pair, check_config
 from parity.check.ladder import climb
@@ -78,6 +79,15 @@ def test_drawn_variants_climb(number: int):
     assert failures(pair, (2, 3, 4, 5, 6)) == []
     before, after = pair.start, pair.port.params()
     assert all(not np.array_equal(before[name], after[name]) for name in before), "every parameter is trained"
+
+
+@pytest.mark.parametrize("rungs", [(3, 5, 6), pytest.param((2, 4, 7, 8, 9, 10, 11), marks=pytest.mark.slow)])
+def test_adapters_climb_and_are_all_that_is_trained(rungs: tuple[int, ...]):
+    pair = rough(lora=LoraConfig(rank=2, dropout=0.3, targets=["v_proj", "down_proj"]), dropout=0.1)
+    assert failures(pair, rungs) == []
+    if 6 in rungs:
+        trained = {name for name, value in pair.port.params().items() if not np.array_equal(pair.start[name], value)}
+        assert trained == {name for name in pair.start if is_adapter(name)} != set()
 
 
 @pytest.mark.slow

@@ -424,7 +424,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
         "found a file, expected a run folder": [str(run / "config.yaml"), "--to=hf", "--out", out],
         "found no config.yaml (a run), checkpoint.json": [str(empty), "--to=hf", "--out", out],
         "found no checkpoint, expected a run folder": [str(bare), "--to=hf", "--out", out],
-        "to: found 'tf', expected one of jax, torch, hf, safetensors, gguf": [str(run), "--to=tf", "--out", out],
+        "to: found 'tf', expected one of jax, torch, hf, peft, safetensors, gguf": [str(run), "--to=tf", "--out", out],
         "required: to": [str(run), "--out", out],
         "required: out": [str(run), "--to=hf"],
         "--froce: no such field; did you mean force?": [str(run), "--to=hf", "--out", out, "--froce"],

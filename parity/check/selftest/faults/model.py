@@ -116,8 +116,8 @@ def rounded(function: Any) -> Any:
 def no_transpose(convert: Any) -> Any:
     """The conversion does not transpose one square kernel, in either direction."""
 
-    def faulty(arrays: Arrays, config: Any, source: str, target: str) -> Arrays:
-        converted = convert(arrays, config, source, target)
+    def faulty(arrays: Arrays, config: Any, source: str, target: str, **rest: Any) -> Arrays:
+        converted = convert(arrays, config, source, target, **rest)
         names = [name for name in converted if name.endswith(("self_attn.o_proj.kernel", "self_attn.o_proj.weight"))]
         transposed = {name: np.ascontiguousarray(converted[name].T) for name in names} if source != target else {}
         return converted | transposed
