@@ -26,7 +26,7 @@ __all__ = ["check_config", "check_tokenizer", "load_run", "lock_run", "open_run"
 CHANGEABLE = (
     *("run_dir", "train.steps", "train.resume", "train.remat", "train.cpu_devices", "data.dir"),
     *("train.device", "train.compile", "train.deterministic", "model.scan_layers"),
-    *("tokenizer.stop_tokens", "tokenizer.file", "train.init_from"),
+    *("tokenizer.stop_tokens", "tokenizer.file"),
     *("optim.", "parallel.", "eval.", "checkpoint.", "log.", "sample."),
 )
 """Fields, or prefixes of fields, that may change when a run is resumed; the others would make it another run."""
