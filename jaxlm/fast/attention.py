@@ -32,8 +32,8 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Return the attention of every position to itself and those before it, in its document.
 
-    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout, window or soft cap);
-    elsewhere by the plain form, for a longer sequence in blocks.
+    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout, documents, window or soft
+    cap); elsewhere by the plain form, for a longer sequence in blocks.
 
     Args:
         q: queries.
@@ -46,11 +46,10 @@ def causal_attention(
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, head_dim = q.shape
-    plain = key is None and window == 0 and softcap == 0
+    plain = key is None and documents is None and window == 0 and softcap == 0
     cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and plain
     if cudnn_applies and jax.default_backend() == "gpu":
-        mask = None if documents is None else (documents[:, None, :, None] == documents[:, None, None])
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     if length <= QUERY_BLOCK:
         return plain_attention(q, k, v, rate, key, documents, window, softcap)
     k, v = by_head(k), by_head(v)

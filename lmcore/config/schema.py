@@ -310,7 +310,7 @@ class SampleConfig:
     every: int = 350
     """Steps between samples printed during training; the last step always prints one. 0 prints at the end only."""
     prompt: str = "Once upon a time"
-    """Prompt of the samples generated during training."""
+    """Prompt of the samples generated during training; with data.format: chat, a message of the user."""
     max_tokens: int = 256
     """Maximum number of tokens to generate."""
     temperature: float = 0.7

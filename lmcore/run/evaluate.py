@@ -210,6 +210,7 @@ def _compare(
     other = measure_baseline(*baseline, pieces, train.seq_len, config.eval.batch_size, train.device)
     parts = (ids for ids, _, _ in encode(tokenizer, pieces))
     stream = as_stream(parts, tokenizer.eot_id, tokenizer.unk_id, size, tokenizer.document_prefix)
+    stream = replace(stream, eot_id=tokenizer.eot_id) if config.data.document_mask else stream
     config = _fitted(replace(config, train=replace(train, seq_len=other.context)), len(stream))
     with cli.named_as_options("train"):
         engine = make_engine(config)
