@@ -17,6 +17,7 @@ from lmcore.data.prepare import check_prepared
 from lmcore.errors import UserError, command, printable
 from lmcore.files import SUMS, Damaged, check_stamp, check_sums
 from lmcore.run import checkpoints
+from lmcore.run.base import find_base
 from lmcore.run.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint
 from lmcore.run.folder import check_tokenizer
 from lmcore.run.trackers import read_metrics
@@ -83,6 +84,8 @@ def _run(folder: Path) -> Iterator[Result]:
     for path in (folder / "huggingface", *checkpoint_folders(folder)):
         if path.exists():
             yield from verify(path)
+    if latest is not None and latest.base is not None:
+        yield _judge(Path(latest.base.path), lambda: find_base(latest).sums is not None)
 
 
 def _config(path: Path) -> bool:

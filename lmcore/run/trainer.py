@@ -157,7 +157,8 @@ class Run:
     def _begin(self, latest: Checkpoint | None) -> Checkpoint | None:
         """Initialize or restore the engine; return the checkpoint that was restored."""
         train, model = self.config.train, self.config.model
-        size = f"{self.engine.parameter_count:,} parameters, vocabulary {model.vocab_size:,}"
+        what = "parameters" if model.lora is None else "parameters of adapters"
+        size = f"{self.engine.parameter_count:,} {what}, vocabulary {model.vocab_size:,}"
         work = f"{train.steps:,} steps of {train.batch_size} × {train.seq_len} tokens"
         self._print(f"{self.engine.framework} on {self.engine.device_name}, {train.precision}: {size}, {work}")
         self.base = base_to_load(self.config, latest)

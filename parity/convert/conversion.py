@@ -294,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     kind = kinds.get(args.to) or f"a run of {BACKENDS[args.to].package}"
     print(printable(f"{out}: {_what(source)}, as {kind}"))
+    if args.to != "peft" and source.config.model.lora is not None:
+        print("note: adapters are merged into the weights; --to peft keeps them apart")
     if args.to == "safetensors" and _is_file(args.to, out):
         print("note: a file holds the weights alone; a folder gets the tokenizer too")
     elif source.tokenizer is None:

@@ -13,6 +13,7 @@ from lmcore.errors import UserError
 from lmcore.run.base import base_to_load, describe_base, find_base, restore_model, with_base
 from lmcore.run.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
 from lmcore.run.saving import Checkpoints
+from lmcore.verify import Result, verify
 
 MODEL = ModelConfig(vocab_size=257, dim=16, n_heads=2, max_seq_len=8)
 
@@ -88,6 +89,7 @@ def test_the_base_is_found_where_it_was_or_moved_with_the_run_and_must_not_chang
     run = saved(tmp_path / "run", with_base(config, "jax"), "adapters", base)
     assert find_base(run) == base
     assert base_to_load(with_base(config, "jax"), run) == base
+    assert list(verify(run.run_dir))[-1] == Result(base.folder, "good", "")
     (tmp_path / "elsewhere").mkdir()
     for name in ("base", "run"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
@@ -95,6 +97,7 @@ def test_the_base_is_found_where_it_was_or_moved_with_the_run_and_must_not_chang
     assert find_base(moved).run_dir == tmp_path / "elsewhere" / "base"
     shutil.rmtree(tmp_path / "elsewhere" / "base")
     saved(tmp_path / "elsewhere" / "base", Config(model=MODEL), "other")
+    assert list(verify(moved.run_dir))[-1].state == "damaged"
     with pytest.raises(UserError, match=r"found other weights than those that .*run adapts") as caught:
         find_base(moved)
     assert (caught.value.exit_code, str(caught.value).count("\n")) == (2, 0)
