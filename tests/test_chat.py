@@ -86,3 +86,12 @@ def test_an_export_speaks_by_the_template_that_the_run_learned(conversations: Pa
     assert own.inner.token_to_id(end) in generation["eos_token_id"]
     assert not convert([str(run), "--to", "jax", "--out", str(tmp_path / "jax")])
     assert read_template(tmp_path / "jax").source == CHATML
+
+
+def test_conversations_that_are_cut_before_the_assistant_are_refused(conversations: Path, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    assert command("torchlm", "train")(options(conversations, run, **{"train.seq_len": 8})) == 2
+    assert (
+        "the assistant says nothing within the first 8 tokens of any training conversation" in capsys.readouterr().err
+    )
+    assert not run.exists()

@@ -144,7 +144,8 @@ def _open(folder: Path, config: Config, fresh: bool) -> Prepared:
     if tokenizer.digest() != expected:
         raise UserError(f"{folder / TOKENIZER}: found another tokenizer than {HEADER} names; delete {folder}")
     opened = (Tokens.open(folder, split, tokenizer.vocab_size) for split in SPLITS)
-    prefix, eot_id = tokenizer.document_prefix, tokenizer.eot_id if config.data.document_mask else None
+    by_eot = config.data.document_mask and config.data.format == "text"  # conversations have their marks in the file
+    prefix, eot_id = tokenizer.document_prefix, tokenizer.eot_id if by_eot else None
     train, valid = (replace(tokens, prefix=prefix, eot_id=eot_id) for tokens in opened)
     return Prepared(train=train, valid=valid, tokenizer=tokenizer, folder=folder, fresh=fresh)
 

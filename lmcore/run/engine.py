@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from lmcore.config import Config, SampleConfig
 from lmcore.data.batches import Tokens, eval_windows
 from lmcore.data.packing import packed_windows
+from lmcore.errors import UserError
 from lmcore.generate import prompting
 from lmcore.model.init import Weights
 from lmcore.run.processes import ALONE, Processes
@@ -112,7 +113,10 @@ def evaluate(engine: Engine, tokens: Tokens, config: Config, windows: int) -> Ro
     windows_of = packed_windows if config.data.format == "chat" else eval_windows
     batches = windows_of(tokens, seq_len=config.train.seq_len, batch_size=rows * count, windows=windows)
     sums = [(float(loss), int(count)) for loss, count in (engine.eval_step(x[own], y[own]) for x, y in batches)]
-    loss = math.fsum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    targets = sum(count for _, count in sums)
+    if targets == 0:
+        raise UserError("eval.windows: found no token to predict in what is evaluated, expected some; set it to 0")
+    loss = math.fsum(loss for loss, _ in sums) / targets
     return {
         "valid_loss": loss,
         "valid_perplexity": math.exp(min(loss, 700.0)),

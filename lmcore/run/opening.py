@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.config import Config, to_dict
-from lmcore.data.batches import Batches, eval_windows, read_header
-from lmcore.data.packing import PackedBatches
+from lmcore.data.batches import Batches, Tokens, eval_windows, read_header
+from lmcore.data.packing import PackedBatches, packed_windows
 from lmcore.data.prepare import CONTENT, Prepared, prepare
 from lmcore.errors import UserError
 from lmcore.files import check_folder, check_links
@@ -119,6 +119,8 @@ def _batches(prepared: Prepared, config: Config, shard: tuple[int, int], report:
         "micro_batches": train.grad_accum,
     }
     if config.data.format == "chat":
+        for split, tokens in (("training", prepared.train), ("validation", prepared.valid)):
+            _check_targets(split, tokens, train.seq_len)
         batches = PackedBatches(prepared.train, **options)
         report(f"train: {batches.packed.describe(train.seq_len + 1)}")
         return batches
@@ -126,6 +128,16 @@ def _batches(prepared: Prepared, config: Config, shard: tuple[int, int], report:
         eval_windows(prepared.valid, seq_len=train.seq_len, batch_size=1, windows=1)
     )  # raises for text that is too short
     return Batches(prepared.train, **options)
+
+
+def _check_targets(split: str, tokens: Tokens, seq_len: int) -> None:
+    """Check that some of the assistant's tokens are left where long conversations are cut."""
+    rows = packed_windows(tokens, seq_len=seq_len, batch_size=64, windows=0)
+    if not any((targets >= 0).any() for _, targets in rows):
+        raise UserError(
+            f"train.seq_len: found {seq_len}, expected more: the assistant says nothing within the first {seq_len} "
+            f"tokens of any {split} conversation"
+        )
 
 
 def _lock(folder: Path, stack: ExitStack, processes: Processes) -> None:

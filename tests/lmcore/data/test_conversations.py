@@ -161,3 +161,15 @@ def test_a_turn_ends_with_its_special_token_if_there_is_one():
     ids = encode_turns(tokenizer, ChatTemplate(CHATML), [USER])
     assert tokenizer.inner.decode(ids, skip_special_tokens=False).endswith("Who?<|im_end|>\n<|im_start|>assistant\n")
     check_special(tokenizer, [USER, REPLY])
+
+
+def test_end_of_text_begins_no_document_in_a_conversation(chat):
+    ends = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|endoftext|>' }}{% endfor %}"
+    ends += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    rows = conversations([USER, REPLY, USER, REPLY], [USER, REPLY], [USER, REPLY])
+    marked = [
+        prepare(chat(*rows, chat_template=ends, document_mask=mask), quiet).train.read(slice(None))
+        for mask in (False, True)
+    ]
+    np.testing.assert_array_equal(*marked)
+    assert (marked[0] >= BEGINS).sum() == 2
