@@ -177,7 +177,7 @@ class Engine:
             dtype = getattr(torch, config.train.precision)
             self.model = add_adapters(Decoder(config.model, dtype, config.train.remat))
         self._base: dict[str, Tensor] = {}
-        """Weights from `load_base`."""
+        """Weights from `load_base` that no state has taken yet."""
         self.sharding: Sharding | None = None
         self._loss_sum: LossSum = loss_sum
         if config.train.compile and config.model.scan_layers:
@@ -222,7 +222,8 @@ class Engine:
         """Start from these weights, or from the shared NumPy initialization; those of `load_base` stay."""
         self._check_memory(training=True)
         self._shard()
-        params = initial_params(self.model, self.config.train.seed, self.sharding, weights, self._base)
+        base, self._base = self._base, {}
+        params = initial_params(self.model, self.config.train.seed, self.sharding, weights, base)
         self.state = self._state(params)
 
     def load_base(self, folder: Path) -> None:
@@ -293,6 +294,7 @@ class Engine:
         params = {name: torch.empty_like(own(p), device=self.device) for name, p in self.model.named_parameters()}
         frozen = {name: own(p) for name, p in self.model.named_parameters() if not p.requires_grad}
         params |= {name: self._base.get(name, p) for name, p in frozen.items()}
+        self._base = {}
         self.state = self._state(params, optimizer)
         if not optimizer:
             restore_state(folder, params=self._wholes(self.state.params))

@@ -88,3 +88,16 @@ def test_dropout_is_of_the_adapters_and_in_training_alone(masks: str):
     wet.state.model.load_state_dict(dry.state.model.state_dict())
     x, y = TOKENS[:, :-1], TOKENS[:, 1:]
     assert float(wet.eval_step(x, y)[0]) == float(dry.eval_step(x, y)[0])
+
+
+def test_without_adapters_all_weights_come_from_the_base_and_the_optimizer_is_new(tmp_path: Path):
+    plain = replace(CONFIG, model=replace(MODEL, lora=None))
+    base, other = Engine(plain), Engine(replace(plain, train=replace(CONFIG.train, seed=1)))
+    base.init()
+    base.train_step(TOKENS, 0.1)
+    base.save(tmp_path / "base")()
+    other.load_base(tmp_path / "base")
+    other.init()
+    expected, found = ({name: p.numpy().tobytes() for name, p in e.state.params.items()} for e in (base, other))
+    assert found == expected
+    assert int(other.state.step) == 0
