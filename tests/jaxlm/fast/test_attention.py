@@ -79,7 +79,7 @@ def test_a_long_sequence_keeps_no_weights_for_its_gradient(monkeypatch: pytest.M
     assert largest_kept(most=8) >= 2 * 6 * 2 * 10  # weights of a block
 
 
-@pytest.mark.parametrize("window", [0, 1, 4, 20])
+@pytest.mark.parametrize("window", [0, 2, 4, 20])
 @pytest.mark.parametrize(("block", "most"), [(3, 11), (3, 2), (128, 8)])
 def test_windows_and_soft_caps_are_those_of_the_definition(
     block: int, most: int, window: int, monkeypatch: pytest.MonkeyPatch
