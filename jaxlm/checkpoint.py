@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import sys
 import tempfile
@@ -18,10 +19,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from orbax.checkpoint.type_handlers import ArrayHandler, NumpyHandler, create_type_handler_registry
 
 from lmcore.errors import UserError
 
-__all__ = ["Stored", "open_item", "restore_state", "save_state"]
+__all__ = ["Stored", "Unread", "open_item", "restore_state", "save_state", "save_unread"]
 
 WILDCARDS = frozenset("*?[\\")
 CHUNK_BYTES = 1 << 27
@@ -34,6 +36,36 @@ class Stored:
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An array that is read only when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of values, which Orbax asks for, as for the next."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.size * self.dtype.itemsize
+
+
+class _OneAtATime(NumpyHandler):
+    """Lets Orbax write each array before it reads the next; its own handler has all of them in memory at once."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            await super()._background_serialize([value.read()], [info], [arg])
 
 
 def _report_unless_late(hook: Callable[[Any], object], unraisable: Any) -> None:
@@ -114,6 +146,28 @@ def save_state(folder: Path, params: Any, optimizer: Any, together: bool = False
                 _check_opens(path, expected)
 
     return finish
+
+
+def save_unread(folder: Path, params: dict[str, Unread], optimizer: Any) -> None:
+    """Write a checkpoint as `save_state` does, of which a few arrays at a time are in memory.
+
+    Args:
+        folder: to be made.
+        params: name -> array.
+        optimizer: tree of `Unread` and NumPy arrays.
+    """
+    _silence_repeated_errors()
+    _stop_leaks()
+    items = {"params": params, "optimizer": optimizer}
+    registry = create_type_handler_registry(
+        (Unread, _OneAtATime()), (np.ndarray, NumpyHandler()), (jax.Array, ArrayHandler())
+    )
+    handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in items}
+    args = {name: ocp.args.PyTreeSave(tree, jax.tree.map(_in_chunks, tree)) for name, tree in items.items()}
+    with _without_wildcards(folder) as path:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+            writer.save(path, args=ocp.args.Composite(**args))
+        _check_opens(path, {name: _described(tree) for name, tree in items.items()})
 
 
 def restore_state(folder: Path, **abstract: Any) -> dict[str, Any]:

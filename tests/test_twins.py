@@ -42,6 +42,7 @@ DIFFERENCES = {
         "by_head": "batch and heads are one axis in jax, two in torch's kernel",
     },
     "checkpoint.py": {
+        **dict.fromkeys(("Unread", "save_unread"), "torch's files are plain safetensors, which parity writes itself"),
         "Stored.read": "Orbax restores NumPy's arrays, DCP its own tensors",
         "restore_state": "DCP reads into tensors that are there, Orbax returns arrays",
         "save_state": "the optimizer's state is a flat dict in torch, optax's own tree in jax",

@@ -129,7 +129,7 @@ class JaxTwin:
         held, metrics, own = self._step(self.engine.held, micro, lr, replacement, grads is not None)
         self.engine.held = held
         state = self.engine.state
-        moments = read_optax(state.opt_state, self.config).arrays
+        moments = read_optax(state.opt_state, self.config).in_memory()
         own = unstack_layers(own, self.config.model.n_layers) if stacked else own
         own = {name: own[name] for name in state.params}
         return Step(float(metrics["loss"]), float(metrics["grad_norm"]), _host(own), _host(state.weights), moments)

@@ -112,7 +112,7 @@ class TorchTwin:
             for key, tensor in state.optimizer.state[p].items():
                 if key != "step":
                     arrays.setdefault(TORCH[key], {})[name] = torch_to_numpy(tensor)
-        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).arrays
+        moments = Moments(state.step, arrays).to(self.config, self.backend.side, CANONICAL).in_memory()
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         return Step(loss, norm, self._to_canonical(own, trained=True), self.params(), moments)
 

@@ -156,7 +156,7 @@ def orthogonal_within_rounding(
         unmoved = twin.step(batch, lr, grads).params
         for draw in range(DRAWS):
             moved = moments and replace(
-                moments, arrays={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.arrays.items()}
+                moments, arrays={kind: moved_by_one_ulp(arrays, draw) for kind, arrays in moments.in_memory().items()}
             )
             twin.load(params, moved, step)
             after = twin.step(batch, lr, moved_by_one_ulp(grads, draw)).params

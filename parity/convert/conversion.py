@@ -3,7 +3,7 @@
 With `--to jax` and `--to torch`, OUT is a whole run folder (weights, optimizer state, config, tokenizer, metrics up to
 the checkpoint's step), so that the other twin's `train --train.resume auto` takes the next step. With `--to hf` it is a
 Llama folder that transformers loads, with `--to safetensors` a file or folder of bare weights with torchlm's names, and
-with `--to gguf` a file that llama.cpp runs. These three are written one tensor at a time. Adapters are merged into the
+with `--to gguf` a file that llama.cpp runs. One or a few tensors are in memory at a time. Adapters are merged into the
 weights, but for `--to peft`, a folder of adapters that peft loads. OUT is written under a temporary name and renamed
 when all of it is on disk.
 
@@ -188,11 +188,21 @@ def _state_writer(source: Source, to: "Side") -> Callable[[Path], Callable[[], N
 
         return copy
     from parity.convert.states import write_state
-    from parity.convert.tensors import finite
+    from parity.convert.tensors import Tensors, watched
 
-    state = source.state().to(to, source.config)
-    _note_not_finite(source, [name for name, array in state.params.items() if not finite(array)])
-    return lambda folder: write_state(folder, state, source.config)
+    state, broken = source.state().to(to, source.config), list[str]()
+    state = replace(state, params=watched(Tensors.of(state.params), broken))
+
+    def writer(folder: Path) -> Callable[[], None]:
+        write = write_state(folder, state, source.config)
+
+        def finish() -> None:
+            write()
+            _note_not_finite(source, broken)
+
+        return finish
+
+    return writer
 
 
 def _note_not_finite(source: Source, broken: list[str]) -> None:

@@ -3,15 +3,18 @@
 The kinds of state are those of `lmcore.optim.table`; `rows` and `columns` are those of the array as it is stored.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lmcore.config import Config, OptimConfig
 from lmcore.optim.table import kinds_of
-from parity.convert.names import IDENTITY, Row, Side, convert_rows, table
+from parity.convert.names import IDENTITY, Row, Side, table
+from parity.convert.tensors import Stored, Tensors, convert_stored
 
 __all__ = ["KINDS", "TORCH", "Moments", "fill_optax", "read_optax", "torch_key", "zero_moments"]
 
@@ -43,28 +46,33 @@ class Moments:
 
     count: int
     """Number of updates: fewer than steps where float16 skipped some."""
-    arrays: dict[str, dict[str, np.ndarray]]
-    """Kind -> parameter -> array."""
+    arrays: Mapping[str, Mapping[str, np.ndarray]]
+    """Kind -> parameter -> array, which may be read when it is asked for."""
+
+    def in_memory(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return kind -> parameter -> array, all of them read."""
+        return {kind: dict(arrays) for kind, arrays in self.arrays.items()}
 
     def to(self, config: Config, source: Side, target: Side) -> "Moments":
-        """Return the same state in another side's names and layout.
+        """Return the same state in another side's names and layout, converted when it is read.
 
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
         """
-        by_kind: dict[str, dict[str, np.ndarray]] = {}
+        by_kind: dict[str, dict[str, Stored]] = {}
         for kind, arrays in self.arrays.items():
             rows = [
                 row
                 for row in table(config.model, trained=True)
                 if kind in kinds_of(config.optim.name, row.jax, len(row.shape))
             ]
-            converted = convert_rows(arrays, [_state_row(row, kind, source) for row in rows], source, target)
+            own = [_state_row(row, kind, source) for row in rows]
+            converted = convert_stored(Tensors.of(arrays), own, source, target).stored
             for row in rows:
                 transposed = row.transform is not IDENTITY and (source == "jax") != (target == "jax")
                 target_kind = SWAPPED.get(kind, kind) if transposed else kind
                 by_kind.setdefault(target_kind, {})[row.name(target)] = converted[row.name(target)]
-        return Moments(self.count, by_kind)
+        return Moments(self.count, {kind: Tensors(stored) for kind, stored in by_kind.items()})
 
 
 def zero_moments(config: Config, side: Side, dtype: np.dtype) -> Moments:
@@ -75,12 +83,12 @@ def zero_moments(config: Config, side: Side, dtype: np.dtype) -> Moments:
         side: whose names and layout to use.
         dtype: of the arrays.
     """
-    by_kind: dict[str, dict[str, np.ndarray]] = {}
+    by_kind: dict[str, dict[str, Stored]] = {}
     for row in table(config.model, trained=True):
         for kind in kinds_of(config.optim.name, row.jax, len(row.shape)):
             shape = _state_row(row, kind, side).shape_in(side)
-            by_kind.setdefault(kind, {})[row.name(side)] = np.zeros(shape, dtype)
-    return Moments(0, by_kind)
+            by_kind.setdefault(kind, {})[row.name(side)] = Stored(shape, dtype, partial(np.zeros, shape, dtype))
+    return Moments(0, {kind: Tensors(stored) for kind, stored in by_kind.items()})
 
 
 def _state_row(row: Row, kind: str, side: Side) -> Row:
@@ -99,49 +107,53 @@ def torch_key(optim: OptimConfig, kind: str) -> str:
 
 
 def read_optax(state: Any, config: Config) -> Moments:
-    """Read the state from optax's tree; the count is −1 where the optimizer does not count its updates."""
+    """Read the state from optax's tree, of arrays or of `Stored`; the count is −1 where no updates are counted."""
     import jax
 
     shapes = {row.jax: row.shape for row in table(config.model)}
     count = -1
-    by_kind: dict[str, dict[str, np.ndarray]] = {}
+    by_kind: dict[str, dict[str, Stored]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         field, name = _field_and_parameter(path)
+        stored = leaf if isinstance(leaf, Stored) else Stored.of(np.asarray(leaf))
         if name is None:
-            count = int(leaf)
+            count = int(stored.read())
         elif kind := _kind(field, shapes[name]):
-            array = np.asarray(leaf)
-            shape = {"rows": (-1, 1), "columns": (1, -1)}.get(kind, array.shape)
-            by_kind.setdefault(kind, {})[name] = array.reshape(shape)
-    return Moments(count, {kind: by_kind[kind] for kind in KINDS if kind in by_kind})
+            size = math.prod(stored.shape)
+            shape = {"rows": (size, 1), "columns": (1, size)}.get(kind, stored.shape)
+            by_kind.setdefault(kind, {})[name] = stored.reshape(shape)
+    return Moments(count, {kind: Tensors(by_kind[kind]) for kind in KINDS if kind in by_kind})
 
 
-def fill_optax(abstract: Any, moments: Moments, config: Config) -> Any:
+def _read(stored: Stored) -> np.ndarray:
+    return stored.read()
+
+
+def fill_optax(abstract: Any, moments: Moments, config: Config, leaf_of: Callable[[Stored], Any] = _read) -> Any:
     """Return optax's state tree filled with these moments.
 
     Args:
         abstract: the tree, with shapes in place of arrays.
         moments: in JAX's names and layout.
         config: model and optimizer.
+        leaf_of: what to put into the tree for an array; the array itself, if not given.
     """
     import jax
 
     shapes = {row.jax: row.shape for row in table(config.model, trained=True)}
+    kinds = {kind: Tensors.of(arrays).stored for kind, arrays in moments.arrays.items()}
+    dtype = next(each.dtype for stored in kinds.values() for each in stored.values())
 
-    def value(path: Any, leaf: Any) -> np.ndarray:
+    def value(path: Any, leaf: Any) -> Any:
         field, name = _field_and_parameter(path)
         if name is None:
             return np.array(moments.count, np.int32)
         kind = _kind(field, shapes[name])
         if kind is None:
-            return np.zeros(leaf.shape, next(_arrays(moments)).dtype)
-        return moments.arrays[kind][name].reshape(leaf.shape)
+            return leaf_of(Stored(leaf.shape, dtype, partial(np.zeros, leaf.shape, dtype)))
+        return leaf_of(kinds[kind][name].reshape(leaf.shape))
 
     return jax.tree_util.tree_map_with_path(value, abstract)
-
-
-def _arrays(moments: Moments) -> Iterator[np.ndarray]:
-    return (array for arrays in moments.arrays.values() for array in arrays.values())
 
 
 def _field_and_parameter(path: Any) -> tuple[str, str | None]:

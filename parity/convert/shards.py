@@ -25,7 +25,8 @@ SHARD_BYTES = 5 * 10**9
 
 STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """Name of a dtype in safetensors -> the dtype, for those that are read and written."""
-NAMES = {np.dtype(dtype): name for name, dtype in STORED.items()}
+NAMES = {np.dtype(dtype): name for name, dtype in STORED.items()} | {np.dtype(np.int64): "I64"}
+"""Dtype -> its name, for those that are written: the number of a step too."""
 
 
 def read_tensors(path: Path, problems: list[str]) -> Tensors:

@@ -63,10 +63,9 @@ class Source:
             return read_state(self.checkpoint, self.config, optimizer)
         assert self.weights is not None
         if not optimizer:
-            return State(self.side, 0, dict(self.weights), None)
+            return State(self.side, 0, self.weights, None)
         dtype = parameter_type(self.config)
-        params = {name: array.astype(dtype) for name, array in self.weights.items()}
-        return State(self.side, 0, params, zero_moments(self.config, self.side, dtype))
+        return State(self.side, 0, self.weights.astype(dtype), zero_moments(self.config, self.side, dtype))
 
     def tensors(self, side: "Side") -> "Tensors":
         """Return the weights in a side's names, each of which is read when it is asked for.

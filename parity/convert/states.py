@@ -4,7 +4,7 @@ It uses no accelerator and changes no setting of a framework, so that it can run
 test suite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,17 @@ from lmcore.optim.table import OPTIMIZERS
 from lmcore.run.base import find_base
 from lmcore.run.checkpoints import Checkpoint
 from parity.convert.moments import Moments, fill_optax, read_optax, torch_key, zero_moments
-from parity.convert.names import Side, convert_names, numpy_to_torch, table
-from parity.convert.tensors import Stored, Tensors
+from parity.convert.names import Side, table
+from parity.convert.shards import write_tensors
+from parity.convert.tensors import Stored, Tensors, convert_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["State", "open_weights", "parameter_type", "read_state", "write_state"]
+
+FILE = "model-00001-of-00001.safetensors"
+"""Name of a file as DCP gives it."""
 
 Opened = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 """Shape of an array in a checkpoint, and the function that reads it."""
@@ -37,17 +41,18 @@ class State:
     side: Side
     """Side whose names and layout the arrays have."""
     step: int
-    params: dict[str, np.ndarray]
+    params: Mapping[str, np.ndarray]
+    """Name -> array, which may be read when it is asked for."""
     moments: Moments | None
     """None where only the weights were read."""
 
     def to(self, side: Side, config: Config) -> "State":
-        """Return the same state in another side's names and layout.
+        """Return the same state in another side's names and layout, converted when it is read.
 
         Raises:
             UserError: an array is missing, unknown or wrongly shaped.
         """
-        params = convert_names(self.params, config.model, self.side, side, trained=True)
+        params = convert_tensors(Tensors.of(self.params), config.model, self.side, side, trained=True)
         return State(side, self.step, params, self.moments and self.moments.to(config, self.side, side))
 
 
@@ -57,7 +62,7 @@ def parameter_type(config: Config) -> np.dtype:
 
 
 def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -> State:
-    """Read a checkpoint, in its own framework's names.
+    """Open a checkpoint, in its own framework's names; each array is read when it is asked for.
 
     Args:
         checkpoint: from `lmcore.run.checkpoints`.
@@ -67,14 +72,16 @@ def read_state(checkpoint: Checkpoint, config: Config, optimizer: bool = True) -
     Raises:
         UserError: it cannot be read, or is not what its description says.
     """
-    _check_framework(checkpoint)
-    reader = {"jax": _read_jax, "torch": _read_torch}[checkpoint.framework]
-    state = reader(checkpoint.state, config, optimizer)
-    if optimizer and state.step != checkpoint.step:
-        raise UserError(
-            f"{checkpoint.folder}: found the state of step {state.step}, expected that of step {checkpoint.step}"
-        )
-    return State(state.side, checkpoint.step, state.params, state.moments)
+    side: Side = "jax" if checkpoint.framework == "jax" else "torch"
+    params = _open(checkpoint, config)
+    params = convert_tensors(params, config.model, side, side, trained=True)  # raises where one does not fit
+    if not optimizer:
+        return State(side, checkpoint.step, params, None)
+    step, moments = {"jax": _jax_moments, "torch": _torch_moments}[side](checkpoint.state, config)
+    if step != checkpoint.step:
+        raise UserError(f"{checkpoint.folder}: found the state of step {step}, expected that of step {checkpoint.step}")
+    moments.to(config, side, side)
+    return State(side, step, params, moments if moments.count >= 0 else replace(moments, count=step))
 
 
 def open_weights(checkpoint: Checkpoint, config: Config) -> Tensors:
@@ -98,7 +105,7 @@ def _without_lora(config: Config) -> Config:
 def _open(checkpoint: Checkpoint, config: Config) -> Tensors:
     """Open the arrays that a checkpoint itself has."""
     _check_framework(checkpoint)
-    opened = {"jax": _open_jax, "torch": _open_torch}[checkpoint.framework](checkpoint.state)
+    opened = {"jax": _open_jax, "torch": _open_torch}[checkpoint.framework](checkpoint.state, "params")
     dtype = parameter_type(config)
 
     def stored(shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> Stored:
@@ -114,7 +121,7 @@ def _check_framework(checkpoint: Checkpoint) -> None:
 
 
 def write_state(folder: Path, state: State, config: Config) -> Callable[[], None]:
-    """Write a state as its framework's own checkpoint, in the background; the returned function waits for it.
+    """Return a function that writes a state as its framework's own checkpoint, a few arrays in memory at a time.
 
     Args:
         folder: of the framework's own files.
@@ -125,95 +132,93 @@ def write_state(folder: Path, state: State, config: Config) -> Callable[[], None
     return {"jax": _write_jax, "torch": _write_torch}[state.side](folder, state, state.moments, config)
 
 
-def _empty(config: Config, side: Side) -> dict[str, np.ndarray]:
-    return {
-        row.name(side): np.empty(row.shape_in(side), parameter_type(config))
-        for row in table(config.model, trained=True)
-    }
-
-
-def _optax_state(config: Config, moments: Moments) -> Any:
-    """Return optax's state tree with these moments in it."""
+def _optax_state(config: Config) -> Any:
+    """Return optax's state tree, with shapes in place of arrays."""
     import jax
 
     from jaxlm.optim import make_optimizer
 
     shapes = {row.jax: jax.ShapeDtypeStruct(row.shape, np.float32) for row in table(config.model, trained=True)}
-    return fill_optax(jax.eval_shape(make_optimizer(config.optim).init, shapes), moments, config)
+    return jax.eval_shape(make_optimizer(config.optim).init, shapes)
 
 
-def _open_jax(folder: Path) -> dict[str, Opened]:
+def _open_jax(folder: Path, item: str) -> dict[str, Opened]:
     from jaxlm.checkpoint import open_item
 
-    return {name: (each.shape, each.read) for name, each in open_item(folder, "params").items()}
+    return {name: (each.shape, each.read) for name, each in open_item(folder, item).items()}
 
 
-def _read_jax(folder: Path, config: Config, optimizer: bool) -> State:
-    from jaxlm.checkpoint import restore_state
+def _jax_moments(folder: Path, config: Config) -> tuple[int, Moments]:
+    """Return the step and the moments of a jaxlm checkpoint."""
+    import jax
 
-    wanted: dict[str, Any] = {"params": _empty(config, "jax")}
-    if optimizer:
-        like = _optax_state(config, zero_moments(config, "jax", parameter_type(config)))
-        wanted["optimizer"] = {"step": np.empty((), np.int32), "state": like}
-    read = restore_state(folder, **wanted)
-    if not optimizer:
-        return State("jax", 0, read["params"], None)
-    step, moments = int(read["optimizer"]["step"]), read_optax(read["optimizer"]["state"], config)
-    return State("jax", step, read["params"], moments if moments.count >= 0 else replace(moments, count=step))
+    opened, dtype = _open_jax(folder, "optimizer"), parameter_type(config)
+
+    def stored(path: Any, leaf: Any) -> Stored:
+        shape, read = _found(opened, jax.tree_util.keystr(path, simple=True, separator="."), folder, "state.")
+        return Stored(shape, dtype if leaf.shape else np.dtype(np.int32), read)
+
+    tree = jax.tree_util.tree_map_with_path(stored, _optax_state(config))
+    return int(_found(opened, "step", folder)[1]()), read_optax(tree, config)
+
+
+def _found(opened: dict[str, Opened], name: str, folder: Path, prefix: str = "") -> Opened:
+    """Return one of an optimizer's arrays, or raise UserError where it is missing."""
+    if prefix + name not in opened:
+        raise UserError(f"{folder / 'optimizer'}: found no {prefix}{name}, expected the state of the run's optimizer")
+    return opened[prefix + name]
 
 
 def _write_jax(folder: Path, state: State, moments: Moments, config: Config) -> Callable[[], None]:
-    from jaxlm.checkpoint import save_state
+    from jaxlm.checkpoint import Unread, save_unread
 
-    step = np.array(state.step, np.int32)
-    return save_state(folder, state.params, {"step": step, "state": _optax_state(config, moments)})
+    def unread(stored: Stored) -> Unread:
+        return Unread(stored.shape, stored.dtype, stored.read)
+
+    params = {name: unread(stored) for name, stored in Tensors.of(state.params).stored.items()}
+    optimizer = {
+        "step": np.array(state.step, np.int32),
+        "state": fill_optax(_optax_state(config), moments, config, unread),
+    }
+    return lambda: save_unread(folder, params, optimizer)
 
 
-def _open_torch(folder: Path) -> dict[str, Opened]:
+def _open_torch(folder: Path, item: str) -> dict[str, Opened]:
     from torchlm.checkpoint import open_item
 
     def read(tensor: Callable[[], "Tensor"]) -> np.ndarray:
         return tensor().numpy()
 
-    return {name: (each.shape, partial(read, each.read)) for name, each in open_item(folder, "params").items()}
+    return {name: (each.shape, partial(read, each.read)) for name, each in open_item(folder, item).items()}
 
 
-def _read_torch(folder: Path, config: Config, optimizer: bool) -> State:
-    import torch
-
-    from torchlm.checkpoint import restore_state
-
-    params = {name: torch.from_numpy(array) for name, array in _empty(config, "torch").items()}
-    if not optimizer:
-        restore_state(folder, params=params)
-        return State("torch", 0, {name: tensor.numpy() for name, tensor in params.items()}, None)
-    read = _torch_tensors(0, zero_moments(config, "torch", parameter_type(config)), config)
-    restore_state(folder, params=params, optimizer=read)
-    zeros = zero_moments(config, "torch", parameter_type(config))
-    by_kind = {
-        kind: {name: read[f"{torch_key(config.optim, kind)}.{name}"].numpy() for name in arrays}
-        for kind, arrays in zeros.arrays.items()
-    }
-    step = int(read["step"])
-    moments = Moments(int(read.get("count", step)), by_kind)
-    return State("torch", step, {name: tensor.numpy() for name, tensor in params.items()}, moments)
+def _torch_moments(folder: Path, config: Config) -> tuple[int, Moments]:
+    """Return the step and the moments of a torchlm checkpoint."""
+    opened, dtype = _open_torch(folder, "optimizer"), parameter_type(config)
+    by_kind = {}
+    for kind, arrays in zero_moments(config, "torch", dtype).arrays.items():
+        key = torch_key(config.optim, kind)
+        found = {name: _found(opened, name, folder, f"{key}.") for name in arrays}
+        by_kind[kind] = Tensors({name: Stored(shape, dtype, read) for name, (shape, read) in found.items()})
+    step = int(_found(opened, "step", folder)[1]())
+    counts = OPTIMIZERS[config.optim.name].counts
+    return step, Moments(int(_found(opened, "count", folder)[1]()) if counts else step, by_kind)
 
 
 def _write_torch(folder: Path, state: State, moments: Moments, config: Config) -> Callable[[], None]:
-    from torchlm.checkpoint import save_state
+    from torchlm.checkpoint import open_item
 
-    params = {name: numpy_to_torch(array) for name, array in state.params.items()}
-    return save_state(folder, params, _torch_tensors(state.step, moments, config))
-
-
-def _torch_tensors(step: int, moments: Moments, config: Config) -> "dict[str, Tensor]":
-    """Return the optimizer's tensors of a torchlm checkpoint."""
-    import torch
-
-    tensors = {"step": torch.tensor(step)}
+    optimizer = {"step": Stored.of(np.array(state.step, np.int64))}
     if OPTIMIZERS[config.optim.name].counts:
-        tensors["count"] = torch.tensor(float(moments.count))
+        optimizer["count"] = Stored.of(np.array(moments.count, np.float32))
     for kind, arrays in moments.arrays.items():
         key = torch_key(config.optim, kind)
-        tensors |= {f"{key}.{name}": numpy_to_torch(array) for name, array in arrays.items()}
-    return tensors
+        optimizer |= {f"{key}.{name}": stored for name, stored in Tensors.of(arrays).stored.items()}
+
+    def write() -> None:
+        for item, tensors in (("params", Tensors.of(state.params)), ("optimizer", Tensors(optimizer))):
+            (folder / item).mkdir(parents=True)
+            write_tensors(folder / item / FILE, tensors, {"format": "pt"})
+            assert open_item(folder, item).keys() == tensors.keys()
+
+    return write

@@ -1,6 +1,6 @@
 """Arrays by name that are read when they are asked for, so that a conversion has one of them in memory at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,9 +9,18 @@ import numpy as np
 
 from lmcore.config import ModelConfig
 from lmcore.model.lora import adapter_layers, is_adapter
-from parity.convert.names import Side, convert_names, table
+from parity.convert.names import Row, Side, convert_names, convert_rows, table
 
-__all__ = ["Stored", "Tensors", "convert_tensors", "finite", "merge_adapters", "row_blocks", "watched"]
+__all__ = [
+    "Stored",
+    "Tensors",
+    "convert_stored",
+    "convert_tensors",
+    "finite",
+    "merge_adapters",
+    "row_blocks",
+    "watched",
+]
 
 BLOCK_BYTES = 1 << 26
 """Arrays are checked and written in blocks of at most this size."""
@@ -26,6 +35,19 @@ class Stored:
     read: Callable[[], np.ndarray]
     """Return the array, which may be a view that is not contiguous."""
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Stored":
+        """Describe an array that is in memory."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+    def reshape(self, shape: tuple[int, ...]) -> "Stored":
+        """Return the array in another shape."""
+        return self.then(lambda array: array.reshape(shape), shape)
+
+    def then(self, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> "Stored":
+        """Return the array that `change` makes of it, when it is read."""
+        return Stored(shape, self.dtype, lambda: change(self.read()))
+
 
 class Tensors(Mapping[str, np.ndarray]):
     """Name -> array; each access reads it again, and nothing is kept."""
@@ -39,7 +61,13 @@ class Tensors(Mapping[str, np.ndarray]):
         """Describe arrays that are in memory; what is described already is returned as it is."""
         if isinstance(arrays, Tensors):
             return arrays
-        return cls({name: Stored(array.shape, array.dtype, partial(_same, array)) for name, array in arrays.items()})
+        return cls({name: Stored.of(array) for name, array in arrays.items()})
+
+    def astype(self, dtype: np.dtype) -> "Tensors":
+        """Return the same arrays, each converted when it is read."""
+        return Tensors(
+            {name: Stored(each.shape, dtype, partial(_converted, each, dtype)) for name, each in self.stored.items()}
+        )
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.stored[name].read()
@@ -54,11 +82,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return name in self.stored
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
+def _converted(stored: Stored, dtype: np.dtype) -> np.ndarray:
+    return stored.read().astype(dtype, copy=False)
 
 
-def convert_tensors(tensors: Tensors, model: ModelConfig, source: Side, target: Side) -> Tensors:
+def convert_tensors(tensors: Tensors, model: ModelConfig, source: Side, target: Side, trained: bool = False) -> Tensors:
     """Convert names and layouts as `convert_names` does, when an array is read.
 
     Args:
@@ -66,22 +94,32 @@ def convert_tensors(tensors: Tensors, model: ModelConfig, source: Side, target: 
         model: shape of the model.
         source: side that they come from.
         target: side that they go to.
+        trained: whether they are those of the trained parameters alone.
 
     Raises:
         UserError: arrays are missing, unknown or wrongly shaped; the message names each.
     """
     # An array of a type without bytes has a shape and takes no memory.
-    convert_names({name: np.empty(each.shape, "V0") for name, each in tensors.stored.items()}, model, source, target)
-    transposed = (source == "jax") != (target == "jax")
+    shapes = {name: np.empty(each.shape, "V0") for name, each in tensors.stored.items()}
+    convert_names(shapes, model, source, target, trained)
+    return _by_rows(tensors, table(model, trained), source, target)
 
-    def converted(stored: Stored, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Stored:
-        return Stored(shape, stored.dtype, lambda: change(stored.read()))
 
+def convert_stored(tensors: Tensors, rows: Sequence[Row], source: Side, target: Side) -> Tensors:
+    """Convert names and layouts as `convert_rows` does, when an array is read; see `convert_tensors`."""
+    convert_rows({name: np.empty(each.shape, "V0") for name, each in tensors.stored.items()}, rows, source, target)
+    return _by_rows(tensors, rows, source, target)
+
+
+def _by_rows(tensors: Tensors, rows: Sequence[Row], source: Side, target: Side) -> Tensors:
     result = {}
-    for row in table(model):
-        change = row.transform.forward if source == "jax" else row.transform.inverse
-        stored, shape = tensors.stored[row.name(source)], row.shape_in(target)
-        result[row.name(target)] = converted(stored, shape, change) if transposed else stored
+    for row in rows:
+        stored = tensors.stored[row.name(source)]
+        if (source == "jax") != (target == "jax"):
+            stored = stored.then(
+                row.transform.forward if source == "jax" else row.transform.inverse, row.shape_in(target)
+            )
+        result[row.name(target)] = stored
     return Tensors(result)
 
 

@@ -240,7 +240,7 @@ class Side:
     def _move(self, config: Config, draw: int) -> None:
         """Write the initial state with its weights moved by one ulp."""
         first = read_state(self._outcome(config, "one").checkpoint(0), config)
-        moved = moved_by_one_ulp(first.params, draw, config.train.precision)
+        moved = moved_by_one_ulp(dict(first.params), draw, config.train.precision)
         write_state(self._moved(config, draw), State(first.side, 0, moved, first.moments), config)()
 
 
@@ -249,7 +249,7 @@ def _state(outcome: Outcome, step: int, config: Config) -> dict[str, np.ndarray]
     state = read_state(outcome.checkpoint(step), config).to(CANONICAL, config)
     assert state.moments is not None
     moments = {f"{kind} of {name}": a for kind, arrays in state.moments.arrays.items() for name, a in arrays.items()}
-    return state.params | moments | {"count of updates": np.array(float(state.moments.count))}
+    return {**state.params, **moments} | {"count of updates": np.array(float(state.moments.count))}
 
 
 def _same_bits(what: str, dtype: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Result:
