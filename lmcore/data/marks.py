@@ -1,8 +1,8 @@
 """Marks: what a token is beside its id, in upper bits of the same integer, so that a batch is one array of int32.
 
 A batch is drawn here, once for both twins, and so is the decision where a document begins and which tokens count in the
-loss. The functions use operators alone, which NumPy, JAX and torch arrays share. Each twin's `documents.py` reads a
-batch with them.
+loss. The functions use operators alone, which the arrays of NumPy and of both frameworks share. Each twin's
+`documents.py` reads a batch with them.
 """
 
 from typing import Any

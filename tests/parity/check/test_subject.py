@@ -1,5 +1,6 @@
 """The subject of a check: which text is fed, as much as is named, and models that bring no tokenizer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from lmcore import config as configs
 from lmcore.config import Config, DataConfig, TokenizerConfig
+from lmcore.data.chat import CHATML_TOKENS
+from lmcore.data.marks import BEGINS, counts, token_ids
 from lmcore.errors import UserError
 from lmcore.run.saving import Checkpoints
 from parity.check.subject import TOKENS, open_subject
@@ -61,3 +64,18 @@ def test_a_text_of_nothing_is_refused(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="found no text"):
         open_subject(None, Config(tokenizer=TokenizerConfig(kind="bytes")), [str(tmp_path / "empty.txt")])
+
+
+def test_conversations_are_fed_with_their_marks_in_short_documents(tmp_path: Path):
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A fox."}]
+    file = tmp_path / "chat.jsonl"
+    file.write_text(f"{json.dumps({'messages': messages})}\n" * 20)
+    own = TokenizerConfig(kind="bytes", special_tokens=list(CHATML_TOKENS))
+    config = Config(data=DataConfig(format="chat", files=[str(file)]), tokenizer=own)
+    subject = open_subject(None, config, [])
+    assert counts(subject.tokens).sum() == 20 * 7
+    assert (subject.tokens >= BEGINS).sum() > 20
+    plain = open_subject(None, replace(config, data=DataConfig(stories=3)), [])
+    masked = open_subject(None, replace(config, data=DataConfig(stories=3, document_mask=True)), [])
+    np.testing.assert_array_equal(token_ids(masked.tokens), plain.tokens)
+    assert (masked.tokens >= BEGINS).any()

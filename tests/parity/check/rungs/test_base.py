@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lmcore.data.marks import BEGINS, UNCOUNTED, token_ids
 from parity.backends.base import Pair
-from parity.check.rungs.base import training_batches
+from parity.check.rungs.base import in_short_documents, training_batches
 
 
 def test_batches_are_pieces_of_the_text_and_depend_on_the_seed(tiny_pair: Callable[..., Pair]):
@@ -17,3 +18,13 @@ def test_batches_are_pieces_of_the_text_and_depend_on_the_seed(tiny_pair: Callab
     assert len(np.unique(np.concatenate([first, second, third]), axis=0)) == 12, "no window is read twice"
     np.testing.assert_array_equal(training_batches(pair, 1)[0], first)
     assert not np.array_equal(training_batches(tiny_pair(train={"seed": 7}), 1)[0], first)
+
+
+def test_documents_are_short_enough_for_a_sequence_to_have_several():
+    tokens = np.arange(4000, dtype=np.int32)
+    tokens[::2] |= UNCOUNTED
+    marked = in_short_documents(tokens)
+    assert marked.dtype == np.int32
+    np.testing.assert_array_equal(token_ids(marked), np.arange(4000))
+    np.testing.assert_array_equal(marked & ~BEGINS, tokens)
+    assert 400 < (marked >= BEGINS).sum() < 600

@@ -7,8 +7,9 @@ import numpy as np
 
 from parity.arrays import Arrays
 from parity.backends.base import Pair
-from parity.check.rungs.base import Options
+from parity.check.rungs.base import Options, in_short_documents
 from parity.check.rungs.forward import activations, outputs
+from parity.check.selftest.faults import documents, patch
 
 
 def test_the_first_activation_in_order_of_computation_is_named(tiny_pair: Callable[..., Pair]):
@@ -55,3 +56,20 @@ def test_in_sixteen_bits_logits_are_compared_as_distributions(tiny_pair: Callabl
     with mock.patch.object(type(pair.port), "logits", lambda self, tokens: 2 * logits(self, tokens)):
         line = next(iter(outputs(again, Options())))
     assert line.verdict == "FAIL"
+
+
+def test_documents_are_compared_with_each_by_itself(tiny_pair: Callable[..., Pair]):
+    """A mask that both twins lack differs between neither: only this line sees it."""
+
+    def lines() -> dict[str, str]:
+        pair = tiny_pair(data={"document_mask": True})
+        pair.tokens = in_short_documents(pair.tokens)
+        return {line.what: line.verdict for line in (*activations(pair, Options()), *outputs(pair, Options()))}
+
+    healthy = lines()
+    assert set(healthy.values()) == {"pass"}
+    with patch("torchlm.model.causal_attention", documents.unmasked)():
+        assert {what for what, verdict in lines().items() if verdict == "FAIL"} == {
+            "documents of a sequence, each by itself"
+        }
+    assert "documents of a sequence, each by itself" in healthy
