@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lmcore.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from lmcore.config import Config, LoraConfig, ModelConfig, ParallelConfig, TrainConfig
 from lmcore.errors import UserError
 from lmcore.run.mesh import MeshShape, check_mesh, mesh_shape, split_axes
 
@@ -63,6 +63,14 @@ def test_what_cannot_be_split_is_named(mesh: MeshShape, sequence: bool, message:
     with pytest.raises(UserError) as caught:
         check_mesh(CONFIG, mesh)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("axis", "mesh"), [("fsdp", MeshShape(fsdp=2)), ("tensor", MeshShape(2, 1, 2))])
+def test_adapters_are_not_split(axis: str, mesh: MeshShape):
+    adapted = replace(CONFIG, model=replace(CONFIG.model, lora=LoraConfig(rank=2)))
+    with pytest.raises(UserError, match=rf"parallel.{axis}: found 2 with model.lora, expected 1: only data parallel"):
+        check_mesh(adapted, mesh)
+    check_mesh(adapted, MeshShape(data=2))
 
 
 def test_sequence_parallelism_splits_the_positions():
