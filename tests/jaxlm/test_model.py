@@ -115,7 +115,7 @@ def test_rms_norm_is_its_formula() -> None:
 
 def test_rotation_keeps_lengths_and_makes_scores_depend_on_distance_only() -> None:
     made, params = make(ODD)
-    cos, sin = made(params).rope(jnp.arange(19)[None])
+    cos, sin = made(params).rope(jnp.arange(19)[None])["full"]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 10)))
     turned = rotate(jnp.broadcast_to(x, (1, 19, 1, 10)), cos, sin)[0, :, 0]
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x), rtol=1e-14)

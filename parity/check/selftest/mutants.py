@@ -252,7 +252,7 @@ MUTANTS = (
         optimizer="muon",
     ),
     Mutant("warmup off by one", "torch", 6, patch("torchlm.engine.apply_updates", optimizer.late_warmup)),
-    Mutant("gradients pile up", "torch", 7, patch("torch.optim.AdamW.zero_grad", optimizer.piles_up)),
+    Mutant("gradients pile up", "torch", 7, patch("torchlm.model.Decoder.zero_grad", optimizer.piles_up)),
     Mutant("lr 1e-4 off later", "torch", 7, patch("torchlm.engine.apply_updates", optimizer.faster_later(1.0001))),
     Mutant("lr 1e-4 off later (JAX)", "jax", 7, patch("jaxlm.engine.train_step", optimizer.colder_later(0.9999))),
     Mutant("top_p 2 % larger", "torch", 8, _choosing("torch", lambda o: {"top_p": min(1.0, o.top_p * 1.02)})),
