@@ -14,11 +14,15 @@ PUBLIC = sorted((ROOT / "examples" / "public").glob("*.py"))
 LINES = 40
 
 
+QUICK = ("mlp", "bugs")
+CHOSEN = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in PORTS]
+
+
 def test_there_are_six():
     assert len(PORTS) >= 6
 
 
-@pytest.mark.parametrize("path", PORTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHOSEN, ids=lambda path: path.stem)
 def test_an_example_ends_well_and_prints_its_table(path: Path, tmp_path: Path):
     assert ran(path, tmp_path).startswith("rung  type")
 

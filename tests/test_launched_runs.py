@@ -64,6 +64,7 @@ def test_the_run_of_two_processes_resumes_in_one(twin: str, folder: Path, two: t
     assert "valid_loss" in rows(resumed)[-1]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_split_is_one_line_of_process_0(twin: str, folder: Path):
     arguments = train(twin, folder / "data", run_dir="runs/bad", train__batch_size=6)
     (code, error), (other, silence) = without_launcher(arguments, folder)

@@ -288,8 +288,8 @@ class Decoder(nn.Module):
         with self.autocast():
             return self.softcap(whole_last(linear(self.divide(hidden), weight).to(hidden.dtype), group))
 
-    def embed(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
-        """Return the embeddings of these tokens at these positions."""
+    def embed(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B _ D"]:
+        """Return the embeddings of these tokens at these positions; a part of them, with sequence parallelism."""
         return self.embed_positions(self.scale(self.embed_tokens(tokens)), positions)
 
     def rope(self, positions: Int[Tensor, "B T"]) -> dict[str, tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]]:

@@ -64,7 +64,6 @@ QUICK = [
     ("Llama", "sequence"),
     ("in a loop, with Muon", "fsdp"),
     ("dropout, remat, accumulation", "tensor"),
-    ("a vocabulary that is odd, Adafactor", "sequence"),
 ]
 SLOW = [(name, mesh) for name in VARIED for mesh in MESHES if (name, mesh) not in QUICK]
 PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]

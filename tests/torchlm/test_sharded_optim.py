@@ -15,7 +15,8 @@ MESHES: dict[int, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_every_optimizer_updates_parts_like_the_whole(count: int, tmp_path: Path):
     model = {"bias": True, "n_layers": 3}  # an odd number of matrices of one shape
     cases = [

@@ -23,7 +23,8 @@ MESHES: dict[int, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_every_kind_of_model_is_split_without_a_difference(count: int, tmp_path: Path):
     cases = [{"parallel": mesh, "model": model} for mesh in MESHES[count] for model in MODELS]
     cases += [

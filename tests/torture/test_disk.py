@@ -11,6 +11,7 @@ from tests.torture import disk
 from tests.torture.disk import Bench, Ended
 
 
+@pytest.mark.slow
 def test_full_disks_lose_nothing(tmp_path: Path):
     outcomes = list(disk.faults(2, tmp_path))
     assert [outcome for outcome in outcomes if outcome.verdict == "lost"] == []

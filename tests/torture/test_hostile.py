@@ -14,6 +14,7 @@ from tests.torture.hostile_cases import Code
 from tests.torture.hostile_pages import EVIL, check_page
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused_or_harmless(tmp_path: Path):
     outcomes = list(hostile.faults(8, tmp_path))
     assert [outcome for outcome in outcomes if outcome.verdict == "lost"] == []

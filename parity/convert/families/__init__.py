@@ -53,5 +53,9 @@ def _nearest(model: ModelConfig, model_type: str = "") -> tuple[Family, list[str
     """Return the family with the fewest differences, the first of equals, and these."""
     first = [FAMILIES[model_type]] if model_type in FAMILIES else []
     differences = {family.model_type: family.differences(model) for family in (*first, *ALL)}
-    nearest = min(differences, key=lambda name: len(differences[name]))
+
+    def distance(name: str) -> tuple[bool, int]:
+        return not all(each.startswith("model.") for each in differences[name]), len(differences[name])
+
+    nearest = min(differences, key=distance)
     return FAMILIES[nearest], differences[nearest]

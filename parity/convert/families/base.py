@@ -68,7 +68,7 @@ class Fields:
         """Note a field with a value that is not supported."""
         self.problems.append(f"{name}: found {shown(value)}, expected {expected}")
 
-    def bias(self, name: str, *, default: bool = False) -> bool:
+    def flag(self, name: str, *, default: bool = False) -> bool:
         """Return a field that is true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):

@@ -20,7 +20,7 @@ def read_gemma(fields: Fields, max_seq_len: int, n_kv_heads: int) -> dict[str, A
     return sizes | {
         "norm": "zero_centered_rmsnorm",
         "mlp": "geglu_tanh",
-        "bias": "attention" if fields.bias("attention_bias") else False,
+        "bias": "attention" if fields.flag("attention_bias") else False,
         "embedding_scale": float(sizes["dim"] or 1) ** 0.5,
     }
 

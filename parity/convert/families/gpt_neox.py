@@ -26,8 +26,8 @@ def read(fields: Fields) -> dict[str, Any]:
             "n_kv_heads": 0,
             "norm": "layernorm",
             "mlp": ACTIVATIONS.get(activation, "gelu"),
-            "bias": True if fields.bias("attention_bias", default=True) else "mlp",
-            "parallel_residual": fields.bias("use_parallel_residual", default=True),
+            "bias": True if fields.flag("attention_bias", default=True) else "mlp",
+            "parallel_residual": fields.flag("use_parallel_residual", default=True),
         }
     )
 

@@ -19,7 +19,7 @@ BIASES: dict[tuple[bool, bool], Any] = {
 
 def read_biases(fields: Fields) -> dict[str, Any]:
     """Return our field for the biases of attention and feed-forward layers."""
-    return {"bias": BIASES[fields.bias("attention_bias"), fields.bias("mlp_bias")]}
+    return {"bias": BIASES[fields.flag("attention_bias"), fields.flag("mlp_bias")]}
 
 
 def write_biases(model: ModelConfig) -> dict[str, Any]:

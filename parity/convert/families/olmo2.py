@@ -12,7 +12,7 @@ __all__ = ["OLMO2"]
 def read(fields: Fields) -> dict[str, Any]:
     fields.only("hidden_act", "silu", "swish")
     fields.only("clip_qkv", None)
-    bias = "attention" if fields.bias("attention_bias") else False
+    bias = "attention" if fields.flag("attention_bias") else False
     own = {"norm_placement": "output", "qk_norm": "all_heads", "bias": bias}
     return read_decoder(fields, eps=("rms_norm_eps", 1e-5)) | read_rope(fields) | own
 

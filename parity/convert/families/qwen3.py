@@ -13,7 +13,7 @@ __all__ = ["QWEN3"]
 def read(fields: Fields) -> dict[str, Any]:
     fields.only("hidden_act", "silu", "swish")
     sizes = read_decoder(fields, max_seq_len=32768, head_dim=128, n_kv_heads=32)
-    bias = "attention" if fields.bias("attention_bias") else False
+    bias = "attention" if fields.flag("attention_bias") else False
     return sizes | read_rope(fields) | read_windows(fields) | {"qk_norm": True, "bias": bias}
 
 

@@ -38,7 +38,7 @@ def options(path: Path, *more: str) -> list[str]:
     return [str(path), "--out", str(path.parent / "out"), f"--data.dir={path.parent / 'data'}", *more]
 
 
-@pytest.mark.parametrize("package", ["jaxlm", "torchlm"])
+@pytest.mark.parametrize("package", ["jaxlm", pytest.param("torchlm", marks=pytest.mark.slow)])
 def test_an_ablation_runs_and_one_that_diverges_or_fails_stops_no_other(
     package: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

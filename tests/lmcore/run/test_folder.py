@@ -74,7 +74,7 @@ def test_a_run_is_not_overwritten(run_dir: Path):
         ({"tokenizer__kind": "bytes"}, "tokenizer.kind was 'bpe' and is 'bytes'"),
         (
             {"model__n_layers": 5, "model__rope_scaling": configs.to_dict(RopeScaling())},
-            "model.n_layers was 4 and is 5; model.rope_scaling.factor was None and is 8.0",
+            "model.n_layers was 4 and is 5; model.rope_scaling.type was None and is 'llama3'; ",
         ),
     ],
 )

@@ -59,6 +59,7 @@ def test_a_model_that_a_mesh_cannot_split_is_refused_before_anything_runs():
         list(climb_meshes(SUBJECT, [topology("1,1,4")], ["float64"]))
 
 
+@pytest.mark.slow
 def test_a_sharded_run_is_the_run_of_one_device_in_both_twins():
     lines = list(climb_meshes(SUBJECT, [topology("1,2,1")], ["float64"]))
     assert [line.what for line in lines if not line.ok] == []

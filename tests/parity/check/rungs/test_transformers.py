@@ -1,5 +1,6 @@
-"""Rung 9: transformers' Llama with the same weights, and what has none."""
+"""Rung 9: transformers' model with the same weights, and what has none."""
 
+import re
 from collections.abc import Callable
 from unittest import mock
 
@@ -34,13 +35,14 @@ def test_without_transformers_the_rung_is_skipped(tiny_pair: Callable[..., Pair]
 def test_logits_that_are_off_are_found_with_our_rotary_angles(tiny_pair: Callable[..., Pair]):
     pair = tiny_pair()
     (line,) = third_implementation(pair, Options())
-    assert (line.verdict, line.limit) == ("pass", "1e-05 rel")
-    own = float(line.note.split()[-1])
-    assert own < 1e-5
+    assert (line.verdict, line.limit) == ("pass", "1e-12 rel")
+    narrow, own = (float(number) for number in re.findall(r"\d\.\de-\d+", line.note))
+    assert 1e-9 < narrow < 1e-5
+    assert 1e-9 < own < 1e-5
     logits = type(pair.reference).logits
 
     def faulty(self, tokens: np.ndarray) -> np.ndarray:
-        return logits(self, tokens) * (1 + 2e-5)
+        return logits(self, tokens) * (1 + 2e-12)
 
     with mock.patch.object(type(pair.reference), "logits", faulty):
         (line,) = third_implementation(tiny_pair(), Options())

@@ -162,7 +162,7 @@ def test_the_scale_of_embeddings_and_dropout_are_named(ours: float, theirs: floa
     assert found.startswith(f"likely: {said} ("), found
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("ours", "way", "options"),
     [

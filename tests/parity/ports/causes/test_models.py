@@ -80,7 +80,8 @@ NAMES |= {f"blocks.{{i}}.{n}": (f"blocks.{{i}}.{n}.weight", (1, 0)) for n in ("q
 X = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0)).numpy().astype(float)
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 def test_one_fault_of_a_transformer_is_named(whole: bool):
     [said] = suggested(model, PARAMS, Model(), NAMES, X, whole=whole)
     assert said.startswith("likely: GELU -> tanh GELU in blocks.*.act (agrees "), said
