@@ -152,7 +152,8 @@ def write_folder(
         _write_json(folder / "config.json", {"initializer_range": 0.02} | kept | fields | ids)
     else:
         ids = _special_ids(tokenizer)
-        _write_json(folder / "config.json", fields | {"initializer_range": 0.02} | ids)
+        # Another pad token would be an embedding without a gradient, and a family's own is perhaps in no vocabulary.
+        _write_json(folder / "config.json", fields | {"initializer_range": 0.02, "pad_token_id": None} | ids)
         _write_json(folder / "generation_config.json", ids | ({"pad_token_id": tokenizer.eot_id} if tokenizer else {}))
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
@@ -165,9 +166,9 @@ def write_folder(
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return the fields of `config.json` that name our bos and eos tokens."""
+    """Return the fields of `config.json` that name our bos and eos tokens; null, where there are none."""
     if tokenizer is None:
-        return {}
+        return {"bos_token_id": None, "eos_token_id": None}
     begin = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else tokenizer.eot_id
     stops = [tokenizer.eot_id, *sorted(tokenizer.stop_ids - {tokenizer.eot_id})]
     return {"bos_token_id": begin, "eos_token_id": stops if len(stops) > 1 else tokenizer.eot_id}
