@@ -15,7 +15,14 @@ from lmcore import files
 from lmcore.config import Config, ModelConfig
 from lmcore.config.values import Derived
 from lmcore.errors import UserError
-from lmcore.run.checkpoints import Base, Checkpoint, find_checkpoint, newest_checkpoint
+from lmcore.run.checkpoints import (
+    DESCRIPTION,
+    Base,
+    Checkpoint,
+    checkpoint_folders,
+    find_checkpoint,
+    newest_checkpoint,
+)
 from lmcore.run.engine import Engine
 
 __all__ = ["base_to_load", "describe_base", "find_base", "restore_model", "with_base"]
@@ -44,7 +51,13 @@ def with_base(config: Config, framework: str) -> Config:
     assert config.run_dir is not None
     latest = newest_checkpoint(Path(config.run_dir), verify=False)
     if latest is None:
-        base = find_checkpoint(Path(config.train.init_from), verify=False)
+        source = Path(config.train.init_from)
+        if source.is_dir() and not checkpoint_folders(source) and not (source / DESCRIPTION).exists():
+            raise UserError(
+                f"train.init_from: found {source}, expected a run with model.lora; convert it first: "
+                f"python -m parity.convert {source} --to {framework} --out OUT"
+            )
+        base = find_checkpoint(source, verify=False)
         base.check_framework(framework)
     else:
         base = find_base(latest, verify=False)
