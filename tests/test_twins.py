@@ -107,6 +107,7 @@ DIFFERENCES = {
         "Block.__init__": AUTOCAST,
         "Decoder.__init__": "torch splits the positions from outside of the modules",
         "Block.forward": "a process has its part of the positions alone; a sharded array has all of them",
+        "Decoder.embed": "a process has its part of the positions alone; a sharded array has all of them",
         "Decoder.autocast": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
         "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its matmuls",
