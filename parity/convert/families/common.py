@@ -1,11 +1,21 @@
 """What most families share: the sizes of a decoder, its rotary positions, and its kinds of layers."""
 
+from collections.abc import Collection
 from typing import Any
 
 from lmcore.config import ModelConfig
 from parity.convert.families.base import Fields, period
 
-__all__ = ["layer_types", "read_decoder", "read_layers", "read_rope", "scale", "write_decoder", "write_rope"]
+__all__ = [
+    "layer_types",
+    "read_decoder",
+    "read_layers",
+    "read_rope",
+    "rotary_part",
+    "scale",
+    "write_decoder",
+    "write_rope",
+]
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -78,13 +88,22 @@ OPTIONAL = {name: name for name in ("beta_fast", "beta_slow", "attention_factor"
 """Fields of yarn that have defaults."""
 
 
-def read_rope(fields: Fields, theta: float = 10000.0, rotated: float = 1.0) -> dict[str, Any]:
+def read_rope(
+    fields: Fields,
+    theta: float = 10000.0,
+    rotated: float = 1.0,
+    *,
+    partial: bool = False,
+    types: Collection[str] = tuple(SCALINGS),
+) -> dict[str, Any]:
     """Return our base and scaling of the rotary frequencies; several fields may state them, and must agree.
 
     Args:
         fields: of `config.json`.
         theta: default of the base.
         rotated: default of the fraction of each head that is rotated.
+        partial: whether the family rotates a part of a head where `partial_rotary_factor` says so.
+        types: kinds of scaling that the family has.
     """
     found = []
     rotated = fields.get("partial_rotary_factor", rotated)
@@ -98,8 +117,8 @@ def read_rope(fields: Fields, theta: float = 10000.0, rotated: float = 1.0) -> d
         if settings.keys() <= KINDS.keys():  # a base and a scaling for each kind of layer
             settings = settings.get("full_attention") or {}
         kind = settings.get("rope_type", settings.get("type", "default"))
-        if kind not in SCALINGS:
-            fields.problem(f"{place}.rope_type", kind, f"one of {', '.join(SCALINGS)}")
+        if kind not in types:
+            fields.problem(f"{place}.rope_type", kind, f"one of {', '.join(types)}")
             continue
         optional = OPTIONAL if kind == "yarn" else {}
         names = SCALINGS[kind] | {name: ours for name, ours in optional.items() if settings.get(name) is not None}
@@ -118,21 +137,23 @@ def read_rope(fields: Fields, theta: float = 10000.0, rotated: float = 1.0) -> d
         fields.problem("rope_theta", stated, f"{found[0][0]!r}, as in rope_parameters")
     base, scaling = found[0] if found else (stated, {})
     values: dict[str, Any] = {"rope_theta": theta if base is None else base, "rope_scaling": scaling}
-    if rotated != 1:
+    if rotated != 1 and not partial:
+        fields.problem("partial_rotary_factor", rotated, "1")
+    elif rotated != 1:
         heads = fields.get("head_dim") or (fields.get("hidden_size") or 0) // (fields.get("num_attention_heads") or 1)
         values["rotary_dim"] = int(heads * rotated) if isinstance(rotated, float) else rotated
     return values
 
 
 def write_rope(model: ModelConfig) -> dict[str, Any]:
-    """Return the fields of `config.json` that `read_rope` reads, in the form that all versions of transformers read."""
+    """Return the fields of `config.json` for base and scaling, in the form that all versions of transformers read."""
     scaling, fields = model.rope_scaling, None
     if scaling is not None:
         names = SCALINGS[scaling.type] | (OPTIONAL if scaling.type == "yarn" else {})
         fields = {"rope_type": scaling.type} | {name: getattr(scaling, ours) for name, ours in names.items()}
         if scaling.type == "yarn" and not scaling.attention_factor:
             del fields["attention_factor"]
-    return {"rope_theta": model.rope_theta, "rope_scaling": fields} | rotary_part(model, "partial_rotary_factor")
+    return {"rope_theta": model.rope_theta, "rope_scaling": fields}
 
 
 def rotary_part(model: ModelConfig, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def read(fields: Fields) -> dict[str, Any]:
     theta, rotated = fields.get("rotary_emb_base", 10000.0), fields.get("rotary_pct", 0.25)
     return (
         sizes
-        | read_rope(fields, theta, rotated)
+        | read_rope(fields, theta, rotated, partial=True)
         | {
             "n_kv_heads": 0,
             "norm": "layernorm",

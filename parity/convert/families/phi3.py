@@ -4,7 +4,14 @@ from typing import Any
 
 from lmcore.config import ModelConfig
 from parity.convert.families.base import Family, Fields, Held
-from parity.convert.families.common import read_decoder, read_layers, read_rope, write_decoder, write_rope
+from parity.convert.families.common import (
+    read_decoder,
+    read_layers,
+    read_rope,
+    rotary_part,
+    write_decoder,
+    write_rope,
+)
 
 __all__ = ["PHI3"]
 
@@ -14,7 +21,11 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("attention_bias", False, None)
     fields.ignore("original_max_position_embeddings", "embd_pdrop", "resid_pdrop")
     sizes = read_decoder(fields, max_seq_len=4096, eps=("rms_norm_eps", 1e-5))
-    return sizes | read_rope(fields) | read_layers(fields, ["sliding"], fields.raw("sliding_window", None))
+    return (
+        sizes
+        | read_rope(fields, partial=True, types=("default",))
+        | read_layers(fields, ["sliding"], fields.raw("sliding_window", None))
+    )
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
@@ -25,7 +36,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
     }
-    return write_decoder(model) | write_rope(model) | own
+    return write_decoder(model) | write_rope(model) | rotary_part(model, "partial_rotary_factor") | own
 
 
 PHI3 = Family(

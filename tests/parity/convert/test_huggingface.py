@@ -353,8 +353,8 @@ REFUSED: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"]
     },
     "layer_types: found 3": {"layer_types": 3},
-    "rotary_dim: found 3, expected an even number": {"partial_rotary_factor": 0.5},
-    "rotary_dim: found 5, expected an even number": {"rope_parameters": {"partial_rotary_factor": 0.9}},
+    "partial_rotary_factor: found 0.5, expected 1": {"partial_rotary_factor": 0.5},
+    "partial_rotary_factor: found 0.9, expected 1": {"rope_parameters": {"partial_rotary_factor": 0.9}},
     "pretraining_tp: found 2, expected 1": {"pretraining_tp": 2},
     "quantization_config: found {'bits': 4}, expected None": {"quantization_config": {"bits": 4}},
     "rope_scaling.rope_type: found 'longrope', expected one of default, linear, dynamic, llama3, yarn": {

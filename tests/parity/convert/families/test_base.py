@@ -1,15 +1,22 @@
 """The fields of a `config.json`: read with transformers' defaults, written back, and what differs named."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
 
-from lmcore.config import ModelConfig, RopeScaling
+from lmcore.config import Config, ModelConfig, RopeScaling
 from lmcore.errors import UserError
+from parity.check.rungs.transformers import our_tables, without_islands
 from parity.convert.families import FAMILIES, LLAMA, family_of, fitting
 from parity.convert.families.base import Fields, period
+from parity.convert.huggingface import write_folder
+from parity.convert.names import numpy_to_torch, table
+from torchlm.model import Decoder
 
 SMALL = ModelConfig(vocab_size=11, dim=24, n_layers=3, n_heads=4)
 GEMMA2: dict[str, Any] = {
@@ -30,7 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("qwen3", {"qk_norm": True, "bias": "attention"}),
     "SmolLM3": ("smollm3", {"layer_types": ["full", "nope"]}),
     "OLMo 2": ("olmo2", {"norm_placement": "output", "qk_norm": "all_heads"}),
-    "Phi-3": ("llama", {"rotary_dim": 4}),
+    "Phi-3": ("phi3", {"rotary_dim": 4}),
     "Granite": ("granite", {"embedding_scale": 12.0, "logit_divisor": 49.0}),
     "Gemma": ("gemma", {"norm": "zero_centered_rmsnorm", "mlp": "geglu_tanh", "embedding_scale": 24**0.5}),
     "Gemma 2": ("gemma2", GEMMA2),
@@ -53,6 +60,21 @@ def test_a_model_is_written_as_the_family_that_it_belongs_to_and_read_again(name
     config = transformers.AutoConfig.for_model(**family.fields(model))
     assert config.to_dict()["vocab_size"] == 11
     assert family_of(model, "llama").model_type == model_type, "a family that cannot express it is left"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_the_model_that_is_written(name: str, tmp_path: Path):
+    model = replace(SMALL, max_seq_len=16, **MODELS[name][1])
+    rng = np.random.default_rng(0)
+    weights = {row.hf: rng.standard_normal(row.shape_in("hf")) for row in table(model)}
+    write_folder(tmp_path, Config(model=model), weights, None)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    decoder = Decoder(model, torch.float64)
+    decoder.load_state_dict({row.torch: numpy_to_torch(weights[row.hf]) for row in table(model)})
+    tokens = torch.from_numpy(rng.integers(11, size=(2, 16)))
+    with torch.inference_mode(), our_tables(theirs, model), without_islands(theirs):
+        expected = theirs(tokens).logits
+        assert (decoder(tokens) - expected).abs().max() < 1e-11 * expected.abs().max()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

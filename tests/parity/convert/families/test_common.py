@@ -44,9 +44,17 @@ def test_scaling_is_read_as_it_is_written():
 
 def test_a_part_of_a_head_is_rotated():
     sizes = {"hidden_size": 24, "num_attention_heads": 3}
-    assert read_rope(Fields(sizes | {"partial_rotary_factor": 0.5}))["rotary_dim"] == 4
-    assert read_rope(Fields(sizes | {"rope_parameters": {"partial_rotary_factor": 0.25}}))["rotary_dim"] == 2
-    assert "rotary_dim" not in read_rope(Fields(sizes))
+    for stated in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}):
+        assert read_rope(Fields(sizes | stated), partial=True)["rotary_dim"] == 4
+        read_rope(whole := Fields(sizes | stated))
+        assert whole.problems == ["partial_rotary_factor: found 0.5, expected 1"]
+    assert "rotary_dim" not in read_rope(Fields(sizes), partial=True)
+
+
+def test_a_family_has_its_own_kinds_of_scaling():
+    fields = Fields({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 9}})
+    read_rope(fields, types=("default",))
+    assert fields.problems == ["rope_scaling.rope_type: found 'yarn', expected one of default"]
 
 
 def test_the_usual_scale_is_none():
