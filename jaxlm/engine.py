@@ -386,11 +386,7 @@ class Engine:
 
     def _abstract(self, shapes: TrainState) -> TrainState:
         """Return the shapes of a state with their shardings."""
-
-        def placed(leaf: Any, place: Any) -> Any:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-        return jax.tree.map(placed, shapes, self._shardings(shapes))
+        return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, self._shardings(shapes))
 
     def generator(self, options: SampleConfig) -> Generator:
         """Return a generator with the current parameters."""

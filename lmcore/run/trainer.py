@@ -129,7 +129,7 @@ class Run:
             config.checkpoint.keep,
             config.checkpoint.on_error,
             processes,
-            describe_base(self.base, self.folder) if self.base and config.model.lora else None,
+            describe_base(self.base, self.folder) if self.base else None,
         )
         stack.callback(self.checkpoints.close)
         if not self.leads:
