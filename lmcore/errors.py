@@ -17,6 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), "jax"),
     **dict.fromkeys(("torch", "safetensors"), "torch"),
     "lm_eval": "eval",
+    **dict.fromkeys(("prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
 }
 """Package -> the extra of this project that installs it."""
 
