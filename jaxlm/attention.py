@@ -27,7 +27,7 @@ def by_head(x: Float[Array, "B S K H"]) -> Float[Array, "BK S H"]:
 
 
 def causal_mask(
-    positions: Int[Array, " T"],
+    positions: Int[Array, "*B T"],
     size: int,
     pads: Int[Array, " B"] | None = None,
     documents: Int[Array, "B _"] | None = None,
@@ -36,35 +36,36 @@ def causal_mask(
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
     Args:
-        positions: the queries' own positions among the keys, which are counted from 0.
+        positions: the queries' own positions among the keys, which are counted from 0: those of each sequence, or T for
+            all.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
         documents: position at which each token's document begins; None where a sequence is one document.
         window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
-    keys = jnp.arange(size)
-    mask = (keys[None] <= positions[:, None])[None]
+    keys, positions = jnp.arange(size)[None, None], jnp.atleast_2d(positions)
+    mask = keys <= positions[:, :, None]
     if window:
-        mask &= (keys[None] > positions[:, None] - window)[None]
+        mask &= keys > positions[:, :, None] - window
     if documents is not None:
-        mask = mask & (documents[:, positions, None] == documents[:, None, :size])
-    return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
+        mask = mask & (jnp.take_along_axis(documents, positions, axis=1)[:, :, None] == documents[:, None, :size])
+    return mask if pads is None else mask & (keys >= pads[:, None, None])
 
 
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "BK S H"],
-    v: Float[Array, "BK S H"],
+    v: Float[Array, "BK S W"],
     mask: Bool[Array, "#B T S"],
     factors: Float[Array, "B N T S"] | None = None,
     softcap: float = 0.0,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N W"]:
     """Return softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
         q: queries; query head n attends to key/value head n // G.
         k: keys, from `by_head`.
-        v: values, from `by_head`.
+        v: values, from `by_head`, of any width W.
         mask: True where a query may attend to a key.
         factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
@@ -83,7 +84,7 @@ def attention(
         weights = weights * factors.astype(accumulation)
     weights = weights.astype(v.dtype)
     mixed = matmul(weights.reshape(len(k), groups * length, -1), v)
-    return mixed.reshape(batch, n_heads, length, head_dim).swapaxes(1, 2)
+    return mixed.reshape(batch, n_heads, length, -1).swapaxes(1, 2)
 
 
 def causal_attention(

@@ -1,5 +1,6 @@
 """Generation: prefill into a KV cache, and the choice of each next token, many in one compiled call."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
 from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
 from jaxlm.functional import Model, Params
 from jaxlm.model import Cache, Decoder
 from jaxlm.sharding import batch_sharding
 from lmcore.config import SampleConfig
+from lmcore.serve.slots import Sampling
 
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
@@ -22,7 +24,9 @@ PART = 128
 """Tokens in a part of the vocabulary: the search goes over the parts' sums, then within one part."""
 
 
-def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig) -> Int[Array, " B"]:
+def choose_tokens(
+    logits: Float[Array, "B V"], uniforms: Float[Array, " B"], options: SampleConfig | Sampling
+) -> Int[Array, " B"]:
     """Choose each next token by temperature, top-k, top-p and min-p, then by the inverse CDF at a uniform number.
 
     Temperature 0, or one too small to divide by, takes the most likely token, the first of equals. Tokens equal to the
@@ -31,22 +35,42 @@ def choose_tokens(logits: Float[Array, "B V"], uniforms: Float[Array, " B"], opt
     Args:
         logits: of the next token, one row for each sequence.
         uniforms: one uniform number in [0, 1) for each sequence, drawn on the host.
-        options: temperature, top_k, top_p and min_p.
+        options: temperature, top_k, top_p and min_p; of all sequences, or of each.
     """
-    finite = jnp.finfo(logits.dtype)
+    finite, size = jnp.finfo(logits.dtype), logits.shape[-1]
     logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
-    if options.temperature < finite.tiny:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / options.temperature
-    if 0 < options.top_k < logits.shape[-1]:
-        logits = jnp.where(-logits <= _cutoff(-logits, jnp.ones_like(logits), options.top_k), logits, -jnp.inf)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    if options.top_p < 1:
-        probabilities = jnp.where(-logits <= _cutoff(-logits, probabilities, options.top_p), probabilities, 0)
-    if options.min_p > 0:
+    temperature, top_k, top_p, min_p = (
+        option[:, None] if isinstance(option, Array) else option
+        for option in (options.temperature, options.top_k, options.top_p, options.min_p)
+    )
+    sampled, has_top_k, has_top_p = temperature >= float(finite.tiny), (top_k > 0) & (top_k < size), top_p < 1
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def keep_top_k(logits: Array) -> Array:
+        limit = jnp.where(has_top_k, top_k, size)
+        return jnp.where(-logits <= _cutoff(-logits, jnp.ones_like(logits), limit), logits, -jnp.inf)
+
+    def keep_top_p(logits: Array, probabilities: Array) -> Array:
+        limit = jnp.where(has_top_p, top_p, 2.0)  # more than the sum of all
+        return jnp.where(-logits <= _cutoff(-logits, probabilities, limit), probabilities, 0)
+
+    def draw(logits: Array) -> Array:
+        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(sampled, temperature, 1)
+        logits = _where_any(has_top_k, keep_top_k, logits, logits)
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        probabilities = _where_any(has_top_p, partial(keep_top_p, logits), probabilities, probabilities)
         highest = jnp.max(probabilities, axis=-1, keepdims=True)
-        probabilities = jnp.where(probabilities < options.min_p * highest, 0, probabilities)
-    return inverse_cdf(probabilities, uniforms)
+        probabilities = jnp.where(probabilities < min_p * highest, 0, probabilities)
+        return jnp.where(jnp.ravel(sampled), inverse_cdf(probabilities, uniforms), likeliest)
+
+    return _where_any(sampled, draw, logits, likeliest)
+
+
+def _where_any(condition: bool | Array, change: Callable[[Array], Array], x: Array, otherwise: Array) -> Array:
+    """Return change(x) where the condition is true of any sequence; else `otherwise`, without computing the change."""
+    if isinstance(condition, Array):
+        return jax.lax.cond(jnp.any(condition), lambda x, _: change(x), lambda _, otherwise: otherwise, x, otherwise)
+    return change(x) if condition else otherwise
 
 
 def inverse_cdf(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
@@ -71,14 +95,13 @@ def _first_above(weights: Float[Array, "B N"], points: Float[Array, " B"]) -> tu
     return jnp.sum(below, axis=-1), points - jnp.max(jnp.where(below, cumulative, 0), axis=-1)
 
 
-def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
+def _cutoff(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: Array) -> Float[Array, "B 1"]:
     """Return the largest distance before which the weights sum to less than `limit`, or an equivalent cutoff."""
-    fast, plain = (partial(f, limit=limit) for f in (cutoff_by_bits, cutoff_by_sorting))
-    return jax.lax.platform_dependent(distances, weights, cpu=fast, default=plain)
+    return jax.lax.platform_dependent(distances, weights, limit, cpu=cutoff_by_bits, default=cutoff_by_sorting)
 
 
 def cutoff_by_sorting(
-    distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float
+    distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float | Num[Array, "#B 1"] | Num[Array, ""]
 ) -> Float[Array, "B 1"]:
     """Return the largest distance before which, in order, the weights sum to less than `limit`.
 

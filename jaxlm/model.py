@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import attention, by_head, causal_mask
+from jaxlm.attention import attention, causal_mask
 from jaxlm.dropout import Key, dropout, split
 from jaxlm.fast.attention import causal_attention
 from jaxlm.fast.linear import linear
@@ -215,8 +215,8 @@ class Cache(NamedTuple):
     values: tuple[Float[Array, "BK S H"], ...]
     pads: Int[Array, " B"]
     """Positions of left padding in each sequence."""
-    length: Int[Array, ""]
-    """Positions filled, the same number for all sequences."""
+    lengths: Int[Array, " B"]
+    """Positions filled in each sequence."""
 
 
 class Decoder(nnx.Module):
@@ -299,26 +299,52 @@ class Decoder(nnx.Module):
         """Return an empty cache of `size` slots per sequence; the first pads[b] slots of sequence b are masked."""
         shape = (len(pads) * self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.layers) for _ in range(2))
-        return Cache(keys, values, pads, jnp.zeros((), jnp.int32))
+        return Cache(keys, values, pads, jnp.zeros(len(pads), jnp.int32))
 
-    def decode(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Append T tokens to the cache; return the logits of the token after the last of them, and the new cache."""
-        slots = cache.length + jnp.arange(tokens.shape[1])  # KV-cache slots, where padding comes first
-        positions = jnp.maximum(slots[None] - cache.pads[:, None], 0)
+    def decode(
+        self, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Append tokens to the cache; return the logits of the token after each sequence's last, and the new cache.
+
+        Args:
+            tokens: token ids.
+            cache: with room for T more positions of each sequence.
+            counts: number of tokens of each sequence that are appended, the rest being padding; None for all T.
+        """
+        counts = jnp.full(len(tokens), tokens.shape[1]) if counts is None else counts
+        size = cache.keys[0].shape[1]
+        starts = jnp.minimum(cache.lengths, size - tokens.shape[1])  # in range also where no token is to be appended
+        slots = starts[:, None] + jnp.arange(tokens.shape[1])[None]  # KV-cache slots, where left padding comes first
+        positions = jnp.maximum(slots - cache.pads[:, None], 0)
         tables = self.rope(positions)
         keys, values = list(cache.keys), list(cache.values)
-        size = keys[0].shape[1]
         windows = set(map(self.config.window, range(len(self.layers))))
         masks = {window: causal_mask(slots, size, cache.pads, window=window) for window in windows}
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-            keys[layer] = jax.lax.dynamic_update_slice_in_dim(keys[layer], by_head(k), cache.length, axis=1)
-            values[layer] = jax.lax.dynamic_update_slice_in_dim(values[layer], by_head(v), cache.length, axis=1)
+            keys[layer] = write(keys[layer], k, starts)
+            values[layer] = write(values[layer], v, starts)
             mask = masks[self.config.window(layer)]
             return attention(q, keys[layer], values[layer], mask, softcap=self.config.attention_softcap)
 
         x = self.embed(tokens, positions)
         for layer, block in enumerate(self.layers):
             x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
-        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.length + tokens.shape[1])
-        return self.logits(self.norm(x[:, -1:])[:, 0]), cache
+        last = jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
+        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts)
+        return self.logits(self.norm(last)[:, 0]), cache
+
+
+def write(
+    cached: Float[Array, "BK S H"], new: Float[Array, "B T K H"], starts: Int[Array, " B"]
+) -> Float[Array, "BK S H"]:
+    """Replace T positions of each sequence in one layer's keys or values, and return these.
+
+    Args:
+        cached: of the cache.
+        new: keys or values of T positions.
+        starts: the first of these positions in each sequence.
+    """
+    sequences = cached.reshape(len(starts), -1, *cached.shape[1:])
+    update = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+    return update(sequences, new.swapaxes(1, 2), starts).reshape(cached.shape)

@@ -20,6 +20,9 @@ from torchlm.scales import softcapped
 
 __all__ = ["additive", "attention", "by_head", "causal_attention", "causal_mask"]
 
+EXACT = (torch.float32, torch.float64)
+"""Dtypes whose matmuls need no wider sums."""
+
 
 def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
     """Return keys or values with heads before positions."""
@@ -27,7 +30,7 @@ def by_head(x: Float[Tensor, "B S K H"]) -> Float[Tensor, "B K S H"]:
 
 
 def causal_mask(
-    positions: Int[Tensor, " T"],
+    positions: Int[Tensor, "*B T"],
     size: int,
     pads: Int[Tensor, " B"] | None = None,
     documents: Int[Tensor, "B _"] | None = None,
@@ -36,19 +39,20 @@ def causal_mask(
     """Return which of the first `size` key positions each query may attend to: its own and those before it.
 
     Args:
-        positions: the queries' own positions among the keys, which are counted from 0.
+        positions: the queries' own positions among the keys, which are counted from 0: those of each sequence, or T for
+            all.
         size: number of key positions, S.
         pads: positions of left padding in each sequence, which no query attends to; None where there are none.
         documents: position at which each token's document begins; None where a sequence is one document.
         window: number of key positions that a query attends to, with its own the last; 0 for all.
     """
-    keys = torch.arange(size, device=positions.device)
-    mask = (keys[None] <= positions[:, None])[None]
+    keys, positions = torch.arange(size, device=positions.device)[None, None], torch.atleast_2d(positions)
+    mask = keys <= positions[:, :, None]
     if window:
-        mask &= keys[None] > positions[:, None] - window
+        mask &= keys > positions[:, :, None] - window
     if documents is not None:
-        mask = mask & (documents[:, positions, None] == documents[:, None, :size])
-    return mask if pads is None else mask & (keys[None, None] >= pads[:, None, None])
+        mask = mask & (torch.take_along_dim(documents, positions, dim=1)[:, :, None] == documents[:, None, :size])
+    return mask if pads is None else mask & (keys >= pads[:, None, None])
 
 
 def additive(mask: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, "#B T S"]:
@@ -59,23 +63,25 @@ def additive(mask: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, 
 def attention(
     q: Float[Tensor, "B T N H"],
     k: Float[Tensor, "B K S H"],
-    v: Float[Tensor, "B K S H"],
+    v: Float[Tensor, "B K S W"],
     mask: Bool[Tensor, "#B T S"] | Float[Tensor, "#B T S"] | None,
     rate: float = 0.0,
     factors: Float[Tensor, "B N T S"] | None = None,
     softcap: float = 0.0,
-) -> Float[Tensor, "B T N H"]:
+) -> Float[Tensor, "B T N W"]:
     """Return softmax(q kᵀ / √H) v over the keys that the mask allows (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
         q: queries; query head n attends to key/value head n // G.
         k: keys, from `by_head`.
-        v: values, from `by_head`.
+        v: values, from `by_head`, of any width W.
         mask: True where a query may attend to a key, or a float mask from `additive`; None is causal.
         rate: fraction of the attention weights that torch's own generator drops.
         factors: multiplied into the attention weights, such as a scaled dropout mask; None leaves them as they are.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
+    if q.shape[1] == 1 and mask is not None and rate == 0 and factors is None and q.dtype in EXACT and q.is_cpu:
+        return _one_query(q, k, v, mask, softcap)
     q, grouped = by_head(q), q.shape[2] != k.shape[1]
     if factors is not None or softcap:  # torch's kernel takes neither
         return _stepwise(q, k, v, mask, rate, factors, softcap).transpose(1, 2)
@@ -118,6 +124,17 @@ def causal_attention(
         return attention(q, by_head(k), by_head(v), None, rate)
     mask = causal_mask(torch.arange(length, device=q.device), length, documents=documents, window=window)
     return attention(q, by_head(k), by_head(v), mask, rate, factors, softcap)
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
+    """Compute `attention` of a decoded token on a CPU: no slower than torch's kernel, and with groups a third faster.
+
+    That kernel rounds a sequence's result otherwise for each of its threads.
+    """
+    batch, _, n_heads, head_dim = q.shape
+    mask = mask if mask.dtype != torch.bool else additive(mask, q.dtype)
+    scores = softcapped(softcap)(q.reshape(batch, k.shape[1], -1, head_dim) @ k.mT / math.sqrt(head_dim))
+    return (torch.softmax(scores + mask[:, None], dim=-1) @ v).reshape(batch, 1, n_heads, -1)
 
 
 def _stepwise(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from lmcore.config import SampleConfig
+from lmcore.serve.slots import Sampling
 from torchlm.fast.decoding import for_decoding
 from torchlm.model import Cache, Decoder
 
@@ -19,7 +20,7 @@ PART = 128
 
 
 def choose_tokens(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], options: SampleConfig | Sampling
 ) -> Int[Tensor, " B"]:
     """Choose each next token by temperature, top-k, top-p and min-p, then by the inverse CDF at a uniform number.
 
@@ -29,26 +30,40 @@ def choose_tokens(
     Args:
         logits: of the next token, one row for each sequence.
         uniforms: one uniform number in [0, 1) for each sequence, drawn on the host.
-        options: temperature, top_k, top_p and min_p.
+        options: temperature, top_k, top_p and min_p; of all sequences, or of each.
     """
-    infinity, finite = torch.inf, torch.finfo(logits.dtype)
+    infinity, finite, size = torch.inf, torch.finfo(logits.dtype), logits.shape[-1]
     logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
-    if options.temperature < finite.tiny:
-        return torch.argmax(logits, dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)).div_(options.temperature)
-    if 0 < options.top_k < logits.shape[-1]:
-        kth = torch.topk(logits, options.top_k).values[:, -1:]
-        logits = torch.where(logits < kth, -infinity, logits)
+    # On the host, where it is decided what needs to be computed
+    temperature, top_k, top_p, min_p = (
+        np.reshape(option, (-1, 1)) for option in (options.temperature, options.top_k, options.top_p, options.min_p)
+    )
+    sampled, has_top_k, has_top_p = temperature >= finite.tiny, (top_k > 0) & (top_k < size), top_p < 1
+    likeliest = torch.argmax(logits, dim=-1)
+    if not sampled.any():
+        return likeliest
+
+    def column(values: np.ndarray) -> Tensor:
+        kinds = {"f": logits.dtype, "i": torch.int64, "b": torch.bool}
+        return torch.from_numpy(values).to(logits.device, kinds[values.dtype.kind])
+
+    logits = (logits - logits.amax(dim=-1, keepdim=True)).div_(column(np.where(sampled, temperature, 1.0)))
+    if has_top_k.any():
+        limit = np.where(has_top_k, top_k, 1)
+        largest = torch.topk(logits, int(limit.max())).values
+        kth = torch.take_along_dim(largest, column(limit - 1), dim=1)
+        logits = torch.where((logits < kth) & column(has_top_k), -infinity, logits)
     probabilities = torch.softmax(logits, dim=-1)
-    if options.top_p < 1:
+    if has_top_p.any():
+        limit = np.where(has_top_p, top_p, 2.0)  # more than the sum of all
         ordered = torch.sort(probabilities, dim=-1, descending=True).values
         before = torch.cumsum(ordered, dim=-1) - ordered
-        cutoff = torch.where(before < options.top_p, ordered, infinity).amin(dim=-1, keepdim=True)
+        cutoff = torch.where(before < column(limit), ordered, infinity).amin(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities < cutoff, 0, probabilities)
-    if options.min_p > 0:
+    if (min_p > 0).any():
         highest = probabilities.amax(dim=-1, keepdim=True)
-        probabilities = torch.where(probabilities < options.min_p * highest, 0, probabilities)
-    return inverse_cdf(probabilities, uniforms)
+        probabilities = torch.where(probabilities < column(min_p) * highest, 0, probabilities)
+    return torch.where(column(sampled)[:, 0], inverse_cdf(probabilities, uniforms), likeliest)
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
-from torchlm.attention import additive, attention, by_head, causal_mask
+from torchlm.attention import additive, attention, causal_mask
 from torchlm.dropout import Key, dropout, split
 from torchlm.fast.attention import causal_attention
 from torchlm.fast.linear import linear
@@ -33,6 +33,10 @@ from torchlm.scales import softcapped, times, unchanged
 from torchlm.tensor_parallel import own_part, whole_last
 
 __all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "rotate"]
+
+KEYS = 64
+"""Decoding reads a multiple of so many key positions: kernels for other numbers of them sum in another order, so that a
+sequence's rounding would depend on the lengths of those beside it."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of queries B T N H to keys and values B S K H -> B T N H."""
@@ -208,8 +212,8 @@ class Cache(NamedTuple):
     values: tuple[Float[Tensor, "B K S H"], ...]
     pads: Int[Tensor, " B"]
     """Positions of left padding in each sequence."""
-    length: int
-    """Positions filled, the same number for all sequences."""
+    lengths: Int[Tensor, " B"]
+    """Positions filled in each sequence; on the CPU, which chooses how much of the cache to read."""
 
 
 class Decoder(nn.Module):
@@ -306,21 +310,34 @@ class Decoder(nn.Module):
         keys, values = (
             tuple(torch.zeros(shape, dtype=self.dtype, device=pads.device) for _ in self.layers) for _ in range(2)
         )
-        return Cache(keys, values, pads, 0)
+        return Cache(keys, values, pads, torch.zeros(len(pads), dtype=torch.int64))
 
-    def decode(self, tokens: Int[Tensor, "B T"], cache: Cache) -> tuple[Float[Tensor, "B V"], Cache]:
-        """Append T tokens to the cache; return the logits of the token after the last of them, and the new cache."""
-        end = cache.length + tokens.shape[1]
-        slots = torch.arange(cache.length, end, device=tokens.device)  # KV-cache slots, where padding comes first
-        positions = (slots[None] - cache.pads[:, None]).clamp_min(0)
+    def decode(
+        self, tokens: Int[Tensor, "B T"], cache: Cache, counts: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B V"], Cache]:
+        """Append tokens to the cache; return the logits of the token after each sequence's last, and the new cache.
+
+        Args:
+            tokens: token ids.
+            cache: with room for T more positions of each sequence.
+            counts: number of tokens of each sequence that are appended, the rest being padding; None for all T. On the
+                CPU.
+        """
+        counts = torch.full((len(tokens),), tokens.shape[1]) if counts is None else counts
+        size = cache.keys[0].shape[2]
+        starts = cache.lengths.clamp_max(size - tokens.shape[1])  # in range also where no token is to be appended
+        end = min(size, -(-(int(starts.max()) + tokens.shape[1]) // KEYS) * KEYS)
+        starts = starts.to(tokens.device)
+        slots = starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # where left padding comes first
+        positions = (slots - cache.pads[:, None]).clamp_min(0)
         tables = self.rope(positions)
         windows = set(map(self.config.window, range(len(self.layers))))
         masks = {window: additive(causal_mask(slots, end, cache.pads, window=window), self.dtype) for window in windows}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.keys[layer], cache.values[layer]
-            keys[:, :, cache.length : end] = by_head(k)
-            values[:, :, cache.length : end] = by_head(v)
+            write(keys, k, starts)
+            write(values, v, starts)
             mask = masks[self.config.window(layer)]
             return attention(q, keys[:, :, :end], values[:, :, :end], mask, softcap=self.config.attention_softcap)
 
@@ -328,4 +345,20 @@ class Decoder(nn.Module):
         with self.autocast():
             for layer, block in enumerate(self.layers):
                 x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
-        return self.logits(self.norm(x[:, -1:])[:, 0]), cache._replace(length=end)
+        last = torch.take_along_dim(x, (counts - 1).clamp_min(0)[:, None, None].to(x.device), dim=1)
+        return self.logits(self.norm(last)[:, 0]), cache._replace(lengths=cache.lengths + counts)
+
+
+def write(
+    cached: Float[Tensor, "B K S H"], new: Float[Tensor, "B T K H"], starts: Int[Tensor, " B"]
+) -> Float[Tensor, "B K S H"]:
+    """Replace T positions of each sequence in one layer's keys or values, in place, and return these.
+
+    Args:
+        cached: of the cache.
+        new: keys or values of T positions.
+        starts: the first of these positions in each sequence.
+    """
+    sequences = torch.arange(len(starts), device=starts.device)[:, None]
+    cached[sequences, :, starts[:, None] + torch.arange(new.shape[1], device=starts.device)] = new.to(cached.dtype)
+    return cached

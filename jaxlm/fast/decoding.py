@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxlm.functional import Params
 
@@ -31,7 +31,9 @@ def for_decoding(params: Params, dtype: jnp.dtype, transposed: bool) -> Params:
     return others | ({name + TRANSPOSED: w.T for name, w in kernels.items()} if transposed else kernels)
 
 
-def cutoff_by_bits(distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float) -> Float[Array, "B 1"]:
+def cutoff_by_bits(
+    distances: Float[Array, "B V"], weights: Float[Array, "B V"], limit: float | Num[Array, "#B 1"] | Num[Array, ""]
+) -> Float[Array, "B 1"]:
     """Return the greatest x for which the weights of the distances below x sum to less than `limit`.
 
     It is searched bit by bit, from the highest down: floats ≥ 0 are in the order of their bit patterns, so that 31

@@ -7,7 +7,7 @@ one token of each slot. All shapes are fixed, so that a sequence's tokens do not
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 __all__ = ["Sampling", "Slots"]
 
@@ -15,10 +15,10 @@ __all__ = ["Sampling", "Slots"]
 class Sampling(NamedTuple):
     """Sampling options of each slot, by the names and meanings of `SampleConfig`."""
 
-    temperature: Float32[np.ndarray, " B"]
-    top_k: Int32[np.ndarray, " B"]
-    top_p: Float32[np.ndarray, " B"]
-    min_p: Float32[np.ndarray, " B"]
+    temperature: Float[np.ndarray, " B"]
+    top_k: Int[np.ndarray, " B"]
+    top_p: Float[np.ndarray, " B"]
+    min_p: Float[np.ndarray, " B"]
 
 
 @runtime_checkable

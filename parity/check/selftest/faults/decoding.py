@@ -9,7 +9,7 @@ import numpy as np
 
 def blind_to_itself(causal_mask: Any) -> Any:
     """A decoded token does not attend to its own position."""
-    return lambda positions, *rest, **more: causal_mask(positions - int(len(positions) == 1), *rest, **more)
+    return lambda positions, *rest, **more: causal_mask(positions - int(positions.shape[-1] == 1), *rest, **more)
 
 
 def late_positions(rope: Any) -> Any:
