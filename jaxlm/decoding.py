@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,8 @@ def choose_tokens(
     """
     finite, size = jnp.finfo(logits.dtype), logits.shape[-1]
     logits = jnp.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
-    temperature, top_k, top_p, min_p = (
-        option[:, None] if isinstance(option, Array) else option
-        for option in (options.temperature, options.top_k, options.top_p, options.min_p)
-    )
+    named: tuple[Any, ...] = options.temperature, options.top_k, options.top_p, options.min_p
+    temperature, top_k, top_p, min_p = (value[:, None] if isinstance(value, Array) else value for value in named)
     sampled, has_top_k, has_top_p = temperature >= float(finite.tiny), (top_k > 0) & (top_k < size), top_p < 1
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 

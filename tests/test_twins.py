@@ -110,7 +110,7 @@ DIFFERENCES = {
         "Decoder.embed": "a process has its part of the positions alone; a sharded array has all of them",
         "Decoder.autocast": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
-        "Cache": "updated in place in torch, by slices whose ends are host numbers; jax lays keys out for its matmuls",
+        **dict.fromkeys(("Cache", "write"), "changed in place in torch; jax lays keys out for its matmuls"),
     },
     "optim.py": {
         "clip_by_global_norm": MODULE,

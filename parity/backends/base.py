@@ -17,6 +17,7 @@ from lmcore.config import Config, Precision, SampleConfig
 from lmcore.data.marks import token_ids
 from lmcore.generate.prompting import write_tokens
 from lmcore.optim.schedule import learning_rate
+from lmcore.serve.slots import Sampling, Slots
 from parity.arrays import Arrays
 from parity.convert.moments import Moments
 from parity.convert.names import Side
@@ -143,14 +144,17 @@ class Twin(Protocol):
             dtype: of the parameters.
         """
 
-    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig | Sampling) -> np.ndarray:
         """Return the token ids B that a generator chooses.
 
         Args:
             logits: of the next token, B V.
             uniforms: one uniform number in [0, 1) for each sequence, B.
-            options: of the draw.
+            options: of all draws, or of each.
         """
+
+    def slots(self, count: int, size: int) -> Slots:
+        """Return a cache for `count` sequences of at most `size` tokens, which join and leave."""
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         """Return the logits B S V after the prompt and after each further token, with the KV cache.

@@ -20,6 +20,7 @@ import jaxlm.documents
 import jaxlm.engine
 import jaxlm.loss
 import jaxlm.model
+import jaxlm.slots
 from jaxlm.decoding import Generator
 from jaxlm.engine import TrainState
 from jaxlm.layers import stack_layers, unrolled, unstack_layers
@@ -27,6 +28,7 @@ from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import Config, SampleConfig
+from lmcore.serve.slots import Sampling
 from parity.arrays import Arrays
 from parity.backends import BACKENDS
 from parity.backends.base import Step
@@ -151,10 +153,15 @@ class JaxTwin:
     def bias_correction(self, beta: float, count: int, dtype: np.dtype) -> float:
         return float(_bias_correction(beta, np.int32(count)).astype(dtype))
 
-    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig | Sampling) -> np.ndarray:
+        if isinstance(options, Sampling):
+            return np.asarray(jax.jit(jaxlm.decoding.choose_tokens)(logits, uniforms, options))
         if options not in self._choose:
             self._choose[options] = jax.jit(partial(jaxlm.decoding.choose_tokens, options=options))
         return np.asarray(self._choose[options](jnp.asarray(logits), jnp.asarray(uniforms)))
+
+    def slots(self, count: int, size: int) -> jaxlm.slots.Slots:
+        return jaxlm.slots.Slots(self.engine, count, size)
 
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
         generator = self.engine.generator(SampleConfig())

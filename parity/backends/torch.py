@@ -14,7 +14,9 @@ import torchlm.documents
 import torchlm.engine
 import torchlm.loss
 import torchlm.model
+import torchlm.slots
 from lmcore.config import Config, SampleConfig
+from lmcore.serve.slots import Sampling
 from parity.arrays import Arrays
 from parity.backends import BACKENDS
 from parity.backends.base import CANONICAL, Step
@@ -125,10 +127,13 @@ class TorchTwin:
         return 1 - beta**count
 
     @torch.inference_mode()
-    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig) -> np.ndarray:
+    def choose(self, logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig | Sampling) -> np.ndarray:
         device, draws = self.engine.device, torch.from_numpy(uniforms)
         chosen = torchlm.decoding.choose_tokens(torch.from_numpy(logits).to(device), draws.to(device), options)
         return torch_to_numpy(chosen)
+
+    def slots(self, count: int, size: int) -> torchlm.slots.Slots:
+        return torchlm.slots.Slots(self.engine, count, size)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:

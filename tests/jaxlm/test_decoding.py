@@ -14,6 +14,7 @@ from jaxlm.decoding import choose_tokens
 from jaxlm.engine import Engine
 from lmcore.config import Config, ModelConfig, SampleConfig, TrainConfig
 from lmcore.generate.prompting import draw_uniforms, write_tokens
+from lmcore.serve.slots import Sampling
 
 GREEDY = SampleConfig(temperature=0.0, max_tokens=24)
 
@@ -58,6 +59,26 @@ def choose(row: list[float], uniform: float, **options: float) -> int:
         jnp.asarray([row]), jnp.asarray([uniform]), replace(SampleConfig(temperature=1.0), **options)
     )
     return int(chosen[0])
+
+
+def test_each_sequence_may_have_options_of_its_own() -> None:
+    options = [
+        SampleConfig(temperature=0.0),
+        SampleConfig(temperature=1.0),
+        SampleConfig(temperature=0.7, top_k=3),
+        SampleConfig(temperature=1.3, top_p=0.6),
+        SampleConfig(temperature=1.0, min_p=0.3, top_k=1000),
+    ]
+    rng = np.random.default_rng(0)
+    logits, uniforms = rng.normal(0, 2, (200, 40)).astype(np.float32), rng.random(200, np.float32)
+    own = [options[row % 5] for row in range(200)]
+    sampling = Sampling(*(np.array([getattr(each, name) for each in own]) for name in Sampling._fields))
+    together = jax.jit(choose_tokens)(logits, uniforms, sampling)
+    for first, each in enumerate(options):
+        alone = choose_tokens(jnp.asarray(logits[first::5]), jnp.asarray(uniforms[first::5]), each)
+        np.testing.assert_array_equal(together[first::5], alone)
+    greedy = jax.jit(choose_tokens)(logits, uniforms, sampling._replace(temperature=np.zeros(200)))
+    np.testing.assert_array_equal(greedy, logits.argmax(axis=-1))
 
 
 def test_draws_follow_the_distribution() -> None:

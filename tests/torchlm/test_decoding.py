@@ -8,6 +8,7 @@ import torch
 
 from lmcore.config import ModelConfig, SampleConfig
 from lmcore.generate.prompting import write_tokens
+from lmcore.serve.slots import Sampling
 from torchlm.decoding import Generator, choose_tokens, inverse_cdf
 from torchlm.model import Decoder
 
@@ -40,6 +41,26 @@ def chosen(chances: list[float], options: SampleConfig) -> dict[int, float]:
 def test_options_keep_the_tokens_they_name_in_their_proportions(options: dict, expected: dict[int, float]):
     found = chosen(CHANCES, SampleConfig(**{"temperature": 1, **options}))
     assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_each_sequence_may_have_options_of_its_own():
+    options = [
+        SampleConfig(temperature=0.0),
+        SampleConfig(temperature=1.0),
+        SampleConfig(temperature=0.7, top_k=3),
+        SampleConfig(temperature=1.3, top_p=0.6),
+        SampleConfig(temperature=1.0, min_p=0.3, top_k=1000),
+    ]
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 2, (200, 40)).astype(np.float32))
+    uniforms = torch.from_numpy(rng.random(200, np.float32))
+    own = [options[row % 5] for row in range(200)]
+    sampling = Sampling(*(np.array([getattr(each, name) for each in own]) for name in Sampling._fields))
+    together = choose_tokens(logits, uniforms, sampling)
+    for first, each in enumerate(options):
+        assert torch.equal(together[first::5], choose_tokens(logits[first::5], uniforms[first::5], each))
+    greedy = choose_tokens(logits, uniforms, sampling._replace(temperature=np.zeros(200)))
+    assert torch.equal(greedy, logits.argmax(dim=-1))
 
 
 def test_nan_counts_as_minus_infinity_and_a_row_of_it_as_all_equal():

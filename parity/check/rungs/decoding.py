@@ -14,6 +14,7 @@ from parity.backends.base import Pair, Twin, generate
 from parity.check.result import Result, distributions, judge
 from parity.check.rungs.base import Options
 from parity.check.rungs.sampling import choices, possible_tokens
+from parity.check.rungs.slots import slots
 from parity.difference import difference
 
 __all__ = ["decoding"]
@@ -49,6 +50,7 @@ def decoding(pair: Pair, options: Options) -> Iterator[Result]:
     error = sum(float(np.abs(left.astype(np.float64) - right).max()) for left, right in compared)
     for what, temperature in (("greedy text", 0.0), ("sampled text", 1.0)):
         yield _decoded_text(pair, what, SampleConfig(temperature=temperature, max_tokens=32), rows, error)
+    yield from slots(pair)
     for twin in pair:
         yield _sliding(pair, twin, rows, error)
     yield _stopping(pair, rows)

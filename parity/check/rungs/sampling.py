@@ -6,18 +6,19 @@ tokens a uniform number can choose is computed here in float64, from the definit
 logits and of the sums.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from lmcore.config import SampleConfig
+from lmcore.serve.slots import Sampling
 from parity.backends.base import Pair, Twin
 from parity.check.result import Result, judge
 from parity.difference import Difference, difference
 
-__all__ = ["OPTIONS", "choices", "possible_tokens"]
+__all__ = ["OPTIONS", "choices", "per_sequence", "possible_tokens"]
 
 OPTIONS = {
     "greedy": SampleConfig(temperature=0.0),
@@ -114,13 +115,17 @@ def choices(pair: Pair) -> Iterator[Result]:
     logits = np.stack([row[rng.permutation(size)] for row in spaced]).astype(dtype)
     uniforms = np.tile(((np.arange(GRID) + 0.5) / GRID).astype(np.float32), ROWS)
     repeated = np.repeat(logits, GRID, axis=0)
-    for name, options in OPTIONS.items():
+    cycled = [list(OPTIONS.values())[draw % len(OPTIONS)] for draw in range(len(uniforms))]
+    named: dict[str, tuple[SampleConfig | Sampling, list[SampleConfig]]] = {
+        name: (options, [options] * len(uniforms)) for name, options in OPTIONS.items()
+    }
+    for name, (options, own) in (named | {"options of each": (per_sequence(cycled), cycled)}).items():
         reference, port = pair.each(("choice", name), partial(_choose, repeated, uniforms, options))
         count = len(reference)
         unequal = np.flatnonzero(reference != port)
         compared, explained = difference("token of draw", reference, port), 0
         for draw in unequal:
-            possible = possible_tokens(repeated[draw], float(uniforms[draw]), options, 0.0)
+            possible = possible_tokens(repeated[draw], float(uniforms[draw]), own[draw], 0.0)
             if not {int(reference[draw]), int(port[draw])} <= possible.tokens:
                 compared = _at(int(draw), reference, port)
                 break
@@ -131,7 +136,12 @@ def choices(pair: Pair) -> Iterator[Result]:
         yield judge(8, f"choice of {count:,} tokens, {name}", pair.dtype, [compared], 0.0, note)
 
 
-def _choose(logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig, twin: Twin) -> np.ndarray:
+def per_sequence(options: Sequence[SampleConfig]) -> Sampling:
+    """Return sampling options of several sequences as arrays."""
+    return Sampling(*(np.array([getattr(each, name) for each in options]) for name in Sampling._fields))
+
+
+def _choose(logits: np.ndarray, uniforms: np.ndarray, options: SampleConfig | Sampling, twin: Twin) -> np.ndarray:
     return twin.choose(logits, uniforms, options)
 
 

@@ -266,6 +266,8 @@ MUTANTS = (
     Mutant("cache misses last position", "torch", 8, patch("torchlm.model.causal_mask", decoding.blind_to_itself)),
     Mutant("positions late in decoding", "torch", 8, patch("torchlm.model.Decoder.rope", decoding.late_positions)),
     Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
+    Mutant("one length for all", "jax", 8, patch("jaxlm.model.write", decoding.one_length)),
+    Mutant("options of the neighbour", "torch", 8, patch("torchlm.slots.choose_tokens", decoding.neighbours_options)),
     Mutant("adapters merged unscaled", "jax", 8, patch("jaxlm.engine.merge", lora.merged_unscaled), lora=True),
     Mutant("moments not saved", "torch", 10, patch("torchlm.engine.save_state", run.drops_moments)),
     Mutant("moments restored as zeros", "jax", 10, patch("jaxlm.engine.restore_state", run.zeroes_moments)),

@@ -22,6 +22,22 @@ def sees_padding(causal_mask: Any) -> Any:
     return lambda positions, size, pads, **more: causal_mask(positions, size, pads * 0, **more)
 
 
+def one_length(write: Any) -> Any:
+    """All sequences are written to the cache behind the longest of them, as with one length for all."""
+    return lambda cached, new, starts: write(cached, new, starts * 0 + starts.max())
+
+
+def neighbours_options(choose_tokens: Any) -> Any:
+    """Each sequence's token is chosen by the options of the sequence before it."""
+
+    def faulty(logits: Any, uniforms: Any, options: Any) -> Any:
+        return choose_tokens(
+            logits, uniforms, options._replace(**{k: np.roll(v, 1) for k, v in options._asdict().items()})
+        )
+
+    return faulty
+
+
 def other_options(change: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
     """Tokens are chosen with other options than asked for."""
 
