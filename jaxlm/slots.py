@@ -34,7 +34,8 @@ class Slots:
         self._step = jax.jit(self._traced_step, donate_argnums=1)
         self._logits = jax.jit(self._traced_logits)
         self._attention = jax.jit(self._traced_attention, static_argnums=2)
-        self.state: Decoding = jax.jit(self._traced_empty)(self.weights)
+        device = next(iter(self.weights.values())).sharding  # named, or what takes the state compiles for it again
+        self.state: Decoding = jax.jit(self._traced_empty, out_shardings=device)(self.weights)
 
     def prefill(self, slot: int, tokens: Int32[np.ndarray, " T"]) -> Float[np.ndarray, " V"]:
         """Replace what a slot holds with a prompt, and return the logits of its next token."""
