@@ -78,7 +78,9 @@ SHAPES = {
 """Name -> shape: llama2.c's stories15M (its own vocabulary to generate, a small one to train), GPT-2 small's widths,
 and about Llama 3.2 1B's with a smaller vocabulary."""
 
-MODES = ("train", "generate", "prepare", "startup")
+MODES = ("train", "generate", "serve", "prepare", "startup")
+COMPUTING = ("train", "generate", "serve")
+"""Modes of a model in some dtype."""
 PEERS = {"hf": ("transformers", "transformers-compiled")}
 TWINS = ("jaxlm", "torchlm", "torchlm-compiled")
 
@@ -143,7 +145,7 @@ def _shape(words: list[str]) -> Shape | None:
 def _parser(shape: Shape | None) -> Any:
     parser = cli.command_parser(
         "python -m parity.bench",
-        "Time jaxlm and torchlm in turns: training, generation, preparing text, starting.",
+        "Time jaxlm and torchlm in turns: training, generation, the server, preparing text, starting.",
         "[--shape NAME | --config FILE] [--mode MODE ...] [--dtype TYPE ...] [--peers hf] [--compare OLD.json]",
     )
     cli.add_config(parser)
@@ -158,6 +160,7 @@ def _parser(shape: Shape | None) -> Any:
     parser.add_argument("--turn_steps", type=int, default=0, help="Timed updates a turn; 0: 2 on a CPU, 10 on a GPU.")
     parser.add_argument("--prompts", type=list[str], default=["1", "32"], help="Batch sizes of generation.")
     parser.add_argument("--prompt_tokens", type=int, default=32, help="Length of a prompt.")
+    parser.add_argument("--requests", type=int, default=48, help="Requests to the server in a turn of --mode serve.")
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for the JSON, the plot and the page.")
     parser.add_argument("--compare", type=list[str] | None, help="JSON of an earlier run; of two: no run.")
     parser.add_argument("--run_dir", type=str | None, help="Not used: a benchmark writes no run.")
@@ -207,6 +210,7 @@ def _plan(args: Any) -> Plan:
         ("--rounds", args.rounds, 1),
         ("--turn_steps", args.turn_steps, 0),
         ("--prompt_tokens", args.prompt_tokens, 1),
+        ("--requests", args.requests, 1),
     ):
         if found < minimum:
             raise UserError(f"{option}: found {found}, expected at least {minimum}")
@@ -223,13 +227,14 @@ def _plan(args: Any) -> Plan:
     return Plan(
         config=replace(config, model=replace(config.model, vocab_size=vocab_size, dropout=0.0)),  # draws differ
         generate_vocab=(own and shape.generate_vocab) or vocab_size,
-        parts=[(mode, dtype) for mode in modes for dtype in (dtypes if mode in ("train", "generate") else [""])],
+        parts=[(mode, dtype) for mode in modes for dtype in (dtypes if mode in COMPUTING else [""])],
         implementations=implementations,
         options=Options(
             rounds=args.rounds,
             turn_steps=args.turn_steps,
             batches=tuple(map(int, args.prompts)),
             prompt_tokens=args.prompt_tokens,
+            requests=args.requests,
             alone=config.train.device != "cpu" and shutil.which("nvidia-smi") is not None,
         ),
     )
@@ -250,6 +255,12 @@ def _measure(mode: str, dtype: str, plan: Plan, say: Callable[[str], None]) -> "
     config = replace(plan.config, train=replace(plan.config.train, precision=cast(Precision, dtype)))
     if mode == "train":
         return bench_modes.training(config, plan.implementations, options)
+    if mode == "serve":
+        from parity.bench.serving import serving
+
+        able = [name for name in plan.implementations if mode in bench_modes.IMPLEMENTATIONS[name]]
+        model = replace(config.model, vocab_size=plan.generate_vocab)
+        return serving(replace(config, model=model), able, options)
     positions = -(-options.prompt_tokens // 32) * 32 + -(-config.sample.max_tokens // 16) * 16
     context = max(config.model.max_seq_len, 1 << (positions - 1).bit_length())
     model = replace(config.model, vocab_size=plan.generate_vocab, max_seq_len=context)

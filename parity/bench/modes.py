@@ -15,8 +15,8 @@ from parity.bench.rounds import Options, Process, started, take_turns
 __all__ = ["IMPLEMENTATIONS", "TOLERANCE", "Agreement", "Differ", "generation", "training"]
 
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
-    "jaxlm": ("train", "generate", "startup"),
-    "torchlm": ("train", "generate", "startup"),
+    "jaxlm": ("train", "generate", "serve", "startup"),
+    "torchlm": ("train", "generate", "serve", "startup"),
     "torchlm-compiled": ("train",),
     "transformers": ("train", "generate"),
     "transformers-compiled": ("train",),

@@ -40,7 +40,7 @@ class Measure:
     """One implementation's samples of one thing."""
 
     mode: str
-    """train, generate, prepare or startup."""
+    """train, generate, serve, prepare or startup."""
     dtype: str
     """Type of the matmuls; empty where there are none."""
     implementation: str
@@ -221,7 +221,7 @@ def generation_name(phase: str, sequences: int, tokens: int) -> str:
 def title(group: list[Measure]) -> str:
     """Return what a group of measures is, for people."""
     mode, dtype, what = group[0].key
-    named = mode == "generate" or mode in what
+    named = mode in ("generate", "serve") or mode in what
     return ", ".join(filter(None, ("" if named else mode, what, dtype)))
 
 

@@ -39,6 +39,8 @@ class Options:
     """Batch sizes of generation."""
     prompt_tokens: int
     """Length of a prompt."""
+    requests: int = 48
+    """Requests to the server in a turn."""
     alone: bool
     """Whether the implementations follow one another instead of taking turns."""
     say: Callable[[str], None] = lambda line: None
