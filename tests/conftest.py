@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -46,6 +46,9 @@ from lmcore.config import Config, ModelConfig, TokenizerConfig  # noqa: E402
 from lmcore.data.tokenizer import train as train_tokenizer  # noqa: E402
 from lmcore.run.saving import Checkpoints  # noqa: E402
 from parity.settings import jax_settings, torch_settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 jax.devices()  # both exist from here on; else the first test that asks for one device would decide for all
 
@@ -89,6 +92,45 @@ def in_browser(chromium: str, tmp_path: Path) -> Callable[[str, int, str], Any]:
         return json.loads(html.unescape(title[1]))
 
     return evaluate
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator["Browser"]:
+    """A headless chromium, driven by playwright.
+
+    It ends with the module: while it is open, this thread has a running event loop, so that `asyncio.run` is refused.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
+    """Opens an empty page of a width and a color scheme; what it writes to the console as an error fails the test.
+
+    A test that expects errors clears `page.errors`, a list of their texts.
+    """
+    pages: list[Any] = []
+
+    def make(width: int = 1200, dark: bool = False, height: int = 900, **options: Any) -> "Page":
+        scheme = "dark" if dark else "light"
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
+        page.set_default_timeout(15_000)
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        pages.append(page)
+        return page
+
+    yield make
+    errors = [error for page in pages for error in page.errors]
+    for page in pages:
+        page.close()
+    assert errors == []
 
 
 @pytest.fixture
