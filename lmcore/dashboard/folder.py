@@ -122,15 +122,21 @@ class Folder:
         return path if path.is_relative_to(self.root) else None
 
     def _entries(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the names of files, and of folders that are neither hidden nor links, in alphabetical order."""
+        """Return the names of files that can be opened, and of folders that are neither hidden nor links, in order."""
         path = self._inside(name)
         try:
             entries = list(self._scan(path)) if path else []
         except OSError:  # it has vanished, or may not be read
             return [], []
-        files = [entry.name for entry in entries if entry.is_file()]
+        files = [entry.name for entry in entries if self._is_file(entry, name)]
         folders = [e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
         return sorted(files), sorted(folders)
+
+    def _is_file(self, entry: os.DirEntry[str], folder: str) -> bool:
+        try:
+            return entry.is_file() and (not entry.is_symlink() or self._inside(join(folder, entry.name)) is not None)
+        except OSError:  # a link to itself
+            return False
 
     def _scan(self, path: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:

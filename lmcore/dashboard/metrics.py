@@ -32,7 +32,7 @@ COMPARED = 256
 
 Column: TypeAlias = tuple[array, array]
 """Indices of the rows that have the metric, and its values."""
-Series: TypeAlias = tuple[Int64[np.ndarray, " M"], Float64[np.ndarray, " M"]]
+Series: TypeAlias = tuple[Int64[np.ndarray, " _"], Float64[np.ndarray, " _"]]
 """The same as NumPy arrays."""
 
 

@@ -1,5 +1,6 @@
-"""What a run folder tells: its state, samples and config. Nothing is checked, so that any version's run can be shown."""
+"""What a run folder tells: state, samples and config. Nothing is checked, so that runs of any version can be shown."""
 
+import contextlib
 import html
 import json
 import re
@@ -10,7 +11,7 @@ import yaml
 
 from lmcore.dashboard.folder import Folder, join
 from lmcore.dashboard.metrics import last_row
-from lmcore.parsing import MAX_YAML_BYTES, parse_json, parse_yaml
+from lmcore.parsing import MAX_YAML_BYTES, parse_json, parse_scalar, parse_yaml
 
 __all__ = ["config_differences", "config_of", "describe_report", "describe_run", "read_sample", "samples_of"]
 
@@ -120,13 +121,10 @@ def config_differences(folder: Folder, runs: Sequence[str]) -> dict[str, Any]:
         else:
             configs.append((run, config))
     names = list(dict.fromkeys(name for _, config in configs for name in config if name not in NOT_COMPARED))
-    rows = [
-        {"field": n, "values": [_shown(config[n]) if n in config else ABSENT for _, config in configs]} for n in names
-    ]
+    values = {name: [_shown(config[name]) if name in config else ABSENT for _, config in configs] for name in names}
+    rows = [{"field": name, "values": shown} for name, shown in values.items()]
     different = [row for row in rows if len(set(row["values"])) > 1]
-    different.sort(
-        key=lambda row: ABSENT in row["values"]
-    )  # a field of another version of this project is less to the point
+    different.sort(key=lambda row: ABSENT in row["values"])  # last: fields that only some versions have
     return {
         "runs": [folder.label(run) for run, _ in configs],
         "fields": different,
@@ -172,7 +170,11 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _shown(value: Any) -> str:
     """Return a config value as text, as YAML and the command line have it."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        with contextlib.suppress(yaml.YAMLError):
+            if parse_scalar(value) == value:
+                return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:

@@ -106,7 +106,7 @@ export class Chart {
       this.place = { x, y };
       this.frame = { width, height, right, bottom };
       this.axes(xs, ys);
-      for (const curve of this.curves) this.line(curve);
+      this.curves.forEach((curve, index) => this.line(curve, this.curves.length - 1 - index));
     }
     this.hover = node(this.svg, "g", { class: "hover" });
     this.mark(this.marker);
@@ -131,15 +131,17 @@ export class Chart {
     node(this.svg, "text", { x: (MARGIN.left + right) / 2, y: height - 6, class: "x-title" }, title);
   }
 
-  line(curve) {
+  // Draw a curve below others, so much wider that it is seen even where they are the same.
+  line(curve, above) {
     const main = curve.smooth || curve.raw;
     const group = node(this.svg, "g", { class: `curve ${curve.color}` });
     if (curve.smooth) node(group, "path", { d: this.path(curve.raw), class: "faint" });
-    node(group, "path", { d: this.path(main), class: "line" });
+    const width = 1.6 + Math.min(above, 3) * 1.6;
+    node(group, "path", { d: this.path(main), class: "line", "stroke-width": width });
     if (main.x.length <= 30) {
       main.x.forEach((x, index) => {
         const [px, py] = this.pixels(x, main.y[index]);
-        if (py !== null) node(group, "circle", { cx: px.toFixed(1), cy: py.toFixed(1), r: 2.5 });
+        if (py !== null) node(group, "circle", { cx: px.toFixed(1), cy: py.toFixed(1), r: 1.7 + width / 2 });
       });
     }
   }
