@@ -40,7 +40,7 @@ export function legend(list, items, state) {
       if (curve.raw.y.includes(null)) notes.push("gaps: values that are not finite");
       if (state.logY && curve.raw.y.some((y) => y !== null && y <= 0)) notes.push("values of 0 or less are not shown");
     }
-    if (curve && curve.rejected) notes.push(`${curve.rejected} lines that are no rows were left out`);
+    if (curve && curve.rejected) notes.push(`lines left out, since they are no rows: ${curve.rejected}`);
     const absent = missing(curve, state);
     return { label, slot, text: absent || lastValue(curve), absent: Boolean(absent), notes };
   });
