@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with listen(args.host, args.port) as listener:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"{folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
-        config = uvicorn.Config(make_app(folder, args.host), log_level="warning", access_log=False, lifespan="off", ws="none")
+        config = uvicorn.Config(
+            make_app(folder, args.host), log_level="warning", access_log=False, lifespan="off", ws="none"
+        )
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 

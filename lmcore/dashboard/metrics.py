@@ -11,6 +11,7 @@ import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
+from itertools import chain, pairwise
 from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
 
@@ -127,11 +128,39 @@ class MetricsReader:
         if self.discarding:
             self.discarding, lines = False, lines[1:]
             self.rejected += 1
-        for row in _parse(lines):
-            if row is None:
-                self.rejected += 1
-            else:
+        rows = [row for row in _parse(lines) if row is not None]
+        self.rejected += len(lines) - len(rows)
+        if not self._add_all(rows):
+            for row in rows:
                 self._add(row)
+
+    def _add_all(self, rows: list[dict[str, Any]]) -> bool:
+        """Add rows column by column, several times as fast as one by one; return False where they aren't so plain."""
+        steps = [row["step"] for row in rows]
+        if any(later <= step for step, later in pairwise([*self.steps[-1:], *steps])):
+            return False
+        names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name != "step"]
+        if len(names) + len(self.columns) > MAX_METRICS or any(len(name) > MAX_NAME for name in names):
+            return False
+        first = len(self.steps)
+        added = {}
+        for name in names:
+            index = [number for number, row in enumerate(rows, first) if name in row]
+            values = [rows[number - first][name] for number in index]
+            if not set(map(type, values)) <= {int, float}:
+                return False
+            try:
+                numbers = np.array(values, dtype=np.float64)
+            except OverflowError:
+                return False
+            numbers[~np.isfinite(numbers)] = np.nan
+            added[name] = index, numbers
+        self.steps.extend(steps)
+        for name, (index, numbers) in added.items():
+            column = self.columns.setdefault(name, (array("q"), array("d")))
+            column[0].extend(index)
+            column[1].frombytes(numbers.tobytes())
+        return True
 
     def _add(self, row: dict[str, Any]) -> None:
         step, steps = row["step"], self.steps

@@ -4,6 +4,7 @@ import * as format from "./format.js";
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const NEAR = 40; // pixels beyond the ends of a curve at which the marker still shows its value
+const FEW = 4; // curves that are drawn one wider than the next
 const MARGIN = { top: 12, right: 14, bottom: 40, left: 58 };
 const TITLES = { step: "steps", tokens: "tokens" };
 
@@ -60,6 +61,8 @@ export class Chart {
     this.curves = [];
     this.marker = null; // the x under the marker
     this.svg = node(box, "svg", { role: "img" });
+    // The marker is in a layer of its own, so that a move of it does not draw the curves again.
+    this.hover = node(box, "svg", { class: "hover", "aria-hidden": "true" });
     this.tip = document.createElement("div");
     this.tip.className = "tip";
     this.tip.setAttribute("aria-live", "polite");
@@ -91,8 +94,10 @@ export class Chart {
     const xs = extent(lines.map((line) => line.x), options.logX, 0);
     const ys = extent(lines.map((line) => line.y), options.logY, 0.04);
     this.svg.replaceChildren();
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.svg.setAttribute("height", height);
+    for (const layer of [this.svg, this.hover]) {
+      layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      layer.setAttribute("height", height);
+    }
     const drawn = Boolean(xs && ys);
     this.message.hidden = drawn;
     this.message.textContent = drawn ? "" : options.message;
@@ -108,7 +113,6 @@ export class Chart {
       this.axes(xs, ys);
       this.curves.forEach((curve, index) => this.line(curve, this.curves.length - 1 - index));
     }
-    this.hover = node(this.svg, "g", { class: "hover" });
     this.mark(this.marker);
   }
 
@@ -131,12 +135,12 @@ export class Chart {
     node(this.svg, "text", { x: (MARGIN.left + right) / 2, y: height - 6, class: "x-title" }, title);
   }
 
-  // Draw a curve below others, so much wider that it is seen even where they are the same.
+  // Draw a curve below others, so much wider, if they are few, that it is seen even where they are the same.
   line(curve, above) {
     const main = curve.smooth || curve.raw;
     const group = node(this.svg, "g", { class: `curve ${curve.color}` });
     if (curve.smooth) node(group, "path", { d: this.path(curve.raw), class: "faint" });
-    const width = 1.6 + Math.min(above, 3) * 1.6;
+    const width = 1.6 + (this.curves.length <= FEW ? above * 1.6 : 0);
     node(group, "path", { d: this.path(main), class: "line", "stroke-width": width });
     if (main.x.length <= 30) {
       main.x.forEach((x, index) => {
@@ -188,7 +192,6 @@ export class Chart {
   // Put the marker at an x, or remove it.
   mark(x) {
     this.marker = x;
-    if (!this.hover) return;
     this.hover.replaceChildren();
     const found = x === null || !this.place ? [] : this.near(x);
     this.tip.hidden = !found.length;

@@ -216,6 +216,23 @@ def test_pieces_of_any_size_give_the_same_rows(path: Path, monkeypatch: pytest.M
     assert steps(reader) == list(range(10, 2010, 10))
 
 
+def test_rows_are_the_same_one_by_one_and_all_together(path: Path, monkeypatch: pytest.MonkeyPatch):
+    path.write_text(rows(50) + '{"step": 505, "valid_loss": 3, "loss": NaN}\n' + rows(50, start=51, lr=1))
+    together = MetricsReader(lambda: path.open("rb"))
+    one_by_one = MetricsReader(lambda: path.open("rb"))
+    names = ("loss", "tokens", "valid_loss", "lr")
+    plain: list[bool] = []
+    whole = MetricsReader._add_all
+    monkeypatch.setattr(MetricsReader, "_add_all", lambda self, rows: plain.append(whole(self, rows)) or plain[-1])
+    together.refresh()
+    assert plain == [True]
+    monkeypatch.setattr(MetricsReader, "_add_all", lambda self, rows: False)
+    one_by_one.refresh()
+    np.testing.assert_equal(together.series(*names), one_by_one.series(*names))
+    assert together.names() == one_by_one.names()
+    assert len(together.series("valid_loss")[1][0][0]) == 1
+
+
 def test_the_number_of_metrics_is_bounded(reader: MetricsReader, path: Path):
     many = {f"metric {number}": number for number in range(1000)}
     append(path, json.dumps({"step": 40, "n" * 1000: 1} | many) + "\n")

@@ -104,7 +104,7 @@ def test_the_curves_of_several_runs_are_drawn_over_each_other(two_runs: Path, sh
     page = show()
     first, second = lines(page)
     assert (first.count("L"), second.count("L")) == (9, 14)
-    assert page.locator("#chart svg").get_attribute("aria-label") == "loss of 2 runs"
+    assert page.locator("#chart svg[role=img]").get_attribute("aria-label") == "loss of 2 runs"
     assert legend(page) == {"first": "4 at step 100", "second": "3.5 at step 150"}
     colors = page.eval_on_selector_all("#chart path.line", "all => all.map(path => getComputedStyle(path).stroke)")
     assert len(set(colors)) == 2
@@ -116,7 +116,7 @@ def test_the_curves_of_several_runs_are_drawn_over_each_other(two_runs: Path, sh
 def test_hovering_shows_step_and_value_of_each_run(two_runs: Path, show: Callable[..., "Page"]):
     append(two_runs / "second", '{"step": 101, "loss": 2.5}\n')
     page = show()
-    box = page.locator("#chart svg").bounding_box()
+    box = page.locator("#chart svg[role=img]").bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] - 16, box["y"] + 100)
     tip = page.locator("#chart .tip")
@@ -237,7 +237,7 @@ def test_nothing_overflows_on_a_phone(two_runs: Path, show: Callable[..., "Page"
 
 def test_a_finger_shows_the_values_too(two_runs: Path, show: Callable[..., "Page"]):
     page = show(width=400, has_touch=True)
-    page.locator("#chart svg").tap()
+    page.locator("#chart svg[role=img]").tap()
     assert "step" in page.locator("#chart .tip").inner_text()
 
 
