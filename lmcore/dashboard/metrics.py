@@ -96,7 +96,7 @@ class MetricsReader:
     def _read(self, file: BinaryIO) -> None:
         status = os.fstat(file.fileno())
         identity = (status.st_dev, status.st_ino)
-        if identity != self.identity or status.st_size < self.offset or not self._continues(file):
+        if identity != self.identity or not self._continues(file):
             self._reset()
             self.identity = identity
         file.seek(self.offset)
@@ -111,7 +111,7 @@ class MetricsReader:
                 self.discarding, rest = True, b""
 
     def _continues(self, file: BinaryIO) -> bool:
-        """Return whether the bytes before the offset are still what they were."""
+        """Return whether the bytes before the offset are still there, and what they were."""
         file.seek(self.offset - len(self.before))
         return file.read(len(self.before)) == self.before
 

@@ -140,7 +140,7 @@ export class Chart {
     const main = curve.smooth || curve.raw;
     const group = node(this.svg, "g", { class: `curve ${curve.color}` });
     if (curve.smooth) node(group, "path", { d: this.path(curve.raw), class: "faint" });
-    const width = 1.6 + (this.curves.length <= FEW ? above * 1.6 : 0);
+    const width = 1.6 + (this.curves.length <= FEW ? above * 1.2 : 0);
     node(group, "path", { d: this.path(main), class: "line", "stroke-width": width });
     if (main.x.length <= 30) {
       main.x.forEach((x, index) => {

@@ -136,6 +136,15 @@ def test_a_file_that_is_replaced_by_a_longer_one_is_read_again(reader: MetricsRe
     assert values(reader, "loss") == dict.fromkeys(range(10, 70, 10), 1.0)
 
 
+def test_a_file_that_is_replaced_is_read_again_even_where_its_end_is_the_same(reader: MetricsReader, path: Path):
+    path.write_text(rows(30))
+    reader.refresh()
+    other = path.with_name("other")
+    other.write_text(path.read_text().replace("4.9,", "1.9,", 1))
+    os.replace(other, path)
+    assert values(reader, "loss")[10] == 1.9
+
+
 def test_a_file_that_vanishes_has_no_rows_until_it_is_back(reader: MetricsReader, path: Path):
     content = path.read_text()
     path.unlink()
@@ -152,6 +161,12 @@ def test_null_and_infinity_are_gaps(reader: MetricsReader, path: Path):
     )
     found = values(reader, "loss")
     assert [step for step, value in found.items() if np.isnan(value)] == [40, 50, 60]
+
+
+def test_infinity_alone_is_a_gap(reader: MetricsReader, path: Path):
+    append(path, '{"step": 40, "loss": -Infinity, "lr": 1}\n')
+    found = values(reader, "loss")
+    assert np.isnan(found[40])
 
 
 @pytest.mark.parametrize(
