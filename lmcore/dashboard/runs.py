@@ -81,7 +81,7 @@ def read_sample(folder: Folder, run: str, file: str) -> str:
     Raises:
         FileNotFoundError: there is no such sample.
     """
-    if "/" in file or not STEP.search(file):
+    if not STEP.search(file):
         raise FileNotFoundError(f"{file!r} is no sample")
     content = folder.read(join(run, f"samples/{file}"), MAX_SAMPLE + 1)
     return content[:MAX_SAMPLE].decode("utf-8", "replace") + ("…" if len(content) > MAX_SAMPLE else "")
