@@ -149,10 +149,12 @@ def test_a_row_that_is_appended_appears_without_losing_what_the_user_does(two_ru
 
 def test_a_run_appears_and_vanishes(two_runs: Path, show: Callable[..., "Page"]):
     page = show("#run=first&run=second")
+    page.get_by_role("checkbox", name="first").focus()
     write_run(two_runs / "third")
     (two_runs / "second").rename(two_runs.parent / "moved")
     wait_for(page, "document.querySelector('#runs').textContent.includes('third')")
     assert page.locator("#runs .name").all_inner_texts() == ["first", "third"]
+    assert page.evaluate("document.activeElement.closest('li')?.textContent.startsWith('first')")
     assert page.locator("#chart path.line").count() == 1
     (two_runs.parent / "moved").rename(two_runs / "second")
     wait_for(page, "document.querySelectorAll('#chart path.line').length === 2")
