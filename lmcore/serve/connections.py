@@ -90,7 +90,14 @@ class Connection(HttpToolsProtocol):
     def _limit(self, seconds: float) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+        self._deadline = self.loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Close the connection, unless it waits for a response, after which a further request may be complete."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            self.transport.abort()
+        else:
+            self._limit(self.header_seconds)
 
 
 class Server(uvicorn.Server):

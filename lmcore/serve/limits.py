@@ -5,7 +5,7 @@ import hmac
 import logging
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,12 +51,15 @@ async def read_body(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "0")
     content = bytearray()
     if int(announced) <= limit:  # the server checks that it is a number
-        async for part in request.stream():
-            content += part
-            if len(content) > limit:
-                break
-        else:
-            return bytes(content)
+        try:
+            async for part in request.stream():
+                content += part
+                if len(content) > limit:
+                    break
+            else:
+                return bytes(content)
+        except ClientDisconnect:
+            raise ApiError(499, "the client has closed the connection") from None
     message = f"body: found more than {limit} bytes, expected at most that, or a server with a higher --max_body"
     raise ApiError(413, message, code="too_large")
 

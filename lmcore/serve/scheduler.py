@@ -90,7 +90,7 @@ class Scheduler:
             waiting: maximum number of sequences that wait for a slot.
         """
         self._make_slots, self.count, self.limit = make_slots, count, count + waiting
-        self._inbox: queue.SimpleQueue[Sequenced | _Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Sequenced] | _Job | None] = queue.SimpleQueue()
         self._waiting: deque[Sequenced] = deque()
         self._jobs: deque[_Job] = deque()
         self._active: dict[int, Sequenced] = {}
@@ -141,8 +141,7 @@ class Scheduler:
     def submit(self, sequences: Sequence[Sequenced]) -> None:
         """Queue sequences, for all of which `check_room` has found room."""
         self.pending += len(sequences)
-        for sequence in sequences:
-            self._inbox.put(sequence)
+        self._inbox.put(list(sequences))
 
     def cancel(self, sequences: Sequence[Sequenced]) -> None:
         """Give up sequences, wherever they are."""
@@ -233,10 +232,10 @@ class Scheduler:
         try:
             item = self._inbox.get(block=idle)
             while True:
-                if isinstance(item, Sequenced):
-                    self._waiting.append(item)
-                elif item is not None:
+                if isinstance(item, _Job):
                     self._jobs.append(item)
+                elif item is not None:
+                    self._waiting += item
                 item = self._inbox.get_nowait()
         except queue.Empty:
             pass
