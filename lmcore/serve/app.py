@@ -1,8 +1,7 @@
 """The application: the OpenAI-compatible API, the page, health, metrics, and the API's own description."""
 
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,20 +16,14 @@ from lmcore.serve.inspection import attention, info
 from lmcore.serve.limits import Guard, error_response, read_body
 from lmcore.serve.metrics import CONTENT_TYPE, Metrics
 from lmcore.serve.openapi import document
+from lmcore.serve.pages import page_routes
 from lmcore.serve.requests import AttentionRequest, ChatRequest, CompletionRequest, Options, parse
 from lmcore.serve.responses import Chat, Completion, Format
 from lmcore.serve.scheduler import Scheduler
 from lmcore.serve.served import Served
 from lmcore.serve.streaming import EventStream, whole
 
-__all__ = ["PAGE", "Settings", "make_app"]
-
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-}
-"""Path -> file of `lmcore/serve/page/` and its type."""
+__all__ = ["HANDLERS", "Settings", "make_app"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +51,6 @@ class Service:
 
     def routes(self) -> list[Route]:
         """Return the routes of the application."""
-        page = [Route(path, partial(self._page, path), methods=["GET"]) for path in PAGE]
         return [
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{id:path}", self._model, methods=["GET"]),
@@ -69,7 +61,6 @@ class Service:
             Route("/openapi.json", self._openapi, methods=["GET"]),
             Route("/info", self._info, methods=["GET"]),
             Route("/attention", self._attention, methods=["POST"]),
-            *page,
         ]
 
     def _card(self) -> dict:
@@ -130,13 +121,6 @@ class Service:
         asked = parse(AttentionRequest, await read_body(request, self.settings.max_body))
         return JSONResponse(await attention(self.served, self.scheduler, asked))
 
-    async def _page(self, path: str, request: Request) -> Response:
-        name, kind = PAGE[path]
-        file = resources.files("lmcore.serve") / "page" / name
-        if not file.is_file():
-            raise ApiError(404, f"{path}: found no such page")
-        return Response(file.read_bytes(), media_type=kind, headers={"Cache-Control": "no-cache"})
-
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
@@ -150,6 +134,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error_body(told), error.status_code, error.headers)
 
 
+HANDLERS: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error}
+"""Exception -> what makes the response that tells of it."""
+
+
 def make_app(served: Served, scheduler: Scheduler, settings: Settings) -> Starlette:
     """Return the application, whose `state.service` is told when the server stops.
 
@@ -159,8 +147,12 @@ def make_app(served: Served, scheduler: Scheduler, settings: Settings) -> Starle
         settings: limits.
     """
     service = Service(served, scheduler, settings)
-    guard = Middleware(Guard, api_key=settings.api_key, hosts=settings.hosts, count=service.metrics.count)
-    handlers = {ApiError: _api_error, HTTPException: _http_error}
-    app = Starlette(routes=service.routes(), middleware=[guard], exception_handlers=handlers)
+    page = page_routes(["lmcore.serve"])
+    # The page's own files tell nothing of the model; the page asks for the key.
+    is_open = frozenset({"/health", *(route.path for route in page)})
+    guard = Middleware(
+        Guard, api_key=settings.api_key, is_open=is_open, hosts=settings.hosts, count=service.metrics.count
+    )
+    app = Starlette(routes=[*service.routes(), *page], middleware=[guard], exception_handlers=HANDLERS)
     app.state.service = service
     return app

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from lmcore.serve.scheduler import Scheduler
     from lmcore.serve.served import Served
 
-__all__ = ["main", "make_server", "serve"]
+__all__ = ["LOOPBACK", "bind", "main", "make_server", "serve"]
 
 KEY = "TWINLM_API_KEY"
 """Environment variable that `--api_key` takes its default from."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that only this machine reaches; only there are the names of Host headers known."""
 RANGES = {
     "port": (0, 65535),
     "slots": (1, 4096),
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, make_s
     args = cli.parse_arguments(_parser(package), argv)
     _check(args)
     key = os.environ.get(KEY) or None if args.api_key is None else args.api_key
-    with _bound(args.host, args.port) as listener:  # before the time that loading takes
+    with bind(args.host, args.port) as listener:  # before the time that loading takes
         from lmcore.serve.app import Settings
         from lmcore.serve.scheduler import Scheduler
 
@@ -103,7 +104,7 @@ def _check(args: Any) -> None:
             raise UserError(f"--{name}: found {args[name]!r}, expected printable ASCII")
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Return a socket that is bound, but does not listen yet.
 
     Raises:

@@ -47,7 +47,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that go with the status."""
         headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
-        return headers | ({"WWW-Authenticate": 'Basic realm="api_key"'} if self.status == 401 else {})
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

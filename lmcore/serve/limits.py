@@ -1,6 +1,5 @@
 """What stands between a connection and the API: size of bodies, API key, host names, and security headers."""
 
-import base64
 import hmac
 import logging
 from collections.abc import Callable
@@ -15,8 +14,6 @@ __all__ = ["Guard", "error_response", "host_name", "read_body"]
 
 log = logging.getLogger(__name__)
 
-OPEN = "/health"
-"""Path that needs no API key."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -81,6 +78,7 @@ class Guard:
         api_key: str | None,
         hosts: frozenset[str] | None,
         count: Callable[[str, int], None],
+        is_open: frozenset[str] = frozenset({"/health"}),
     ):
         """Wrap an application.
 
@@ -90,8 +88,9 @@ class Guard:
             hosts: names that a Host header may have; None allows all. It stops a page of the web whose name leads to
                 this machine (DNS rebinding).
             count: called with the path and the status of each response.
+            is_open: paths that need no key.
         """
-        self._app, self._hosts, self._count = app, hosts, count
+        self._app, self._open, self._hosts, self._count = app, is_open, hosts, count
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +105,9 @@ class Guard:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                own = message.get("headers", [])
+                names = {name.lower() for name, _ in own}
+                message["headers"] = [*own, *(header for header in HEADERS if header[0] not in names)]
                 self._count(scope["path"], message["status"])
             await send(message)
 
@@ -128,19 +129,12 @@ class Guard:
         if self._hosts is not None and host_name(host) not in self._hosts:
             names = ", ".join(sorted(self._hosts))
             return ApiError(400, f"Host: found {host[:80]!r}, expected one of {names}; start the server with --host")
-        if self._key is None or path == OPEN or hmac.compare_digest(_sent_key(headers), self._key):
+        if self._key is None or path in self._open or hmac.compare_digest(_sent_key(headers), self._key):
             return None
         return ApiError(401, "Authorization: expected Bearer and the server's API key", code="invalid_api_key")
 
 
 def _sent_key(headers: dict[bytes, bytes]) -> bytes:
-    """Return the key of a request: of `Bearer`, or the password of `Basic`, which browsers ask for."""
+    """Return the key that a request was sent with; empty where there is none."""
     scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return value.strip()
-    if scheme.lower() == b"basic":
-        try:
-            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-        except ValueError:
-            return b""
-    return b""
+    return value.strip() if scheme.lower() == b"bearer" else b""

@@ -124,7 +124,10 @@ def load(run: Path, device: str, precision: Precision, verify: bool = True) -> "
     params = {name: np.ascontiguousarray(array) for name, array in source.tensors(CANONICAL).items()}
     with cli.named_as_options("train"):
         pair = make_pair(
-            replace(config, train=train), np.empty(0, np.int32), params, dict.fromkeys(PAIR, device)  # type: ignore[arg-type]
+            replace(config, train=train),
+            np.empty(0, np.int32),
+            params,
+            dict.fromkeys(PAIR, device),  # type: ignore[arg-type]
         )
     lockstep = Lockstep(pair, source.tokenizer)
     folder = run if source.checkpoint is None else source.checkpoint.run_dir

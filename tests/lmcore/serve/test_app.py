@@ -11,7 +11,6 @@ import numpy as np
 import openai
 import pytest
 
-from lmcore.serve.app import PAGE
 from lmcore.serve.logprobs import log_softmax
 from tests.lmcore.serve.toy import CONTEXT, Running, Toy, expected_text, next_logits, running
 
@@ -316,10 +315,15 @@ def test_health_is_ok(server: Running):
     assert (response.status_code, response.json()) == (200, {"status": "ok", "model": "toy"})
 
 
-def test_the_page_is_there(server: Running):
-    for path, (_, kind) in PAGE.items():
+def test_the_page_is_there_and_nothing_beside_it(server: Running):
+    for path, kind in {
+        "/": "text/html; charset=utf-8",
+        "/app.js": "text/javascript; charset=utf-8",
+        "/style.css": "text/css; charset=utf-8",
+        "/icon.svg": "image/svg+xml",
+    }.items():
         response = httpx.get(server.url + path)
         assert (response.status_code, response.headers["content-type"]) == (200, kind)
         assert response.content
-    assert httpx.get(f"{server.url}/../app.py").status_code == 404
-    assert httpx.get(f"{server.url}/page/index.html").status_code == 404
+    for path in ("/index.html", "/page/index.html", "/app.py", "/..%2fapp.py", "/page/..%2f..%2fslots.py"):
+        assert httpx.get(server.url + path).status_code == 404

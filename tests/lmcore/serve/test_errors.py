@@ -18,7 +18,7 @@ def test_an_errors_type_follows_its_status(status: int, kind: str):
 
 def test_headers_say_when_to_try_again_and_how_to_authenticate():
     assert ApiError(429, "m", retry=3).headers == {"Retry-After": "3"}
-    assert "Basic" in ApiError(401, "m").headers["WWW-Authenticate"]
+    assert ApiError(401, "m").headers == {"WWW-Authenticate": "Bearer"}
     assert ApiError(400, "m").headers == {}
 
 
