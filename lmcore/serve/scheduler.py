@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from lmcore.generate.prompting import WIDTH
 from lmcore.serve.errors import ApiError
 from lmcore.serve.logprobs import Logprob, logprob_of, prompt_logprobs
 from lmcore.serve.slots import Sampling, Slots
@@ -26,8 +27,8 @@ PREFILLS = 2
 """Prompts to prefill between two steps."""
 CHECKED = 16
 """Steps between two looks for NaN in the logits."""
-WARM_UP = 8
-"""Tokens of the prompt with which programs are compiled before the first request."""
+PATIENCE = 1.0
+"""Seconds without a request after which a program for longer prompts is compiled in advance."""
 
 log = logging.getLogger(__name__)
 
@@ -222,15 +223,26 @@ class Scheduler:
         self._sampling = Sampling(
             np.zeros(rows, np.float32), np.zeros(rows, np.int32), np.ones(rows, np.float32), np.zeros(rows, np.float32)
         )
-        self._slots.prefill(0, np.zeros(min(WARM_UP, self._slots.size - 1), np.int32))
-        active = np.arange(rows) == 0
-        self._slots.step(self._uniforms, self._sampling, active)
+        size = self._slots.size
+        self._cold = deque(range(min(WIDTH, size - 1), size, WIDTH))  # a twin compiles for each multiple of WIDTH
+        self._warm_up()
+        self._slots.step(self._uniforms, self._sampling, np.arange(rows) == 0)
+        self._slots.logits()
+
+    def _warm_up(self) -> None:
+        """Compile what the next longer prompts need; all slots are free."""
+        self._slots.prefill(0, np.zeros(self._cold.popleft(), np.int32))
 
     def _take(self) -> None:
         """Take what was submitted; wait for it where there is nothing to do."""
         idle = not (self._active or self._waiting or self._jobs)
         try:
-            item = self._inbox.get(block=idle)
+            item = self._inbox.get(block=idle, timeout=PATIENCE if self._cold else None)
+        except queue.Empty:
+            if idle:
+                self._warm_up()
+            return
+        try:
             while True:
                 if isinstance(item, _Job):
                     self._jobs.append(item)

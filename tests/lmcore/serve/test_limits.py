@@ -121,7 +121,8 @@ def test_ten_megabytes_are_refused_and_the_connection_goes_on(server: Running):
 def test_a_client_that_goes_away_while_it_sends_is_no_fault(server: Running, caplog: pytest.LogCaptureFixture):
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 500\r\n\r\n{"
         )
     for _ in range(3):
         assert httpx.get(f"{server.url}/health").status_code == 200
