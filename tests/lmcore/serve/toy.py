@@ -179,6 +179,7 @@ class Running:
         self.served, self.slots = served, slots
         self.scheduler = Scheduler(lambda: slots, slots.count, waiting)
         self.server = make_server(served, self.scheduler, settings, grace=5.0)
+        self.service = self.server.config.app.state.service  # type: ignore[union-attr]
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
