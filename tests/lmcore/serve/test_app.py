@@ -1,9 +1,13 @@
 """The API as clients see it: every field, as a stream and as a whole, by the OpenAI client and by hand."""
 
+import gc
 import json
 import re
+import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +15,9 @@ import numpy as np
 import openai
 import pytest
 
+from lmcore.serve.generation import Choice, Generation
 from lmcore.serve.logprobs import log_softmax
+from lmcore.serve.scheduler import Sequenced
 from tests.lmcore.serve.toy import CONTEXT, Running, Toy, expected_text, next_logits, running
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -308,6 +314,45 @@ def test_a_full_queue_asks_to_come_again():
         assert {response.headers["retry-after"] for response in refused} == {"1"}
         assert {response.json()["error"]["type"] for response in refused} == {"rate_limit_error"}
         assert post(server, "/v1/completions", prompt="a").status_code == 200
+
+
+def ask_in_turns(server: Running, count: int) -> None:
+    """Send requests of every kind: whole, streamed, with log probabilities, a chat, and two that are refused."""
+    bodies = [
+        {"prompt": "a", "max_tokens": 3},
+        {"prompt": ["a", "b"], "max_tokens": 3, "n": 2, "stream": True},
+        {"prompt": "ab", "max_tokens": 2, "logprobs": 2, "echo": True},
+        {"prompt": "a", "max_tokens": 1000},
+        {"prompt": None},
+    ]
+    with httpx.Client(base_url=server.url) as client:
+        for number in range(count):
+            client.post("/v1/completions", json=bodies[number % len(bodies)])
+
+
+def test_nothing_of_a_request_is_left_when_it_has_ended():
+    with running() as server:
+        ask_in_turns(server, 20)
+        while server.scheduler.pending:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        gc.collect()
+        kinds = (Generation, Choice, Sequenced)
+        assert [each for each in gc.get_objects() if isinstance(each, kinds)] == []
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_two_thousand_requests():
+    def used() -> int:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    with running() as server:
+        ask_in_turns(server, 500)
+        before = used()
+        ask_in_turns(server, 2000)
+        assert used() - before < 2 << 20
 
 
 def test_health_is_ok(server: Running):
