@@ -280,12 +280,12 @@ class Scheduler:
             scored.logprobs = [] if np.isnan(logits).any() else prompt_logprobs(logits, sequence.prompt, scored.top)
         if not len(sequence.uniforms):  # of an echo alone
             del self._active[slot]
-            events.append(Event(sequence, finish="length", error=None if scored is None or scored.logprobs else NAN))
+            events.append(Event(sequence, finish="length", error=None if scored is None or scored.logprobs else _nan()))
             return
         logits = np.asarray(self._slots.prefill(slot, sequence.prompt))
         if np.isnan(logits).any():
             del self._active[slot]
-            events.append(Event(sequence, error=NAN))
+            events.append(Event(sequence, error=_nan()))
             return
         temperature, top_k, top_p, min_p = self._sampling
         temperature[slot], top_k[slot] = sequence.temperature, min(sequence.top_k, len(logits))
@@ -308,7 +308,7 @@ class Scheduler:
         if self._steps % CHECKED == 0 or any(s.logprobs is not None for s in self._active.values()):
             logits = np.asarray(self._slots.logits())
             bad = [slot for slot in self._active if np.isnan(logits[slot]).any()]
-            events += [Event(self._active.pop(slot), error=NAN) for slot in bad]
+            events += [Event(self._active.pop(slot), error=_nan()) for slot in bad]
         active = np.zeros(self.count, bool)
         for slot, sequence in self._active.items():
             active[slot] = True
@@ -332,7 +332,9 @@ class Scheduler:
                 del self._active[slot]
 
 
-NAN = ApiError(500, "the model gives NaN for every token: its weights are not finite; serve another checkpoint")
+def _nan() -> ApiError:
+    """Return a new error each time, since one that is raised keeps the frames that it went through."""
+    return ApiError(500, "the model gives NaN for every token: its weights are not finite; serve another checkpoint")
 
 
 def _settle(future: asyncio.Future, result: Any) -> None:
