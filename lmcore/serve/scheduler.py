@@ -201,8 +201,8 @@ class Scheduler:
             return
         self._post(self._ready.set_result, None)
         while not self._stopping:
+            events: list[Event] = []  # before the wait, so that those of the last step are not kept through it
             self._take()
-            events: list[Event] = []
             try:
                 self._advance(events)
             except Exception:  # of the framework, such as too little memory: the server goes on
