@@ -1,5 +1,6 @@
 """The wheel works where the repository is not, and its packages load what they offer only when asked."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -56,8 +57,10 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path):
         assert run(installed, tmp_path, "-c", f"import {package}, os; print(os.listdir({package}.__path__[0]))").count(
             "py.typed"
         )
-    for module in ("jaxlm.train", "torchlm.generate", "lmcore.prepare", "parity.check"):
+    for module in ("jaxlm.train", "torchlm.generate", "torchlm.serve", "lmcore.prepare", "parity.check"):
         assert "usage" in run(installed, tmp_path, "-m", module, "--help").lower()
+    find = "from lmcore.serve.pages import page_routes; print([r.path for r in page_routes(['lmcore.serve'])])"
+    assert {"/", "/app.js", "/style.css"} <= set(ast.literal_eval(run(installed, tmp_path, "-c", find)))
     small = ["--data.stories", "200", "--model.dim", "32", "--model.n_layers", "1", "--tokenizer.vocab_size", "300"]
     run(installed, tmp_path, "-m", "lmcore.prepare", "--config", "quickstart", *small)
     steps = ["--train.steps", "10", "--optim.warmup_steps", "2", "--run_dir", "run"]

@@ -140,3 +140,15 @@ def test_attention_weights_sum_to_one_and_look_back(served: Served):
     for position, row in enumerate(answer["weights"]):
         assert sum(row) == pytest.approx(1, abs=1e-3)
         assert set(row[position + 1 :]) <= {0}
+
+
+def test_the_documented_examples_work_as_they_are(served: Served, tmp_path: Path):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    here = text.replace("http://127.0.0.1:8000", served.url).replace("quickstart", "owls").replace('"none"', '"secret"')
+    curls, python = (re.findall(rf"```{kind}\n(.*?)```", here, re.DOTALL) for kind in ("bash", "python"))
+    curl = curls[1].replace("curl ", 'curl -sS --fail -H "Authorization: Bearer secret" ')
+    for command, said in ((["bash", "-ec", curl], "data: [DONE]"), ([sys.executable, "-c", python[0]], "")):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 40
+        assert said in done.stdout
