@@ -1,6 +1,7 @@
 """`python -m parity.serve RUN`: both twins of a run side by side in a browser, with the ladder's verdict on it."""
 
 import asyncio
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ from lmcore.serve.command import LOOPBACK, bind
 from parity.backends import BACKENDS, PAIR
 
 if TYPE_CHECKING:
+    from lmcore.serve.connections import Server
     from lmcore.serve.served import Served
     from parity.serve.lockstep import Lockstep
+    from parity.serve.verdict import Check
 
-__all__ = ["load", "main"]
+__all__ = ["load", "main", "make_server", "serve"]
 
 Scope = Literal["quick", "full", "none"]
 QUICK = ("1-6", "8")
@@ -39,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="parity-serve-") as folder:
             report = None if args.report is None else Path(args.report)
             check = Check(_arguments(args), Path(folder), report, SCOPES[args.check])
+            hosts = frozenset((*LOOPBACK, args.host.lower())) if args.host in LOOPBACK else None
+            server = make_server(served, lockstep, check, hosts)
             try:
-                asyncio.run(_serve(served, lockstep, check, args, listener))
+                asyncio.run(serve(server, check, listener, served.name))
             finally:
                 check.end()
 
@@ -145,30 +150,47 @@ def load(run: Path, device: str, precision: Precision, verify: bool = True) -> "
     return served, lockstep
 
 
-async def _serve(served: "Served", lockstep: "Lockstep", check: Any, args: Any, listener: Any) -> None:
-    """Serve until a signal ends it."""
+def make_server(served: "Served", lockstep: "Lockstep", check: "Check", hosts: frozenset[str] | None) -> "Server":
+    """Return a server, which `serve` runs.
+
+    Args:
+        served: the model.
+        lockstep: both twins.
+        check: the ladder's; it ends with the server.
+        hosts: names that a Host header may have; None allows all.
+    """
     import uvicorn
 
     from lmcore.serve.connections import Connection, Server
     from parity.serve.app import make_app
 
-    hosts = frozenset((*LOOPBACK, args.host.lower())) if args.host in LOOPBACK else None
     app = make_app(served, lockstep, check, hosts)
     config = uvicorn.Config(
         app, http=Connection, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False
     )
 
-    def started() -> None:
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(f"serving both twins of {served.name} at {url}; Ctrl-C ends", file=sys.stderr, flush=True)
-        check.start()
-
     def stop(over: bool) -> None:
         app.state.service.stopping = True
         check.end()
 
-    server = Server(config, stop, GRACE)
+    return Server(config, stop, GRACE)
+
+
+async def serve(server: "Server", check: "Check", listener: socket.socket, name: str) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        server: from `make_server`.
+        check: is started once the server listens, whose signals end it then.
+        listener: a bound socket.
+        name: of the model, to print.
+    """
+
+    def started() -> None:
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"serving both twins of {name} at {url}; Ctrl-C ends", file=sys.stderr, flush=True)
+        check.start()
+
     server.on_started = started
     await server.serve([listener])
-    app.state.service.thread.shutdown(cancel_futures=True)
