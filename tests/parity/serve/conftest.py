@@ -49,7 +49,7 @@ def write_run(folder: Path, change: Callable[[Arrays], None] = lambda params: No
     params = {}
     for row in table(config.model):
         shape = row.shape_in("torch")
-        params[row.name("torch")] = (1 + rng.normal(size=shape) / 4 if len(shape) == 1 else rng.normal(size=shape) / 3)
+        params[row.name("torch")] = 1 + rng.normal(size=shape) / 4 if len(shape) == 1 else rng.normal(size=shape) / 3
     params = {name: value.astype(np.float32) for name, value in params.items()}
     change(params)
     moments = zero_moments(config, "torch", np.dtype("f4"))
