@@ -18,7 +18,7 @@ __all__ = ["Check", "State"]
 State = Literal["off", "checking", "passed", "failed", "error"]
 """Of a check; `error` means that it has found nothing, since it could not be run."""
 
-NICENESS = 10
+NICENESS = 5
 """How far the check gives way to the twins that generate."""
 
 
