@@ -20,7 +20,7 @@ from lmcore.serve.pages import page_routes
 from lmcore.serve.requests import AttentionRequest, ChatRequest, CompletionRequest, Options, parse
 from lmcore.serve.responses import Chat, Completion, Format
 from lmcore.serve.scheduler import Scheduler
-from lmcore.serve.served import Served
+from lmcore.serve.served import Served, count_prompts
 from lmcore.serve.streaming import EventStream, whole
 
 __all__ = ["HANDLERS", "Settings", "make_app"]
@@ -77,6 +77,7 @@ class Service:
         asked = parse(CompletionRequest, await read_body(request, self.settings.max_body))
         self.served.check_name(asked.model)
         options = asked.options()
+        self.scheduler.check_room(options.n * count_prompts(asked.prompt))  # before time is spent on them
         return await self._generate(request, self.served.encode(asked.prompt), options, Completion)
 
     async def _chat(self, request: Request) -> Response:

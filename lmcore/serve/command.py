@@ -185,6 +185,7 @@ def make_server(served: "Served", scheduler: "Scheduler", settings: "Settings", 
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         limit_concurrency=CONNECTIONS,
     )
 

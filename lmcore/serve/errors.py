@@ -63,7 +63,10 @@ def from_validation(errors: list[Any]) -> ApiError:
         errors: of `ValidationError.errors()`.
     """
     first = errors[0]
-    names = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    unknown = first["loc"][-1:] if first["type"] == "extra_forbidden" else ()
+    known = first["loc"][: len(first["loc"]) - len(unknown)]
+    names = [str(part) for part in known if isinstance(part, int) or str(part).isidentifier()]
+    names += [shown(part, 80)[1:-1] for part in unknown]
     param = ".".join(names) or None
     if first["type"] in ("value_error", "assertion_error"):
         expected = str(first["ctx"]["error"])

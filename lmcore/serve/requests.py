@@ -77,7 +77,7 @@ Prompt = Annotated[
 ]
 OnePrompt = Annotated[Any, AfterValidator(_check_one_prompt), WithJsonSchema({"anyOf": [TEXT, IDS]})]
 Stop = Annotated[str, AfterValidator(_without_nul), Field(min_length=1, max_length=1000)]
-Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+Stops = Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -189,7 +189,7 @@ class ChatMessage(Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
     name: _one_of(None) = None  # type: ignore[valid-type]
     refusal: _one_of(None) = None  # type: ignore[valid-type]
     annotations: _one_of(None, []) = None  # type: ignore[valid-type]
@@ -206,7 +206,7 @@ class ChatMessage(Body):
 class ChatRequest(Sampled):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
     """The conversation so far."""
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     """Maximum number of tokens to generate; null is what the context has room for."""
@@ -300,8 +300,8 @@ def parse(kind: type[Model], content: bytes) -> Model:
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list):
+    """Return whether JSON is nested deeper than `limit`; no value but a container takes a call."""
+    if not isinstance(value, list | dict):
         return False
-    return limit == 0 or any(_is_deeper(each, limit - 1) for each in value)
+    inner = value.values() if isinstance(value, dict) else value
+    return limit == 0 or any(_is_deeper(each, limit - 1) for each in inner if isinstance(each, list | dict))

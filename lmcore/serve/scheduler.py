@@ -111,8 +111,8 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether sequences are decoded."""
+        return self._thread.is_alive() and self._abort is None
 
     async def start(self) -> None:
         """Start the thread; return when its programs are compiled.
@@ -134,8 +134,8 @@ class Scheduler:
         if count > self.limit:
             message = f"n: found {count} choices of all prompts, expected at most {self.limit}, slots and queue"
             raise ApiError(400, message, "n")
-        if self._stopping or self._abort:
-            raise ApiError(503, "the server is stopping", retry=10)
+        if self._abort is not None:
+            raise ApiError(self._abort.status, self._abort.message)
         if self.pending + count > self.limit:
             raise ApiError(429, f"{self.pending} sequences are decoded or wait, and {count} more are too many", retry=1)
 
@@ -202,17 +202,24 @@ class Scheduler:
         self._post(self._ready.set_result, None)
         while not self._stopping:
             events: list[Event] = []  # before the wait, so that those of the last step are not kept through it
-            self._take()
             try:
+                self._take()
                 self._advance(events)
             except Exception:  # of the framework, such as too little memory: the server goes on
                 log.exception("the model failed; all sequences in slots end with an error")
-                failed = ApiError(500, "the model failed; the server's log says why")
                 events = [event for event in events if event.finish or event.error]
-                events += [Event(sequence, error=failed) for sequence in self._active.values()]
-                self._open()
+                events += [Event(sequence, error=_failed()) for sequence in self._active.values()]
+                self._reopen()
             if events:
                 self._post(self._deliver, events, len(self._active))
+
+    def _reopen(self) -> None:
+        """Make new slots after a failure; where there are none, every request is an error from now on."""
+        try:
+            self._open()
+        except Exception:
+            log.exception("the model failed again; restart the server")
+            self._abort = _failed()
 
     def _open(self) -> None:
         """Make empty slots, and compile what the first request needs."""
@@ -330,6 +337,10 @@ class Scheduler:
             events.append(Event(sequence, token, logprob, "length" if ended else None))
             if ended:
                 del self._active[slot]
+
+
+def _failed() -> ApiError:
+    return ApiError(500, "the model failed; the server's log says why")
 
 
 def _nan() -> ApiError:

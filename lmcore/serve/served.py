@@ -13,7 +13,17 @@ from lmcore.serve.errors import ApiError
 from lmcore.serve.generation import Prompt
 from lmcore.serve.logprobs import TokenTexts
 
-__all__ = ["Served"]
+__all__ = ["Served", "count_prompts"]
+
+
+def count_prompts(prompt: Any) -> int:
+    """Return the number of prompts in a request's field of that name."""
+    return len(_prompts(prompt))
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """Return the prompts in a field: a string and a list of token ids are one."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
 @dataclass(eq=False)
@@ -61,9 +71,7 @@ class Served:
         Raises:
             ApiError: a prompt is too long, or has tokens that the model lacks.
         """
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            prompt = [prompt]
-        return [self._encode(each) for each in prompt]
+        return [self._encode(each) for each in _prompts(prompt)]
 
     def _encode(self, prompt: str | list[int]) -> Prompt:
         if isinstance(prompt, str):

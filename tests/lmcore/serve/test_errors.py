@@ -36,6 +36,13 @@ def test_an_unknown_field_is_named():
     )
 
 
+def test_an_unknown_field_is_named_whatever_its_name_is():
+    assert told(CompletionRequest, prompt="a", **{"max-tokens": 3}).message.startswith(
+        "max-tokens: found 3, expected no "
+    )
+    assert told(CompletionRequest, prompt="a", **{"a\n" + "x" * 10_000: 3}).message.startswith("a\\nxxx")
+
+
 def test_a_field_that_lacks_is_named():
     error = told(CompletionRequest)
     assert error.message == "prompt: found nothing, expected this field, which is required"

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -146,3 +147,24 @@ def test_a_fault_of_the_program_is_an_error_in_json(caplog: pytest.LogCaptureFix
     assert counted == [("/x", 500)]
     assert b"the server failed" in sent[1]["body"]
     assert "ZeroDivisionError" in caplog.text
+
+
+def huge() -> Iterator[tuple[str, str, str]]:
+    """(path, body of about a megabyte, field that its error names)."""
+    yield "/v1/completions", '{"prompt": [' + '"a",' * 250_000 + '"a"]}', "n"
+    yield "/v1/completions", '{"prompt": [' + "1," * 500_000 + "1]}", "prompt"
+    yield "/v1/completions", '{"prompt": "' + "a" * 1_000_000 + '"}', "prompt"
+    yield "/v1/completions", '{"prompt": "a", "stop": [' + "1," * 500_000 + "1]}", "stop"
+    yield "/v1/completions", '{"prompt": "a"' + "".join(f', "{i}": 1' for i in range(70_000)) + "}", "0"
+    yield "/v1/chat/completions", '{"messages": [' + "{}," * 300_000 + "{}]}", "messages"
+    turn = '{"role": "user", "content": "a"}'
+    yield "/v1/chat/completions", '{"messages": [' + f"{turn}," * 30_000 + turn + "]}", "messages"
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [pytest.param(*each, id=str(i)) for i, each in enumerate(huge())])
+def test_a_huge_request_is_refused_in_a_few_words(server: Running, path: str, body: str, param: str):
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(server.url + path, content=body.encode(), headers=headers, timeout=20)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert len(response.content) < 500

@@ -259,6 +259,32 @@ def test_after_a_failure_of_the_model_the_slots_are_made_again(caplog: pytest.Lo
     assert "too little memory" in caplog.text
 
 
+def test_a_model_that_fails_for_good_makes_every_request_an_error(caplog: pytest.LogCaptureFixture):
+    made = [Toy()]
+
+    async def run() -> None:
+        scheduler = Scheduler(made.pop, 3, 5)
+        await scheduler.start()
+        first, second = Listener([1], 50), Listener([2], 3)
+        made_slots = scheduler._slots
+        assert isinstance(made_slots, Toy)
+        made_slots.broken = True
+        scheduler.submit([first.sequence])
+        await first.ended.wait()
+        scheduler.submit([second.sequence])  # it was let in before
+        await second.ended.wait()
+        for each in (first, second):
+            assert isinstance(each.end, ApiError)
+            assert each.end.status == 500
+        with pytest.raises(ApiError, match="the model failed"):
+            scheduler.check_room(1)
+        assert (scheduler.alive, scheduler.pending) == (False, 0)
+        await scheduler.stop()
+
+    asyncio.run(run())
+    assert "restart the server" in caplog.text
+
+
 def test_a_function_of_the_slots_is_called_between_steps():
     async def test(scheduler: Scheduler, slots: Toy) -> None:
         listener = Listener([1], 20)
