@@ -437,3 +437,13 @@ def test_the_defaults_are_the_runs_own_and_leave_room_for_the_prompt(server: Run
     assert page.input_value("#prompt") == own.prompt
     values = [float(page.input_value(f"#{name}")) for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens")]
     assert values == [own.temperature, own.top_p, own.top_k, own.min_p, CONTEXT / 2]
+
+
+def test_a_token_that_is_pointed_at_has_its_own_colour_wherever_it_stands(server: Running, open_page: "Open"):
+    page = visit(open_page, server)
+    generate(page, prompt="Hello", max_tokens=6, temperature=0)
+    colours = set()
+    for index in range(4):
+        page.hover(f"#output .token >> nth={index}")
+        colours.add(page.eval_on_selector(f"#output .token >> nth={index}", "e => getComputedStyle(e).backgroundColor"))
+    assert len(colours) == 1
