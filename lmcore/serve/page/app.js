@@ -127,7 +127,7 @@ async function follow({ view, path, body, tokensOf }, signal) {
 
 /** Describe the number of tokens, the tokens per second after the first, and the time of the first. */
 function speed(count, sent, first, seed) {
-  if (first === null) return "";
+  if (first === null) return `0 tokens · seed ${seed}`;
   const seconds = (performance.now() - first.at) / 1000;
   const parts = [tokenCount(count)];
   if (count > first.count && seconds > 0) parts.push(rate((count - first.count) / seconds));

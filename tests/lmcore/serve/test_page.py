@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></span><script>document.title='owned'</script>&amp;字"
 SLOW = 0.03
 """Seconds of a step where a test stops a text."""
+LONG = {"prompt": "a", "max_tokens": 90, "temperature": 1, "seed": 3}
+"""What is asked for a text that does not end by itself."""
 
 
 class Reciting(Toy):
@@ -61,10 +63,15 @@ def visit(open_page: "Open", server: Running, **options: Any) -> "Page":
     return page
 
 
-def generate(page: "Page", **fields: object) -> None:
-    """Fill fields by their ids, press the button, and wait for the end."""
+def fill(page: "Page", **fields: object) -> None:
+    """Fill fields by their ids."""
     for name, value in fields.items():
         page.fill(f"#{name}", str(value))
+
+
+def generate(page: "Page", **fields: object) -> None:
+    """Fill fields by their ids, press the button, and wait for the end."""
+    fill(page, **fields)
     page.click("#generate")
     page.wait_for_selector("#status:has-text('The text')", state="attached")
     page.wait_for_selector("html:not(.busy)")
@@ -85,7 +92,7 @@ def test_a_text_is_generated_as_by_the_api(server: Running, open_page: "Open"):
 
 def test_an_empty_seed_is_drawn_and_named_so_that_the_text_can_be_had_again(server: Running, open_page: "Open"):
     page = visit(open_page, server)
-    generate(page, max_tokens=15, temperature=1)
+    generate(page, prompt="a", max_tokens=15, temperature=1)
     first, seed = page.text_content("#output .text"), re.search(r"seed (\d+)", page.text_content("#stats"))[1]
     page.click("#generate")
     page.wait_for_selector(f"#stats:not(:has-text('{seed}'))")
@@ -106,14 +113,14 @@ def test_a_text_ends_before_a_stop_string_with_escapes(open_page: "Open"):
 @pytest.mark.parametrize("how", ["button", "key"])
 def test_a_text_can_be_stopped(slow: Running, open_page: "Open", how: str):
     page = visit(open_page, slow)
-    page.fill("#max_tokens", "60")
+    fill(page, **LONG)
     page.click("#generate")
     page.wait_for_selector("#output .token >> nth=2")
     assert page.is_disabled("#generate")
     page.click("#stop") if how == "button" else page.keyboard.press("Escape")
     page.wait_for_selector("html:not(.busy)")
     count = page.locator("#output .token").count()
-    assert 3 <= count < 60
+    assert 3 <= count < 90
     assert page.is_enabled("#generate")
     assert page.is_disabled("#stop")
     assert page.is_hidden("#notice")
@@ -301,12 +308,11 @@ def test_a_model_without_a_template_has_no_chat(slow: Running, open_page: "Open"
 
 def test_a_busy_server_is_asked_again_after_a_while(slow: Running, open_page: "Open"):
     page = visit(open_page, slow)
-    long = {"prompt": "a", "max_tokens": 90, "temperature": 1, "seed": 3}
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(httpx.post, f"{slow.url}/v1/completions", json=long, timeout=60)
+        other = pool.submit(httpx.post, f"{slow.url}/v1/completions", json=LONG, timeout=60)
         while not slow.scheduler.active:
             page.wait_for_timeout(10)
-        page.fill("#max_tokens", "5")
+        fill(page, **(LONG | {"max_tokens": 5}))
         page.click("#generate")
         page.wait_for_selector("#notice:has-text('The server is busy with other requests.Trying again in')")
         page.wait_for_selector("#status:has-text('The text')", state="attached")
@@ -320,8 +326,7 @@ def test_a_busy_server_is_asked_again_after_a_while(slow: Running, open_page: "O
 def test_escape_ends_the_wait_for_a_busy_server(slow: Running, open_page: "Open"):
     page = visit(open_page, slow)
     with ThreadPoolExecutor(1) as pool:
-        body = {"prompt": "a", "max_tokens": 90, "temperature": 1, "seed": 3}
-        other = pool.submit(httpx.post, f"{slow.url}/v1/completions", json=body, timeout=60)
+        other = pool.submit(httpx.post, f"{slow.url}/v1/completions", json=LONG, timeout=60)
         while not slow.scheduler.active:
             page.wait_for_timeout(10)
         page.click("#generate")
@@ -348,7 +353,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(open_page: "Open"):
         page.wait_for_selector("#facts:not(:empty)")
         assert page.is_hidden("#key-form")
         assert page.is_hidden("#notice")
-        generate(page, max_tokens=3)
+        generate(page, **(LONG | {"max_tokens": 3}))
         assert page.locator("#output .token").count() == 3
         stored = "[Object.values(sessionStorage), Object.values(localStorage), document.cookie]"
         assert page.evaluate(stored) == [["the key"], [], ""]
@@ -374,8 +379,7 @@ def test_what_the_server_rejects_is_said_in_its_words(server: Running, open_page
 def test_a_server_that_ends_or_is_gone_is_named(open_page: "Open"):
     with run_server(make_served(), Toy(delay=SLOW)) as server:
         page = visit(open_page, server)
-        page.fill("#prompt", "a")
-        page.fill("#max_tokens", "90")
+        fill(page, **LONG)
         page.click("#generate")
         page.wait_for_selector("#output .token")
         server.scheduler.abort(ApiError(503, "the server is stopping"))
@@ -447,3 +451,12 @@ def test_a_token_that_is_pointed_at_has_its_own_colour_wherever_it_stands(server
         page.hover(f"#output .token >> nth={index}")
         colours.add(page.eval_on_selector(f"#output .token >> nth={index}", "e => getComputedStyle(e).backgroundColor"))
     assert len(colours) == 1
+
+
+def test_a_text_that_ends_at_once_has_no_tokens_but_a_seed(open_page: "Open"):
+    served = make_served()
+    with run_server(served, Reciting([served.tokenizer.eot_id])) as server:
+        page = visit(open_page, server)
+        generate(page, seed=4)
+        assert page.text_content("#stats") == "0 tokens · seed 4"
+        assert page.text_content("#output .text") == SampleConfig().prompt
