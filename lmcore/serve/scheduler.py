@@ -231,14 +231,15 @@ class Scheduler:
             np.zeros(rows, np.float32), np.zeros(rows, np.int32), np.ones(rows, np.float32), np.zeros(rows, np.float32)
         )
         size = self._slots.size
-        self._cold = deque(range(min(WIDTH, size - 1), size, WIDTH))  # a twin compiles for each multiple of WIDTH
+        # A twin compiles for each multiple of WIDTH. The first leaves room for the step below.
+        self._cold = deque([min(WIDTH, size - 1), *range(2 * WIDTH, size + WIDTH, WIDTH)])
         self._warm_up()
         self._slots.step(self._uniforms, self._sampling, np.arange(rows) == 0)
         self._slots.logits()
 
     def _warm_up(self) -> None:
         """Compile what the next longer prompts need; all slots are free."""
-        self._slots.prefill(0, np.zeros(self._cold.popleft(), np.int32))
+        self._slots.prefill(0, np.zeros(min(self._cold.popleft(), self._slots.size), np.int32))
 
     def _take(self) -> None:
         """Take what was submitted; wait for it where there is nothing to do."""

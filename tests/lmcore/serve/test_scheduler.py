@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmcore.generate.prompting import draw_uniforms
+from lmcore.serve import scheduler as scheduling
 from lmcore.serve.errors import ApiError
 from lmcore.serve.logprobs import log_softmax
 from lmcore.serve.scheduler import PREFILLS, Event, Scheduler, Scored, Sequenced
@@ -325,6 +326,31 @@ def test_an_abort_ends_all_with_its_error_and_refuses_more():
         assert refused.value.status == 503
 
     scheduled(test, Toy(delay=0.002))
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(2, [1]), (32, [31]), (96, [32, 64, 96]), (100, [32, 64, 96, 100])])
+def test_prompts_of_all_lengths_are_tried_while_nobody_asks(
+    size: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scheduling, "PATIENCE", 0.001)
+    tried: list[int] = []
+
+    class Noting(Toy):
+        def prefill(self, slot: int, tokens: np.ndarray) -> np.ndarray:
+            tried.append(len(tokens))
+            return super().prefill(slot, tokens)
+
+    async def run() -> None:
+        scheduler = Scheduler(lambda: Noting(2, size), 2, 5)
+        await scheduler.start()
+        assert tried == lengths[:1], "the others wait"
+        while len(tried) < len(lengths):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        await scheduler.stop()
+
+    asyncio.run(run())
+    assert tried == lengths
 
 
 def test_slots_that_cannot_be_made_end_the_start():
