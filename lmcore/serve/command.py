@@ -128,6 +128,7 @@ def bind(host: str, port: int) -> socket.socket:
 def _load(args: Any, package: str, make_engine: Callable) -> "tuple[Any, Served]":
     """Return the engine with the run's weights, and what is served."""
     from lmcore.generate.chat import run_template
+    from lmcore.model.memory import parameter_parts
     from lmcore.run.base import restore_model
     from lmcore.run.checkpoints import find_checkpoint
     from lmcore.run.folder import load_run
@@ -147,11 +148,14 @@ def _load(args: Any, package: str, make_engine: Callable) -> "tuple[Any, Served]
     with cli.named_as_options("train"):
         engine = make_engine(replace(config, train=train))
     restore_model(engine, config, checkpoint, verify)
+    parameters = engine.parameter_count
+    if config.model.lora is not None:  # the engine counts those that are trained: the adapters'
+        parameters += sum(parameter_parts(config.model).values())
     served = Served(
         name=args.name or checkpoint.run_dir.resolve().name,
         package=package,
         device=engine.device_name,
-        parameters=engine.parameter_count,
+        parameters=parameters,
         created=int(checkpoint.folder.stat().st_mtime),
         model=config.model,
         sampling=config.sample,

@@ -96,8 +96,9 @@ def test_a_second_request_on_the_connection_has_its_own_time(hurried: Running):
 def test_the_time_limits_are_of_the_request_and_not_of_the_answer(hurried: Running):
     hurried.slots.delay = 0.03
     with connect(hurried) as connection:
-        connection.sendall(request(stream=True) + b"\r\n")
-        content = b""
+        connection.sendall(request(stream=True))
+        content = connection.recv(65536)
+        connection.sendall(b"\r\n")  # as some clients send after a body
         while b"[DONE]" not in content:
             part = connection.recv(65536)
             assert part, content
