@@ -105,7 +105,7 @@ def test_a_report_is_read_back_as_it_was(measured: dict[str, Any]):
     [
         (["--shape", "7b"], "--shape: found '7b', expected 15m, 124m, 1b"),
         (["--shape", "1b", "--config", "configs/quickstart.yaml"], "--shape: found it beside --config"),
-        (["--mode", "train", "fly"], "--mode: found 'fly', expected train, generate, prepare, startup"),
+        (["--mode", "train", "fly"], "--mode: found 'fly', expected train, generate, serve, prepare, startup"),
         (["--dtype", "int8"], "--dtype: found 'int8', expected float32"),
         (
             ["--dtype", "float64", "--peers", "hf"],
