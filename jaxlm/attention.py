@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.dropout import Key, dropout
-from jaxlm.fast.linear import matmul
+from jaxlm.fast.linear import accumulated, matmul
 from jaxlm.scales import softcapped
 
 __all__ = ["attention", "by_head", "causal_attention", "causal_mask"]
@@ -76,8 +76,8 @@ def attention(
     # The G query heads of a key/value head become G · T rows of one matmul, so that no key or value is repeated.
     grouped = q.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(len(k), groups * length, head_dim)
-    scores = jnp.matmul(grouped, k.swapaxes(1, 2), preferred_element_type=accumulation)
-    scores = softcapped(softcap)(scores.reshape(batch, n_heads, length, -1) / math.sqrt(head_dim))
+    scores = accumulated(grouped, k.swapaxes(1, 2)).reshape(batch, n_heads, length, -1)
+    scores = softcapped(softcap)(scores / math.sqrt(head_dim))
     scores = jnp.where(mask[:, None], scores, jnp.finfo(accumulation).min)  # −∞ would make NaN of a fully masked row
     weights = jax.nn.softmax(scores, axis=-1)
     if factors is not None:

@@ -110,7 +110,8 @@ def train_step(
     count = target_count(config.data, batch)
     grads, grad_norm = clip_by_global_norm(jax.tree.map(lambda g: g / count, grads), config.optim.clip)
     optimizer = over_layers(make_optimizer(config.optim))
-    directions, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
+    with jax.named_scope("optimizer"):  # in the names of its operations, for profiles and `parity.audit`
+        directions, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
     params = apply_updates(state.params, directions, lr)
     metrics = {"loss": loss / count, "grad_norm": grad_norm}
     if config.optim.nonfinite == "skip":

@@ -37,6 +37,7 @@ __all__ = [
     "over_heads",
     "own_mesh",
     "placed",
+    "platform",
     "replicated",
     "shape_of",
     "split_positions",
@@ -157,6 +158,15 @@ def devices_in_mesh() -> int:
     return 1 if mesh.empty else mesh.size
 
 
+def platform() -> str:
+    """Return the platform of the mesh that is set, cpu, gpu or tpu; an empty string where none is.
+
+    It is that of the program, not of the process: a mesh may have the devices of a machine that is not here.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else ""
+
+
 def on_mesh(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Ask for a sharding of an array inside a program, where a mesh is set.
 
@@ -210,7 +220,8 @@ def over_heads(attend: Callable[..., Array], key: Key, documents: Array | None =
     """Return attention that each device computes for its own sequences and heads, where a mesh is set.
 
     Batch and heads become one axis within attention, which GSPMD cannot split over two axes of the mesh: it would
-    gather the heads. With dropout it does, since the mask is drawn for all heads at once.
+    gather the heads. With dropout it does, since the mask is drawn for all heads at once. Nor can it split a kernel
+    of an accelerator's over any axis.
 
     Args:
         attend: attention of queries to keys and values.
@@ -218,14 +229,15 @@ def over_heads(attend: Callable[..., Array], key: Key, documents: Array | None =
         documents: position at which each token's document begins, B × T; None where a sequence is one document.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if key is not None or mesh.empty or mesh.shape["tensor"] == 1:
+    devices = 1 if mesh.empty else mesh.shape["tensor"] if platform() == "cpu" else mesh.size
+    if key is not None or devices == 1:
         return partial(attend, key=key, documents=documents)
     spec = PartitionSpec(BATCH, None, "tensor", None)
+    by_device = partial(jax.shard_map, out_specs=spec, check_vma=platform() == "cpu")  # kernels do not say what varies
     if documents is None:
-        return jax.shard_map(attend, in_specs=(spec, spec, spec), out_specs=spec)
-    masked = jax.shard_map(
+        return by_device(attend, in_specs=(spec, spec, spec))
+    masked = by_device(
         lambda q, k, v, documents: attend(q, k, v, documents=documents),
         in_specs=(spec, spec, spec, PartitionSpec(BATCH)),
-        out_specs=spec,
     )
     return lambda q, k, v: masked(q, k, v, documents)

@@ -21,6 +21,7 @@ ALONE = {
     "torchlm/fast/norms.py": "eager autograd passes over memory at every step of a formula; XLA fuses them",
     "torchlm/fast/loss.py": "XLA needs no help to fuse head and loss; eager torch does",
     "torchlm/fast/parallel.py": "XLA splits a batch over devices, of which a CPU can have one per core",
+    "jaxlm/fast/kernels.py": "torch's scaled_dot_product_attention chooses a kernel by itself",
     "torchlm/math_kernels.py": "jax has its own vector math, without MKL",
     "jaxlm/sharding.py": "GSPMD partitions one program for all devices, from the shardings of its arrays",
     "torchlm/sharding.py": "each process has its own part of the model, and says when the others' are needed",
@@ -68,10 +69,8 @@ DIFFERENCES = {
     "fast/linear.py": {
         "linear": "a kernel is stored input × output in jax, output × input in torch",
         "laid_out": "XLA lays its arrays out itself, but for a transpose",
-        "cpu_linear": "XLA has one library for matmuls on a CPU, and needs help with gradients only",
+        **dict.fromkeys(("accumulated", "product"), "XLA gives 16-bit factors' sums in float32, and a rule for them"),
         "onednn_linear": "torch's own choice of library for a matmul on a CPU is not the fastest; XLA has one",
-        "on_cpu": "a tensor knows its device; a traced array does not",
-        "sums_dtype": "XLA can be asked for the sums of bfloat16 factors in float32; torch always rounds them",
     },
     "engine.py": {
         "dropout_key": "jax has one generator of masks, and folds its key in place",

@@ -1,7 +1,8 @@
-"""`jaxlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end, or by cuDNN.
+"""`jaxlm.attention.causal_attention` in blocks of queries, each over the keys up to its own end, or by a kernel.
 
 A causal mask hides half of a square of scores. In blocks, most of that half is never computed, and since a CPU's cache
-holds the scores of a block, the passes of the softmax over them are fast.
+holds the scores of a block, the passes of the softmax over them are fast. On an accelerator without a kernel that
+serves, blocks are recomputed in the backward pass, so that no weights are kept for it.
 """
 
 import jax
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from jaxlm.attention import attention, by_head, causal_mask
 from jaxlm.attention import causal_attention as plain_attention
 from jaxlm.dropout import Key, dropout
+from jaxlm.fast.kernels import kernel_attention
+from jaxlm.sharding import platform
 
 __all__ = ["causal_attention"]
 
@@ -32,8 +35,8 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Return the attention of every position to itself and those before it, in its document.
 
-    By cuDNN's flash attention where it applies (NVIDIA, 16 bits, its head widths, no dropout, documents, window or soft
-    cap); elsewhere by the plain form, for a longer sequence in blocks.
+    By an accelerator's kernel where one applies (`jaxlm.fast.kernels`), never with dropout; elsewhere by the plain
+    form, for a longer sequence in blocks.
 
     Args:
         q: queries.
@@ -45,23 +48,23 @@ def causal_attention(
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
-    batch, length, n_heads, head_dim = q.shape
-    plain = key is None and documents is None and window == 0 and softcap == 0
-    cudnn_applies = q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and plain
-    if cudnn_applies and jax.default_backend() == "gpu":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    batch, length, n_heads, _ = q.shape
+    mixed = None if key is not None else kernel_attention(q, k, v, documents, window, softcap)
+    if mixed is not None:
+        return mixed
     if length <= QUERY_BLOCK:
         return plain_attention(q, k, v, rate, key, documents, window, softcap)
     k, v = by_head(k), by_head(v)
     # Drawn for the whole square, so that no mask depends on how the queries are cut.
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
     size = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
+    recomputed = factors is None and (size > QUERY_BLOCK or platform() in ("gpu", "tpu"))
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
         first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
         visible = q[:, start:end], k[:, first:end], v[:, first:end]
-        if factors is None and size > QUERY_BLOCK:
+        if recomputed:
             own = None if documents is None else documents[:, first:]
             blocks.append(attention_in_turns(*visible, start - first, own, window, softcap))
             continue

@@ -1,4 +1,8 @@
-"""Matmuls whose gradients and accumulation dtype are what XLA computes fastest on a CPU; `jnp.matmul` elsewhere."""
+"""Matmuls whose gradients have factors in the matmuls' own dtype, and which a CPU's XLA computes fast.
+
+What is for a CPU alone is chosen by `jax.lax.platform_dependent` where the program is lowered, so that the same trace
+serves every platform; on others it is `jnp.matmul` and jax's own rules.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,57 +10,80 @@ from jaxtyping import Array, Float
 
 from lmcore.hardware import bfloat16_products
 
-__all__ = ["linear", "matmul"]
+__all__ = ["accumulated", "linear", "matmul"]
 
 
+@jax.custom_vjp
 def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
     """Return x kernel, in their common dtype."""
-    return cpu_linear(x, kernel) if on_cpu() else jnp.matmul(x, kernel)
+    return product(x, kernel)
 
 
-def matmul(a: Float[Array, "*B I J"], b: Float[Array, "*#B J K"]) -> Float[Array, "*B I K"]:
+@jax.custom_vjp
+def matmul(a: Float[Array, "*B I J"], b: Float[Array, "*B J K"]) -> Float[Array, "*B I K"]:
     """Return a b, in their common dtype."""
-    return jnp.matmul(a, b, preferred_element_type=sums_dtype(a.dtype)).astype(a.dtype)
+    return product(a, b)
 
 
-def on_cpu() -> bool:
-    """Whether programs are compiled for a CPU, as far as is known at trace time."""
-    return jax.default_backend() == "cpu"
+@jax.custom_vjp
+def accumulated(a: Float[Array, "*B I J"], b: Float[Array, "*B J K"]) -> Float[Array, "*B I K"]:
+    """Return a b in its accumulation dtype: float32 for 16-bit factors.
+
+    jax's own rule would multiply its float32 gradient with 16-bit factors, several times slower than two of 16 bits on
+    an accelerator. Here the gradient is rounded first, as that of every other matmul is.
+    """
+    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def sums_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Return the accumulation dtype to ask for in a matmul of `dtype`, to which its result is rounded.
+def product(a: Float[Array, "*B I J"], b: Float[Array, "*#B J K"]) -> Float[Array, "*B I K"]:
+    """Return a b, in their common dtype, without gradients of its own.
 
     XLA on a CPU multiplies bfloat16 factors as they are only where the result is asked for in float32; for a bfloat16
     result it converts the factors to float32 first. The one is twice as fast where the processor has bfloat16
     instructions, the other where it hasn't.
     """
-    native = dtype == jnp.bfloat16 and on_cpu() and bfloat16_products()
-    return jnp.dtype(jnp.float32) if native else dtype
+    if a.dtype != jnp.bfloat16 or not bfloat16_products():
+        return jnp.matmul(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=_rounded_once, default=jnp.matmul)
 
 
-@jax.custom_vjp
-def cpu_linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    """`linear`, with gradients in the order that XLA computes fastest on a CPU."""
-    return matmul(x, kernel)
-
-
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel), (x, kernel)
+def _rounded_once(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
 
 
 def _gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """Return the gradients with respect to x and kernel.
+    """Return the gradients with respect to both factors of a matmul, each with factors in their dtype."""
+    a, b = saved
+    grad = grad.astype(a.dtype)
+    return product(grad, b.mT), product(grad.mT, a).mT
 
-    jax's own rule computes the kernel's as (gradᵀ x)ᵀ, and XLA on a CPU then computes all that leads to grad in that
-    transposed order: a feed-forward layer took 1.4 times as long. The barrier keeps XLA from transposing it back. The
-    sum is over all leading axes as they are: over one flattened axis, XLA would convert bfloat16 factors to float32
-    whatever the accumulation dtype.
-    """
+
+def _linear_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    of_kernel = jax.lax.platform_dependent(x, grad, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient)
+    return product(grad, kernel.T), of_kernel
+
+
+def _kernel_gradient(x: Array, grad: Array) -> Array:
+    """Return (gradᵀ x)ᵀ, as jax's own rule does."""
     leading = tuple(range(x.ndim - 1))
-    summed = jnp.tensordot(x, grad, (leading, leading), preferred_element_type=sums_dtype(x.dtype))
-    return matmul(grad, kernel.T), jax.lax.optimization_barrier(summed.astype(x.dtype))
+    return jnp.tensordot(grad, x, (leading, leading)).T
 
 
-cpu_linear.defvjp(_forward, _gradients)
+def _kernel_gradient_on_cpu(x: Array, grad: Array) -> Array:
+    """Return xᵀ grad, in the order that XLA computes fastest on a CPU.
+
+    For jax's own rule, (gradᵀ x)ᵀ, XLA on a CPU computes all that leads to grad in that transposed order: a
+    feed-forward layer took 1.4 times as long. The barrier keeps XLA from transposing it back. The sum is over all
+    leading axes as they are: over one flattened axis, XLA would convert bfloat16 factors to float32 whatever the
+    accumulation dtype.
+    """
+    leading = tuple(range(x.ndim - 1))
+    sums = jnp.float32 if x.dtype == jnp.bfloat16 and bfloat16_products() else x.dtype  # see `product`
+    summed = jnp.tensordot(x, grad, (leading, leading), preferred_element_type=sums)
+    return jax.lax.optimization_barrier(summed.astype(x.dtype))
+
+
+linear.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _linear_gradients)
+matmul.defvjp(lambda a, b: (matmul(a, b), (a, b)), _gradients)
+accumulated.defvjp(lambda a, b: (accumulated(a, b), (a, b)), _gradients)

@@ -40,7 +40,7 @@ def linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tens
     return onednn_linear(x, weight) if by_onednn else F.linear(x, weight)
 
 
-def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*#B J K"]) -> Float[Tensor, "*B I K"]:
+def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*B J K"]) -> Float[Tensor, "*B I K"]:
     """Return a b, in their common dtype."""
     if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not CPU_BFLOAT16:
         return (a.float() @ b.float()).to(a.dtype)
