@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
 from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
@@ -127,11 +127,11 @@ class Generator:
     bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
     """
 
-    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh):
+    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh | AbstractMesh):
         self.options = options
         self.mesh = mesh
         config = replace(model.config, model=replace(model.config.model, tie_embeddings=False, lora=None))
-        if model.dtype == jnp.bfloat16 and mesh.devices.flat[0].platform == "cpu":
+        if model.dtype == jnp.bfloat16 and mesh.abstract_mesh.abstract_device.platform == "cpu":
             config = replace(config, train=replace(config.train, precision="float32"))
         self.model = Model(config)
         self.params: Params = {}
@@ -175,6 +175,25 @@ class Generator:
     def has_nan(self, state: Decoding) -> bool:
         """Return whether any logit of the next token is NaN."""
         return bool(jnp.isnan(state.logits).any())
+
+    def lower(
+        self, params: dict[str, Any], sequences: int, tokens: int, size: int, platform: str
+    ) -> tuple[Any, Decoding]:
+        """Return the loop of `extend`, lowered from shapes: nothing is allocated. Also return those of its state.
+
+        Args:
+            params: shapes of the parameters.
+            sequences: number of sequences.
+            tokens: number that one call decodes of each sequence.
+            size: slots of the cache.
+            platform: to lower for, such as `cuda`, which need not be here.
+        """
+        int32, float32 = (partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+        weights = jax.eval_shape(partial(self._prepare, transposed=sequences == 1), params)
+        prompt = int32((sequences, 1)), int32((sequences,))
+        state = jax.eval_shape(partial(self._traced_start, size), weights, *prompt)
+        traced = self._extend.trace(weights, state, float32((sequences, tokens)))
+        return traced.lower(lowering_platforms=(platform,)), state
 
     def _placed(self, *rows: np.ndarray) -> tuple:
         """Return the weights, and arrays of one row per sequence, on the devices that decode them."""

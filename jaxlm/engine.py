@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxlm.checkpoint import restore_state, save_state
@@ -169,7 +169,7 @@ def state_shapes(model: Model) -> TrainState:
     return jax.eval_shape(lambda p, frozen: TrainState(jnp.int32(0), p, init(p), frozen), model.trained, model.frozen)
 
 
-def jit_train_step(model: Model, mesh: Mesh) -> tuple[Any, TrainState]:
+def jit_train_step(model: Model, mesh: Mesh | AbstractMesh) -> tuple[Any, TrainState]:
     """Return the train step on a mesh, jitted, and the shapes of the state that it takes, with their shardings.
 
     Args:

@@ -125,7 +125,7 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array whose sequences, along `axis`, are split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
 

@@ -115,15 +115,19 @@ def causal_attention(
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, _ = q.shape
-    rate, factors = 0.0 if key is None else rate, None
+    rate, factors, mask = 0.0 if key is None else rate, None, None
     if isinstance(key, MaskKey):
         accumulation = torch.promote_types(q.dtype, torch.float32)
         ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
         rate, factors = 0.0, dropout(ones, rate, key)
-    elif documents is None and window == 0 and softcap == 0:  # torch's kernel needs no mask for what is causal alone
-        return attention(q, by_head(k), by_head(v), None, rate)
-    mask = causal_mask(torch.arange(length, device=q.device), length, documents=documents, window=window)
-    return attention(q, by_head(k), by_head(v), mask, rate, factors, softcap)
+    if factors is not None or documents is not None or window or softcap:  # torch's kernel is causal without a mask
+        mask = causal_mask(torch.arange(length, device=q.device), length, documents=documents, window=window)
+    k, v = by_head(k), by_head(v)
+    if q.device.type == "cuda" and (mask is not None or q.itemsize > 2):
+        # Only flash attention takes fewer key/value heads there, and neither a mask nor float32: torch would compute
+        # step by step, and keep all weights.
+        k, v = (x.repeat_interleave(n_heads // x.shape[1], dim=1) for x in (k, v))
+    return attention(q, k, v, mask, rate, factors, softcap)
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:

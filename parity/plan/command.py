@@ -15,7 +15,7 @@ from lmcore.errors import UserError, command
 from lmcore.run.mesh import AXES, MeshShape, check_mesh, mesh_shape
 from lmcore.run.opening import with_vocabulary
 
-__all__ = ["main"]
+__all__ = ["main", "with_known_vocabulary"]
 
 
 @command
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plan as the command line says."""
     args = cli.parse_arguments(_parser(), argv)
     values = args.as_dict()
-    config = _with_vocabulary(from_dict(Config, {name: values[name] for name in configs.GROUPS}))
+    config = with_known_vocabulary(from_dict(Config, {name: values[name] for name in configs.GROUPS}))
     if args.json is not None and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"--json: {args.json!r} is in no folder that exists; make it first")
     from parity.plan.hardware import read_target
@@ -89,7 +89,7 @@ def _parser() -> Any:
     return parser
 
 
-def _with_vocabulary(config: Config) -> Config:
+def with_known_vocabulary(config: Config) -> Config:
     """Return the config with `model.vocab_size` set, as far as it is known before there is a text."""
     tokenizer = config.tokenizer
     known = {"bpe": tokenizer.vocab_size, "bytes": 257 + len(tokenizer.special_tokens)}.get(tokenizer.kind)

@@ -47,8 +47,8 @@ def exchanges(config: Config, shapes: Shapes, mesh: MeshShape, compiled_for_cpu:
         config: of the run.
         shapes: of its model.
         mesh: the devices.
-        compiled_for_cpu: whether matmuls are in the parameters' dtype, whatever `train.precision` says, and each
-            gradient of an input is summed by itself, as XLA does for CPUs.
+        compiled_for_cpu: whether matmuls are in the parameters' dtype, whatever `train.precision` says, as XLA does for
+            CPUs.
     """
     found = [*_sharding(config, shapes, mesh, compiled_for_cpu), *_tensor(config, shapes, mesh, compiled_for_cpu)]
     return [exchange for exchange in found if exchange.group > 1 and exchange.bytes]
@@ -89,7 +89,7 @@ def _tensor(config: Config, shapes: Shapes, mesh: MeshShape, compiled_for_cpu: b
     model, train, wide = config.model, config.train, shapes.wide
     narrow = wide if compiled_for_cpu else shapes.narrow
     stream = train.batch_size // mesh.batch * train.seq_len * model.dim  # elements, over all micro-batches
-    backward = (3 + (2 if model.mlp in GATED else 1)) * narrow if compiled_for_cpu else 2 * wide
+    backward = (3 + (2 if model.mlp in GATED else 1)) * narrow  # each gradient of an input is summed by itself
     split = "tensor" in split_axes("embed_tokens.weight", (model.vocab_size, model.dim), mesh)
     summed = model.n_layers * ((2 + train.remat) * narrow + backward) + (wide + narrow) * split
     kind = "reduce-scatter" if config.parallel.sequence else "all-reduce"

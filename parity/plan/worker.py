@@ -17,7 +17,7 @@ from lmcore.config import Config, from_dict, to_dict
 from lmcore.run.mesh import AXES, MeshShape
 from parity.plan.hlo import Collective
 
-__all__ = ["Compiled", "compile_step", "has_libtpu"]
+__all__ = ["Compiled", "ask_worker", "compile_step", "has_libtpu", "on_virtual_devices"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,33 @@ def compile_step(config: Config, mesh: MeshShape, topology: str | None = None) -
         mesh: the devices.
         topology: of TPUs, such as `v5e:16x16`; None compiles for as many virtual CPU devices.
     """
+    asked = {"config": to_dict(on_virtual_devices(config, mesh)), "topology": topology}
+    answer = ask_worker("parity.plan.worker", asked, topology)
+    return Compiled(**answer | {"collectives": tuple(Collective(**each) for each in answer["collectives"])})
+
+
+def on_virtual_devices(config: Config, mesh: MeshShape) -> Config:
+    """Return the config with a fixed mesh of as many virtual CPU devices."""
     parallel = replace(config.parallel, **{axis: getattr(mesh, axis) for axis in AXES})
-    config = replace(config, train=replace(config.train, device="cpu", cpu_devices=0), parallel=parallel)
+    return replace(config, train=replace(config.train, device="cpu", cpu_devices=0), parallel=parallel)
+
+
+def ask_worker(module: str, asked: dict[str, Any], topology: str | None) -> Any:
+    """Return what a module answers, in a process of its own, in the last line that it prints.
+
+    Args:
+        module: with a `main` that reads JSON from standard input.
+        asked: what it reads.
+        topology: of TPUs that it compiles for; None where it does not.
+    """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     if topology:
         environment.pop("XLA_FLAGS", None)  # libtpu ends the process for a flag of the CPU's
-    asked = json.dumps({"config": to_dict(config), "topology": topology})
-    command = [sys.executable, "-m", "parity.plan.worker"]
-    ended = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", module]
+    ended = subprocess.run(command, input=json.dumps(asked), env=environment, capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"the compiler's process ended with exit code {ended.returncode}:\n{ended.stderr[-4000:]}")
-    answer = json.loads(ended.stdout.splitlines()[-1])
-    return Compiled(**answer | {"collectives": tuple(Collective(**each) for each in answer["collectives"])})
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def _compiled(config: Config, topology: str | None) -> Compiled:
