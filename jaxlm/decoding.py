@@ -176,24 +176,20 @@ class Generator:
         """Return whether any logit of the next token is NaN."""
         return bool(jnp.isnan(state.logits).any())
 
-    def lower(
-        self, params: dict[str, Any], sequences: int, tokens: int, size: int, platform: str
-    ) -> tuple[Any, Decoding]:
-        """Return the loop of `extend`, lowered from shapes: nothing is allocated. Also return those of its state.
+    def trace(self, params: dict[str, Any], sequences: int, tokens: int, size: int) -> tuple[Any, Decoding]:
+        """Return the loop of `extend`, traced from shapes: nothing is allocated. Also return those of its state.
 
         Args:
             params: shapes of the parameters.
             sequences: number of sequences.
             tokens: number that one call decodes of each sequence.
             size: slots of the cache.
-            platform: to lower for, such as `cuda`, which need not be here.
         """
         int32, float32 = (partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
         weights = jax.eval_shape(partial(self._prepare, transposed=sequences == 1), params)
         prompt = int32((sequences, 1)), int32((sequences,))
         state = jax.eval_shape(partial(self._traced_start, size), weights, *prompt)
-        traced = self._extend.trace(weights, state, float32((sequences, tokens)))
-        return traced.lower(lowering_platforms=(platform,)), state
+        return self._extend.trace(weights, state, float32((sequences, tokens))), state
 
     def _placed(self, *rows: np.ndarray) -> tuple:
         """Return the weights, and arrays of one row per sequence, on the devices that decode them."""

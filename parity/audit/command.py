@@ -32,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = with_known_vocabulary(from_dict(Config, {name: values[name] for name in configs.GROUPS}))
     if args.json is not None and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"--json: {args.json!r} is in no folder that exists; make it first")
+    if args.devices < 1:
+        raise UserError(f"--devices: found {args.devices}, expected at least 1")
     mesh = mesh_shape(config.parallel, args.devices)
+    check_mesh(config, mesh)
     from parity.audit.programs import audited
 
     config = audited(config, mesh)
-    check_mesh(config, mesh)
     checks: list[Check] = []
     print(f"{config.train.precision}, T = {config.train.seq_len}, {mesh.size} devices\n{_HEAD}")
     for check in _checks(config, mesh, args.platform, args.compile):
@@ -66,7 +68,7 @@ def _checks(config: Config, mesh: MeshShape, platform: Platform, compiled: bool)
     if platform in ("all", "torch"):
         from parity.audit.eager import audit_torch
 
-        yield from audit_torch(config)
+        yield from audit_torch(config, compiled)
 
 
 _HEAD = f"{'':5}{'platform':10}{'step':8}{'program':22}{'check':18}found"
@@ -86,7 +88,9 @@ def _parser() -> Any:
     cli.add_config(parser)
     parser.add_argument("--devices", type=int, default=1, help="Number of devices, split as parallel.* says.")
     parser.add_argument("--platform", type=Platform, default="all", help="cuda or tpu for jaxlm, torch for torchlm.")
-    parser.add_argument("--compile", type=bool, default=True, help="Compile for TPUs too, where libtpu is installed.")
+    parser.add_argument(
+        "--compile", type=bool, default=True, help="Compile too: torch's loss, and for TPUs where libtpu is."
+    )
     parser.add_argument("--json", type=str | None, help="Write all checks to this file.")
     parser.add_argument("--run_dir", type=str | None, help="Not used: an audit writes no run.")
     for name, group in configs.GROUPS.items():

@@ -1,9 +1,11 @@
 """Facts of torchlm's train step on CUDA, as far as a build of torch without CUDA can show them.
 
 The step runs on fake tensors, which have shapes and no values. They are the CPU's, since a build without CUDA has no
-device guard for others, but torchlm's modules are told that they are on CUDA, and so take the ways that they take there. Which kernel `scaled_dot_product_attention` would choose is judged by its documented conditions.
+device guard for others, but torchlm's modules are told that they are on CUDA, and so take the ways that they take
+there. Which kernel `scaled_dot_product_attention` would choose is judged by its documented conditions.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmcore.config import Config
+from lmcore.config import Config, from_dict, to_dict
 from parity.audit.checks import Check, factors, listed
 from parity.audit.facts import Array, Facts, Matmul, quadratic
 from parity.check.rungs.execution import small_config
+from parity.plan.worker import ask_worker
 from torchlm.engine import TrainState, train_step, trained_parameters
 from torchlm.lora import add_adapters
 from torchlm.loss import loss_sum
@@ -107,8 +110,8 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-def audit_torch(config: Config) -> list[Check]:
-    """Return the checks of torchlm's train step on CUDA, and of its loss under torch.compile."""
+def audit_torch(config: Config, compiled: bool = True) -> list[Check]:
+    """Return the checks of torchlm's train step on CUDA, and, with `compiled`, of its loss under torch.compile."""
 
     def check(name: str, passed: bool, found: str, form: str = "fake tensors") -> Check:
         return Check("torch", "train", form, name, passed, found)
@@ -117,22 +120,24 @@ def audit_torch(config: Config) -> list[Check]:
     fused = {name: count for name, count in operators.items() if name.startswith("_fused_")}
     named = ", ".join(f"{count} × {name.strip('_')}" for name, count in fused.items())
     kernels = ", ".join(f"{count} × {kernel}" for kernel, count in facts.kernels.items()) or "step by step"
-    breaks = graph_breaks(small_config(config))
-    return [
+    name = config.optim.name
+    checks = [
         check("matmul factors", *factors(config, facts)),
         check("T × T tensors", not facts.quadratic, listed([*map(str, facts.quadratic)])),
         check("waits of the host", not facts.callbacks, listed(list(facts.callbacks))),
         check("attention kernel", bool(facts.kernels) and STEPWISE not in facts.kernels, kernels),
-        check(
-            "fused optimizer", bool(fused) or config.optim.name not in FUSED, named or f"none for {config.optim.name}"
-        ),
-        check("graph breaks", not breaks, str(breaks), "compiled on a CPU"),
+        check("fused optimizer", bool(fused) or name not in FUSED, named or f"none for {name}"),
     ]
+    if compiled:
+        breaks = ask_worker("parity.audit.eager", to_dict(small_config(config)), None)
+        checks.append(check("graph breaks", not breaks, str(breaks), "compiled on a CPU"))
+    return checks
 
 
 def train_facts(config: Config) -> tuple[Facts, Counter[str]]:
     """Return the facts of one train step on CUDA, and how often it calls each of torch's operators."""
-    recorder, kernels, waits = Recorder(), Kernels(), ()
+    recorder, kernels = Recorder(), Kernels()
+    waits: tuple[str, ...] = ()
     with ExitStack() as stack:
         model = _model(config)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -177,13 +182,13 @@ def _state(config: Config, model: Decoder) -> TrainState:
 @contextmanager
 def _devices_are_cuda() -> Iterator[None]:
     """Let fake tensors tell torchlm, but not torch, that they are on CUDA."""
-    own = FakeTensor.device.fget
+    own: Any = FakeTensor.__dict__["device"].fget
 
-    def device(tensor: FakeTensor) -> torch.device:
-        asking = sys._getframe(1).f_globals["__name__"]
+    def told(asking: str, tensor: FakeTensor) -> torch.device:
         return CUDA if asking.startswith("torchlm.") else own(tensor)
 
-    with mock.patch.object(FakeTensor, "device", property(device)):
+    caller = property(lambda tensor: told(sys._getframe(1).f_globals["__name__"], tensor))
+    with mock.patch.object(FakeTensor, "device", caller):
         yield
 
 
@@ -212,3 +217,12 @@ def _noted_update(recorder: Recorder) -> Iterator[None]:
 
 def _array(x: Tensor) -> Array:
     return Array(DTYPES.get(x.dtype, str(x.dtype).removeprefix("torch.")), tuple(x.shape))
+
+
+def main() -> None:
+    """Read a config, as JSON, from standard input, and print its graph breaks: tracing them leaves torch changed."""
+    print(graph_breaks(from_dict(Config, json.load(sys.stdin))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The train and decode steps of jaxlm, lowered for a platform that is not here: nothing is allocated or run."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
@@ -24,6 +26,7 @@ PLATFORMS = {"cuda": ("gpu", "NVIDIA H100 80GB HBM3", None), "tpu": ("tpu", "TPU
 """Name in jax's lowering -> name, kind and number of cores of a device whose programs are audited."""
 CUDNN = 91002
 """Version of cuDNN that is assumed, on an H100."""
+HOST = re.compile(r"callback|debug_print|infeed|outfeed")
 SEQUENCES, TOKENS = 8, 4
 """Of the decode step: sequences, and tokens for each in one call."""
 
@@ -32,11 +35,14 @@ SEQUENCES, TOKENS = 8, 4
 class Lowered:
     """A step, lowered for one platform."""
 
+    platform: str
     name: str
     program: Any
-    """jax's `Lowered`."""
+    """jax's `Lowered`; None where there are callbacks, which jax lowers for the process's own devices alone."""
     donated: int
     """Number of arrays whose memory an output should take."""
+    callbacks: tuple[str, ...] = ()
+    """Operations of the traced program that call the host."""
 
 
 def audited(config: Config, mesh: MeshShape) -> Config:
@@ -73,8 +79,7 @@ def lower_train_step(config: Config, mesh: MeshShape, platform: str) -> Lowered:
         train = config.train
         shape = (train.grad_accum, train.batch_size // train.grad_accum, train.seq_len + 1)
         traced = step.trace(state, jax.ShapeDtypeStruct(shape, jnp.int32), 0.0)
-        program = traced.lower(lowering_platforms=(platform,))
-    return Lowered("train", program, len(jax.tree.leaves(state)))
+        return _lowered(platform, "train", traced, state)
 
 
 def lower_decode_step(config: Config, platform: str) -> Lowered:
@@ -88,8 +93,23 @@ def lower_decode_step(config: Config, platform: str) -> Lowered:
     with on_platform(platform, alone) as mesh:
         generator = Generator(Model(config), config.sample, mesh)
         params = Model(config).shapes
-        program, state = generator.lower(params, SEQUENCES, TOKENS, config.train.seq_len, platform)
-    return Lowered("decode", program, len(jax.tree.leaves(state)))
+        traced, state = generator.trace(params, SEQUENCES, TOKENS, config.train.seq_len)
+        return _lowered(platform, "decode", traced, state)
+
+
+def _lowered(platform: str, name: str, traced: Any, donated: Any) -> Lowered:
+    callbacks = tuple(_callbacks(traced.jaxpr))
+    program = None if callbacks else traced.lower(lowering_platforms=(platform,))
+    return Lowered(platform, name, program, len(jax.tree.leaves(donated)), callbacks)
+
+
+def _callbacks(jaxpr: Any) -> Iterator[str]:
+    """Yield the operations that call the host, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        if HOST.search(equation.primitive.name):
+            yield equation.primitive.name
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _callbacks(inner)
 
 
 def compile_for(topology: str, config: Config, mesh: MeshShape) -> str:

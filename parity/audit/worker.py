@@ -7,14 +7,18 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcore.config import Config, from_dict, to_dict
 from lmcore.run.mesh import AXES, MeshShape
 from parity.audit.checks import Check, Program, judge
+from parity.audit.facts import Facts
 from parity.plan.worker import ask_worker, on_virtual_devices
 
-__all__ = ["audit_jax"]
+if TYPE_CHECKING:
+    from parity.audit.programs import Lowered
+
+__all__ = ["audit_jax", "check_lowered"]
 
 
 def audit_jax(config: Config, mesh: MeshShape, platform: str, topology: str | None = None) -> list[Check]:
@@ -30,21 +34,37 @@ def audit_jax(config: Config, mesh: MeshShape, platform: str, topology: str | No
     return [Check(**each) for each in ask_worker("parity.audit.worker", asked, topology)]
 
 
+def check_lowered(lowered: "Lowered", config: Config, mesh: MeshShape) -> list[Check]:
+    """Return the checks of what jax lowers.
+
+    Args:
+        lowered: a step.
+        config: that it was lowered for.
+        mesh: the devices.
+    """
+    from parity.audit.stablehlo import read_module
+
+    program = Program(lowered.platform, lowered.name, "lowered", config, mesh, lowered.donated)
+    if lowered.callbacks:  # nothing else is known
+        checks = judge(program, Facts(callbacks=lowered.callbacks))
+        return [check for check in checks if check.name == "host callbacks"]
+    return judge(program, read_module(lowered.program.compiler_ir("stablehlo"), config.train.seq_len))
+
+
 def _checked(config: Config, platform: str, topology: str | None) -> Iterator[Check]:
     from jaxlm.device import set_up_jax
     from parity.audit.compiled import read_text
     from parity.audit.programs import compile_for, lower_decode_step, lower_train_step
-    from parity.audit.stablehlo import read_module
 
     set_up_jax(config)
     mesh = MeshShape(**{axis: getattr(config.parallel, axis) for axis in AXES})
-    for lowered in (lower_train_step(config, mesh, platform), lower_decode_step(config, platform)):
-        length = config.train.seq_len
-        program = Program(platform, lowered.name, "lowered", config, mesh, lowered.donated)
-        yield from judge(program, read_module(lowered.program.compiler_ir("stablehlo"), length))
-        if topology and lowered.name == "train":
-            compiled = Program(platform, lowered.name, f"compiled for {topology}", config, mesh, lowered.donated)
-            yield from judge(compiled, read_text(compile_for(topology, config, mesh), length, mesh.size))
+    train = lower_train_step(config, mesh, platform)
+    yield from check_lowered(train, config, mesh)
+    if topology and train.program:
+        compiled = Program(platform, train.name, f"compiled for {topology}", config, mesh, train.donated)
+        facts = read_text(compile_for(topology, config, mesh), config.train.seq_len, mesh.size)
+        yield from judge(compiled, facts)
+    yield from check_lowered(lower_decode_step(config, platform), config, mesh)
 
 
 def main() -> None:
