@@ -87,7 +87,8 @@ def _supports(shifted: np.ndarray, options: SampleConfig, slack: float, rounding
         probabilities = np.where(certain, np.exp(shifted), 0.0)
         ranked = probabilities[order] / probabilities.sum()
         before = np.empty_like(ranked)
-        before[order] = np.cumsum(ranked) - ranked
+        first = np.searchsorted(-shifted[order], -shifted[order])  # of those that are equally likely: all or none stay
+        before[order] = (np.cumsum(ranked) - ranked)[first]
         doubtful |= certain & (np.abs(before - options.top_p) <= rounding)
         certain &= before < options.top_p
     if options.min_p > 0:

@@ -39,12 +39,21 @@ def test_filters_leave_out_what_they_say_and_either_at_their_edge():
     assert tokens(0.5, replace(PLAIN, temperature=0.0), slack=0.2) == {0, 1}
 
 
+def test_equally_likely_tokens_stay_or_go_together():
+    logits = np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.1]))
+    kept = [set(possible_tokens(logits, u, replace(PLAIN, top_p=0.5), 0.0).tokens) for u in (0.1, 0.6, 0.99)]
+    assert kept == [{0}, {1}, {2}]
+    assert set(possible_tokens(logits, 0.99, replace(PLAIN, top_p=0.39), 0.0).tokens) == {0}
+
+
+@pytest.mark.parametrize("decimals", [9, 0], ids=["all different", "many equal"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_what_a_twin_chooses_is_possible(name: str):
+def test_what_a_twin_chooses_is_possible(name: str, decimals: int):
     rng, options = np.random.default_rng(0), OPTIONS[name]
-    logits = rng.standard_normal((200, 50)).astype(np.float32) * 4
+    logits = (rng.standard_normal((200, 50)).astype(np.float32) * 4).round(decimals)
     uniforms = rng.random(200, dtype=np.float32)
     chosen = jax.jit(choose_tokens, static_argnums=2)(jnp.asarray(logits), jnp.asarray(uniforms), options)
     found = [possible_tokens(row, float(u), options, 0.0).tokens for row, u in zip(logits, uniforms, strict=True)]
     assert all(int(token) in possible for token, possible in zip(chosen, found, strict=True))
-    assert np.mean([len(possible) == 1 for possible in found]) > 0.95, "rounding decides seldom"
+    if decimals:
+        assert np.mean([len(possible) == 1 for possible in found]) > 0.95, "rounding decides seldom"
