@@ -151,6 +151,6 @@ class Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             os.write(2, b"interrupted\n")
             os._exit(128 + signal.SIGINT)
-        if not self.should_exit:
+        first, self.should_exit = not self.should_exit, True  # before the line, which invites a second signal
+        if first:
             print("stopping when the requests are finished; Ctrl-C stops at once", file=sys.stderr, flush=True)
-        self.should_exit = True
