@@ -22,7 +22,8 @@ quickstart: $(VENV)/.installed-jax
 	$(BIN)/python -m jaxlm.train
 	@run=$$(ls -td runs/*/ | head -n 1); echo; \
 	echo "curve:  $${run}loss.png"; \
-	echo "sample: $$(ls -t $${run}samples/*.txt | head -n 1)"
+	echo "sample: $$(ls -t $${run}samples/*.txt | head -n 1)"; \
+	echo "talk:   $(BIN)/python -m jaxlm.serve $${run%/}"
 
 # Two processes, a test file to one of them: fixtures made once a file stay so, and each process keeps to one thread. In
 # the order of names, the quick files come last, and neither process waits long for the other.
@@ -59,9 +60,9 @@ $(VENV)/bin/python:
 	{ echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
-# A stamp is older than what it was made from when that has changed. The dev extra contains the jax extra.
+# A stamp is older than what it was made from when that has changed. The dev extra contains the jax and serve extras.
 $(VENV)/.installed-jax: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[jax]'
+	$(PIP) --editable '.[jax,serve]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

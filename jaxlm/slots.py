@@ -1,7 +1,7 @@
 """Sequences that are decoded together, each of its own length and with its own sampling options.
 
 The server's side of this is `lmcore.serve.slots`. Decoding compiles once, since all its shapes are fixed; a prefill
-compiles once for each multiple of `WIDTH` tokens.
+compiles once for each length that `cache_size` rounds to.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from jaxlm.engine import Engine
 from jaxlm.functional import Params
 from jaxlm.model import Decoder
 from lmcore.config import SampleConfig
-from lmcore.generate.prompting import WIDTH
+from lmcore.generate.prompting import cache_size
 from lmcore.serve.slots import Sampling
 
 __all__ = ["Slots", "attention_weights"]
@@ -64,7 +64,7 @@ class Slots:
 
     def _padded(self, tokens: Int32[np.ndarray, " T"]) -> Int32[np.ndarray, "1 _"]:
         """Return a text padded on the right, where no token before attends to, to one of a few lengths."""
-        length = min(self.size, -(-len(tokens) // WIDTH) * WIDTH)
+        length = min(self.size, cache_size(len(tokens)))
         return np.pad(tokens, (0, length - len(tokens)))[None]
 
     def _traced_empty(self, weights: Params) -> Decoding:

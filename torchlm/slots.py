@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from lmcore.config import SampleConfig
-from lmcore.generate.prompting import WIDTH
+from lmcore.generate.prompting import cache_size
 from lmcore.serve.slots import Sampling
 from torchlm.attention import additive, attention, by_head, causal_mask
 from torchlm.decoding import Decoding, choose_tokens
@@ -73,7 +73,7 @@ class Slots:
 
     def _padded(self, tokens: Int32[np.ndarray, " T"]) -> Int[Tensor, "1 _"]:
         """Return a text padded on the right, where no token before attends to, to one of a few lengths."""
-        length = min(self.size, -(-len(tokens) // WIDTH) * WIDTH)
+        length = min(self.size, cache_size(len(tokens)))
         return torch.from_numpy(np.pad(tokens, (0, length - len(tokens))))[None].to(self.device)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from lmcore.generate.prompting import WIDTH
+from lmcore.generate.prompting import cache_size
 from lmcore.serve.errors import ApiError
 from lmcore.serve.logprobs import Logprob, logprob_of, prompt_logprobs
 from lmcore.serve.slots import Sampling, Slots
@@ -231,15 +231,14 @@ class Scheduler:
             np.zeros(rows, np.float32), np.zeros(rows, np.int32), np.ones(rows, np.float32), np.zeros(rows, np.float32)
         )
         size = self._slots.size
-        # A twin compiles for each multiple of WIDTH. The first leaves room for the step below.
-        self._cold = deque([min(WIDTH, size - 1), *range(2 * WIDTH, size + WIDTH, WIDTH)])
+        self._cold = deque(_lengths(size))
         self._warm_up()
         self._slots.step(self._uniforms, self._sampling, np.arange(rows) == 0)
         self._slots.logits()
 
     def _warm_up(self) -> None:
         """Compile what the next longer prompts need; all slots are free."""
-        self._slots.prefill(0, np.zeros(min(self._cold.popleft(), self._slots.size), np.int32))
+        self._slots.prefill(0, np.zeros(self._cold.popleft(), np.int32))
 
     def _take(self) -> None:
         """Take what was submitted; wait for it where there is nothing to do."""
@@ -342,6 +341,14 @@ class Scheduler:
 
 def _failed() -> ApiError:
     return ApiError(500, "the model failed; the server's log says why")
+
+
+def _lengths(size: int) -> list[int]:
+    """Return a prompt's length for each program that a twin compiles; the first leaves room for a step after it."""
+    lengths = [min(cache_size(1), size)]
+    while lengths[-1] < size:
+        lengths.append(min(cache_size(lengths[-1] + 1), size))
+    return [min(lengths[0], size - 1), *lengths[1:]]
 
 
 def _nan() -> ApiError:
