@@ -35,7 +35,7 @@ coverage: $(VENV)/.installed-dev
 
 # Alone, since some of them measure time or memory, and with all of XLA's optimizations.
 slow: $(VENV)/.installed-dev
-	XLA_FLAGS= $(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow -o timeout=7200
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.torture
