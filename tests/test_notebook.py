@@ -29,6 +29,7 @@ def printed(notebook: nbformat.NotebookNode) -> str:
     return "".join(shown)
 
 
+@pytest.mark.slow
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOUR_STEPS", "4")
     notebook = execute(tmp_path)
