@@ -83,7 +83,9 @@ class Slots:
             return jax.lax.dynamic_update_slice_in_dim(cached, new, slot * len(new), axis=0)
 
         def insert_keys(cached: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(cached, new, (slot * len(new), 0, 0))
+            # All of the slot is replaced: where the mask is 0, a NaN of the sequence before would still give NaN.
+            rest = [(0, whole - part) for whole, part in zip(cached.shape[1:], new.shape[1:], strict=True)]
+            return jax.lax.dynamic_update_slice(cached, jnp.pad(new, [(0, 0), *rest]), (slot * len(new), 0, 0))
 
         cache = state.cache._replace(
             keys=tuple(map(insert_keys, state.cache.keys, filled.keys)),

@@ -39,6 +39,8 @@ class Slots:
         """Replace what a slot holds with a prompt, and return the logits of its next token."""
         state, own = self.state, slice(slot, slot + 1)
         keys, values = (tuple(x[own] for x in cached) for cached in (state.cache.keys, state.cache.values))
+        for cached in (*keys, *values):  # where the mask is 0, a NaN of the sequence before would still give NaN
+            cached.zero_()
         state.cache.lengths[own] = 0
         row = Cache(keys, values, state.cache.pads[own], state.cache.lengths[own])
         logits, row = self.model.decode(self._padded(tokens), row, torch.tensor([len(tokens)]))

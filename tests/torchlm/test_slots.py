@@ -115,3 +115,20 @@ def test_attention_weights_are_a_causal_distribution_over_the_keys(engine: Engin
     assert np.abs(weights[0] - weights[3]).max() > 0.01, "each head has its own"
     longer = slots.attention(np.array([*PROMPTS[0], 8], np.int32), 1)
     np.testing.assert_allclose(longer[:, :5, :5], weights, atol=1e-6)
+
+
+def test_a_sequence_does_not_see_the_nan_of_the_one_before_in_its_slot(engine: Engine):
+    slots = Slots(engine, 1, SIZE)
+    sampling = Sampling(np.zeros(1, np.float32), np.zeros(1, np.int32), np.ones(1, np.float32), np.zeros(1, np.float32))
+
+    def decoded() -> list[np.ndarray]:
+        first = slots.prefill(0, np.array(PROMPTS[0], np.int32)).copy()
+        slots.step(np.zeros(1, np.float32), sampling, np.ones(1, bool))
+        return [first, slots.logits()[0]]
+
+    expected = decoded()
+    cache = slots.state.cache
+    nan = [tuple(x * np.nan for x in each) for each in (cache.keys, cache.values)]
+    slots.state = slots.state._replace(cache=cache._replace(keys=nan[0], values=nan[1]))
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(decoded(), expected)
