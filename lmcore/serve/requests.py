@@ -12,6 +12,9 @@ from lmcore.serve.errors import ApiError, from_validation
 __all__ = ["AttentionRequest", "ChatRequest", "CompletionRequest", "Options", "parse"]
 
 MAX_STOPS = 16
+"""Maximum number of stop strings."""
+MAX_STOP = 1000
+"""Maximum number of characters of one."""
 NESTING = 32
 """Maximum depth of a request's JSON; the deepest that means anything has 4."""
 
@@ -54,6 +57,18 @@ def _check_one_prompt(value: Any) -> Any:
     return _check_prompt(value)
 
 
+def _check_stop(value: Any) -> Any:
+    """Check both forms by hand, for the same reason."""
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
+        raise ValueError("a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings")
+    if not all(1 <= len(_without_nul(each)) <= MAX_STOP for each in stops):
+        raise ValueError(f"stop strings of 1 to {MAX_STOP} characters")
+    return value
+
+
 def _are_ids(values: list[Any]) -> bool:
     return all(type(each) is int and each >= 0 for each in values)
 
@@ -76,8 +91,12 @@ Prompt = Annotated[
     ),
 ]
 OnePrompt = Annotated[Any, AfterValidator(_check_one_prompt), WithJsonSchema({"anyOf": [TEXT, IDS]})]
-Stop = Annotated[str, AfterValidator(_without_nul), Field(min_length=1, max_length=1000)]
-Stops = Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)]
+STOP: dict[str, Any] = TEXT | {"minLength": 1, "maxLength": MAX_STOP}
+Stop = Annotated[
+    Any,
+    AfterValidator(_check_stop),
+    WithJsonSchema({"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": MAX_STOPS}, {"type": "null"}]}),
+]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -112,7 +131,7 @@ class Sampled(Body):
     """Keep only tokens whose probability is at least this fraction of the highest one; null is 0."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     """Choice i has the random numbers of seed + i; null draws a new seed."""
-    stop: Stop | Stops | None = None
+    stop: Stop = None
     """Strings before which the text ends."""
     stream: bool | None = None
     """Whether the text is sent as it grows."""

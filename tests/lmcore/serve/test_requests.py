@@ -138,6 +138,20 @@ def test_a_value_of_another_type_or_out_of_range_is_refused(field: str, value: A
     assert refusal(completion, **{field: value})[0] == field
 
 
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["a"] * 17, "expected at most 16 stop strings"),
+        (["a", "x" * 1001], "expected stop strings of 1 to 1000 characters"),
+        ("", "expected stop strings of 1 to 1000 characters"),
+        (["a", 1], "expected a string or a list of strings"),
+        (["a\0"], "expected text without the character U+0000"),
+    ],
+)
+def test_a_refused_stop_is_told_by_its_reason_in_either_form(stop: Any, expected: str):
+    assert refusal(completion, stop=stop)[1].endswith(expected)
+
+
 def test_a_chats_older_name_of_a_field_must_agree_with_the_newer():
     assert chat(max_tokens=5).options().max_tokens == 5
     assert chat(max_completion_tokens=5, max_tokens=5).options().max_tokens == 5
