@@ -6,7 +6,7 @@ Every answer has an ETag, so that a poll that finds nothing new costs neither tr
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -51,12 +51,12 @@ REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src
 """Reports have their style and pictures in themselves, and no script."""
 
 
-def make_app(folder: Path, host: str = "127.0.0.1") -> Starlette:
+def make_app(folder: Path, hosts: Collection[str] | None) -> Starlette:
     """Make the application.
 
     Args:
         folder: the folder of runs; nothing outside it is read.
-        host: name or address by which it is reached, beside those of this machine.
+        hosts: names that a Host header may have; None allows all.
     """
     dashboard = Dashboard(folder)
     static = files("lmcore.dashboard") / "static"
@@ -76,8 +76,7 @@ def make_app(folder: Path, host: str = "127.0.0.1") -> Starlette:
         *(Route(f"/api/{name}", partial(_answer, function)) for name, function in api.items()),
         Route("/reports/{path:path}", dashboard.report),
     ]
-    shown_host = f"[{host}]" if ":" in host else host
-    allowed = ["localhost", "127.0.0.1", "[::1]", shown_host]
+    allowed = ["*"] if hosts is None else [f"[{host}]" if ":" in host else host for host in hosts]
     middleware = [
         Middleware(SafeHeaders),
         Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmcore.config import cli
 from lmcore.errors import UserError, command
+from lmcore.serve.command import CONNECTIONS, known_hosts
 
 __all__ = ["listen", "main"]
 
@@ -30,12 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvicorn
 
     from lmcore.dashboard.app import make_app
+    from lmcore.serve.connections import Connection
 
     with listen(args.host, args.port) as listener:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"{folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
         config = uvicorn.Config(
-            make_app(folder, args.host), log_level="warning", access_log=False, lifespan="off", ws="none"
+            make_app(folder, known_hosts(args.host)),
+            http=Connection,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=CONNECTIONS,
         )
         uvicorn.Server(config).run(sockets=[listener])
     return 0

@@ -1,6 +1,7 @@
 """`python -m jaxlm.serve RUN`, or torchlm: serve a run by the API of OpenAI, with a page to try it."""
 
 import asyncio
+import ipaddress
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lmcore.serve.scheduler import Scheduler
     from lmcore.serve.served import Served
 
-__all__ = ["LOOPBACK", "bind", "main", "make_server", "serve"]
+__all__ = ["bind", "known_hosts", "main", "make_server", "serve"]
 
 KEY = "TWINLM_API_KEY"
 """Environment variable that `--api_key` takes its default from."""
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable, make_s
         from lmcore.serve.scheduler import Scheduler
 
         engine, served = _load(args, package, make_engine)
-        hosts = frozenset((*LOOPBACK, args.host.lower())) if args.host in LOOPBACK else None
-        settings = Settings(api_key=key, hosts=hosts, max_body=args.max_body)
+        settings = Settings(api_key=key, hosts=known_hosts(args.host), max_body=args.max_body)
         scheduler = Scheduler(lambda: make_slots(engine, args.slots, served.context), args.slots, args.queue)
         server = make_server(served, scheduler, settings, args.grace)
         asyncio.run(serve(server, scheduler, listener, served.name))
@@ -102,6 +102,16 @@ def _check(args: Any) -> None:
     for name in ("api_key", "name"):
         if args[name] is not None and not (args[name].isascii() and args[name].isprintable() and args[name].strip()):
             raise UserError(f"--{name}: found {args[name]!r}, expected printable ASCII")
+
+
+def known_hosts(host: str) -> frozenset[str] | None:
+    """Return the names that a Host header may have at an address: all, None, where other machines reach it."""
+    name = host.lower()
+    try:
+        loopback = name in LOOPBACK or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        loopback = False
+    return frozenset((*LOOPBACK, name)) if loopback else None
 
 
 def bind(host: str, port: int) -> socket.socket:

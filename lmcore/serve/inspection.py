@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from lmcore.errors import shown
 from lmcore.serve.errors import ApiError
 from lmcore.serve.requests import AttentionRequest
 from lmcore.serve.scheduler import Scheduler
@@ -79,7 +80,7 @@ async def attention(served: Served, scheduler: Scheduler, request: AttentionRequ
     """
     for name, count in (("layer", served.model.n_layers), ("head", served.model.n_heads)):
         if getattr(request, name) >= count:
-            raise ApiError(400, f"{name}: found {getattr(request, name)}, expected less than {count}", name)
+            raise ApiError(400, f"{name}: found {shown(getattr(request, name), 80)}, expected less than {count}", name)
     (prompt,) = served.encode(request.prompt)
     limit = min(MAX_ATTENTION, served.context)
     if len(prompt.ids) > limit:

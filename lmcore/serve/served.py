@@ -82,7 +82,7 @@ class Served:
                 raise ApiError(400, f"prompt: {error}", "prompt") from error
         highest = max(prompt)
         if highest >= self.model.vocab_size:
-            message = f"prompt: found token {highest}, expected ids less than {self.model.vocab_size}"
+            message = f"prompt: found token {shown(highest, 80)}, expected ids less than {self.model.vocab_size}"
             raise ApiError(400, message, "prompt")
         return Prompt(None, prompt)
 

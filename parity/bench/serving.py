@@ -82,7 +82,7 @@ def serving(config: Config, twins: Sequence[str], options: Options) -> list[Meas
         servers = [
             stack.enter_context(_started(twin, runs[twin], slots, clients, Path(folder)))
             for twin in twins
-            for slots, clients in ((1, 1), (CLIENTS, 1), (CLIENTS, CLIENTS))
+            for slots, clients in ((1, 1), (CLIENTS, CLIENTS))
         ]
         taken: list[list[dict[str, Any]]] = [[] for _ in servers]
         for number in range(-1, options.rounds):

@@ -67,7 +67,8 @@ class Service:
         return JSONResponse(info(self.served, 1, False) | {"precision": pair.dtype, "twins": twins})
 
     async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "model": self.served.name})
+        status = "stopping" if self.stopping else "ok"
+        return JSONResponse({"status": status, "model": self.served.name}, 503 if self.stopping else 200)
 
     async def _verdict(self, request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(self.check.outcome))
@@ -82,10 +83,19 @@ class Service:
     async def _compare(self, request: Request) -> Response:
         """Answer a request as of `/v1/completions`, with one prompt and one choice, by a stream of positions."""
         asked = parse(CompletionRequest, await read_body(request, MAX_BODY))
+        self.served.check_name(asked.model)
         options = asked.options()
         prompts = self.served.encode(asked.prompt)
-        if len(prompts) != 1 or options.n != 1 or options.echo:
-            raise ApiError(400, "prompt: found several, n or echo, expected one prompt and one choice", "prompt")
+        for name, wrong in (
+            ("prompt", len(prompts) != 1),
+            ("n", options.n != 1),
+            ("echo", options.echo),
+            ("logprobs", asked.logprobs is not None),
+            ("stream", asked.stream is False),
+        ):
+            if wrong:
+                message = f"{name}: expected one prompt and one choice, streamed with log probabilities"
+                raise ApiError(400, message, name)
         length = self.served.length(prompts[0], options.max_tokens, "prompt")
         if self.busy:
             raise ApiError(429, "another comparison is running", retry=1)

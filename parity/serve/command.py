@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lmcore.config import Precision, cli
 from lmcore.errors import UserError, command
-from lmcore.serve.command import LOOPBACK, bind
+from lmcore.serve.command import bind, known_hosts
 from parity.backends import BACKENDS, PAIR
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="parity-serve-") as folder:
             report = None if args.report is None else Path(args.report)
             check = Check(_arguments(args), Path(folder), report, SCOPES[args.check])
-            hosts = frozenset((*LOOPBACK, args.host.lower())) if args.host in LOOPBACK else None
-            server = make_server(served, lockstep, check, hosts)
+            server = make_server(served, lockstep, check, known_hosts(args.host))
             try:
                 asyncio.run(serve(server, check, listener, served.name))
             finally:

@@ -26,7 +26,7 @@ class Server:
     def __init__(self, folder: Path, port: int = 0):
         self.listener = listen("127.0.0.1", port)
         self.port = self.listener.getsockname()[1]
-        config = uvicorn.Config(make_app(folder), log_level="warning", lifespan="off", ws="none")
+        config = uvicorn.Config(make_app(folder, None), log_level="warning", lifespan="off", ws="none")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()

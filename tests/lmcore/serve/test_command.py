@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import UserError
-from lmcore.serve.command import KEY, bind, main
+from lmcore.serve.command import KEY, bind, known_hosts, main
 
 
 def nothing(*arguments: object) -> None:
@@ -54,6 +54,18 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path):
 def test_a_host_that_is_none_is_refused():
     assert "--host: found 'no host', expected an address of this machine" in refusal("run", "--host", "no host")
     assert "192.0.2.1" in refusal("run", "--host", "192.0.2.1", "--port", "0")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "LOCALHOST", "::1", "127.0.0.2"])
+def test_only_names_of_this_machine_reach_a_loopback_address(host: str):
+    hosts = known_hosts(host)
+    assert hosts is not None
+    assert {"localhost", "127.0.0.1", "::1", host.lower()} == hosts | {host.lower()}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "box.local"])
+def test_every_name_reaches_another_address(host: str):
+    assert known_hosts(host) is None
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path):

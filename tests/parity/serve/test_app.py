@@ -86,9 +86,11 @@ def test_without_a_seed_every_comparison_has_its_own(url: str):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n": 2}, "expected one prompt and one choice"),
-        ({"prompt": ["a", "b"]}, "expected one prompt and one choice"),
-        ({"echo": True}, "expected one prompt and one choice"),
+        ({"n": 2}, "n: expected one prompt and one choice"),
+        ({"prompt": ["a", "b"]}, "prompt: expected one prompt and one choice"),
+        ({"echo": True}, "echo: expected one prompt and one choice"),
+        ({"logprobs": 2}, "logprobs: expected one prompt and one choice"),
+        ({"stream": False}, "stream: expected one prompt and one choice"),
         ({"max_tokens": 60}, "expected at most 48, the model's context"),
         ({"top_p": 2}, "top_p: found 2, expected"),
         ({"prompt": [9999]}, "prompt: found token 9999"),
