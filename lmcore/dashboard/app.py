@@ -6,7 +6,7 @@ Every answer has an ETag, so that a poll that finds nothing new costs neither tr
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,21 +16,20 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmcore.dashboard.curves import AXES, Curve, curve
 from lmcore.dashboard.folder import Folder, join
 from lmcore.dashboard.metrics import MetricsReader
 from lmcore.dashboard.runs import config_differences, describe_report, describe_run, read_sample, samples_of
 from lmcore.report.html import STYLE
+from lmcore.serve.limits import Guard
+from lmcore.serve.pages import TYPES
 
 __all__ = ["make_app"]
 
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MAX_RUNS = 50
 """Maximum number of runs whose configs are compared."""
 MAX_READERS = 200
@@ -38,20 +37,13 @@ MAX_READERS = 200
 MAX_CURVES = 1000
 MAX_DESCRIPTIONS = 5000
 MAX_REPORT = 32 << 20
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "object-src 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+FRESH = {"Cache-Control": "no-cache"}
+"""Header of what changes: the browser asks each time."""
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 """Reports have their style and pictures in themselves, and no script."""
 
 
-def make_app(folder: Path, hosts: Collection[str] | None) -> Starlette:
+def make_app(folder: Path, hosts: frozenset[str] | None) -> Starlette:
     """Make the application.
 
     Args:
@@ -76,29 +68,8 @@ def make_app(folder: Path, hosts: Collection[str] | None) -> Starlette:
         *(Route(f"/api/{name}", partial(_answer, function)) for name, function in api.items()),
         Route("/reports/{path:path}", dashboard.report),
     ]
-    allowed = ["*"] if hosts is None else [f"[{host}]" if ":" in host else host for host in hosts]
-    middleware = [
-        Middleware(SafeHeaders),
-        Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False),
-    ]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _refused})
-
-
-class SafeHeaders:
-    """Middleware that adds `HEADERS` to every response, but keeps a policy that the response has of its own."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_safe(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(pair for pair in added if pair[0] not in present)]
-            await send(message)
-
-        await self.app(scope, receive, send_safe)
+    guard = Middleware(Guard, api_key=None, hosts=hosts, count=lambda path, status: None)
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: _refused})
 
 
 class Dashboard:
@@ -207,14 +178,14 @@ def _answer(function: Callable[[Request], Any], request: Request) -> Response:
     content = json.dumps(function(request), allow_nan=False, separators=(",", ":")).encode()
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={"ETag": tag})
-    return Response(content, media_type="application/json", headers={"ETag": tag})
+        return Response(status_code=304, headers=FRESH | {"ETag": tag})
+    return Response(content, media_type="application/json", headers=FRESH | {"ETag": tag})
 
 
 def _asset(assets: dict[str, bytes], request: Request, name: str) -> Response:
     if name not in assets:
         raise HTTPException(404, "no such file")
-    return Response(assets[name], media_type=f"{TYPES[Path(name).suffix]}; charset=utf-8")
+    return Response(assets[name], media_type=TYPES[Path(name).suffix], headers=FRESH)
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -1,15 +1,13 @@
 """`python -m lmcore.dashboard runs/`: show the runs of a folder in the browser while they train."""
 
-import errno
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from lmcore.config import cli
 from lmcore.errors import UserError, command
-from lmcore.serve.command import CONNECTIONS, known_hosts
+from lmcore.serve.listening import bind, known_hosts, server_config, url_of
 
-__all__ = ["listen", "main"]
+__all__ = ["main"]
 
 
 @command
@@ -31,38 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvicorn
 
     from lmcore.dashboard.app import make_app
-    from lmcore.serve.connections import Connection
 
-    with listen(args.host, args.port) as listener:
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"{folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
-        config = uvicorn.Config(
-            make_app(folder, known_hosts(args.host)),
-            http=Connection,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            limit_concurrency=CONNECTIONS,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+    with bind(args.host, args.port) as listener:
+        listener.listen()  # Now, so that the address answers once it is printed.
+        print(f"{folder}: {url_of(listener)}/ (Ctrl-C ends)", flush=True)
+        uvicorn.Server(server_config(make_app(folder, known_hosts(args.host)))).run(sockets=[listener])
     return 0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        UserError: the port is in use or not permitted, or the host is not of this machine.
-    """
-    if not 0 <= port < 2**16:
-        raise UserError(f"--port: found {port}, expected a number from 0 to {2**16 - 1}")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((address[0], port), family=family, backlog=128)
-    except (OSError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port: {port} is in use; end what uses it, or name another port") from None
-        if isinstance(error, OSError) and error.errno == errno.EACCES:
-            raise UserError(f"--port: {port} may not be used by this user; name one from 1024 on") from None
-        raise UserError(f"--host: found {host!r}, expected an address of this machine ({error})") from None

@@ -1,7 +1,6 @@
 """`python -m jaxlm.serve RUN`, or torchlm: serve a run by the API of OpenAI, with a page to try it."""
 
 import asyncio
-import ipaddress
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcore.config import Device, Precision, cli
 from lmcore.errors import UserError
+from lmcore.serve.listening import bind, known_hosts, server_config, url_of
 
 if TYPE_CHECKING:
     from lmcore.serve.app import Settings
@@ -19,22 +19,17 @@ if TYPE_CHECKING:
     from lmcore.serve.scheduler import Scheduler
     from lmcore.serve.served import Served
 
-__all__ = ["bind", "known_hosts", "main", "make_server", "serve"]
+__all__ = ["main", "make_server", "serve"]
 
 KEY = "TWINLM_API_KEY"
 """Environment variable that `--api_key` takes its default from."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that only this machine reaches; only there are the names of Host headers known."""
 RANGES = {
-    "port": (0, 65535),
     "slots": (1, 4096),
     "queue": (0, 1 << 20),
     "max_body": (1, 1 << 30),
     "grace": (0, 3600),
 }
 """Option -> its lowest and its highest value."""
-CONNECTIONS = 1000
-"""Maximum number of open connections; more are answered with 503."""
 
 
 def main(argv: Sequence[str] | None, package: str, make_engine: Callable, make_slots: Callable) -> None:
@@ -104,37 +99,6 @@ def _check(args: Any) -> None:
             raise UserError(f"--{name}: found {args[name]!r}, expected printable ASCII")
 
 
-def known_hosts(host: str) -> frozenset[str] | None:
-    """Return the names that a Host header may have at an address: all, None, where other machines reach it."""
-    name = host.lower()
-    try:
-        loopback = name in LOOPBACK or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        loopback = False
-    return frozenset((*LOOPBACK, name)) if loopback else None
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, but does not listen yet.
-
-    Raises:
-        UserError: the port is in use, or the host is none of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"--host: found {host!r}, expected an address of this machine ({error})") from None
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        raise UserError(f"--port: cannot listen at {host} port {port} ({reason}); choose another") from None
-    return listener
-
-
 def _load(args: Any, package: str, make_engine: Callable) -> "tuple[Any, Served]":
     """Return the engine with the run's weights, and what is served."""
     from lmcore.generate.chat import run_template
@@ -184,31 +148,18 @@ def make_server(served: "Served", scheduler: "Scheduler", settings: "Settings", 
         settings: limits.
         grace: seconds that requests have to finish in at the end.
     """
-    import uvicorn
-
     from lmcore.serve.app import make_app
-    from lmcore.serve.connections import Connection, Server
+    from lmcore.serve.connections import Server
     from lmcore.serve.errors import ApiError
 
     app = make_app(served, scheduler, settings)
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        lifespan="off",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-    )
 
     def stop(over: bool) -> None:
         app.state.service.stopping = True
         if over:
             scheduler.abort(ApiError(503, "the server is stopping"))
 
-    return Server(config, stop, grace)
+    return Server(server_config(app), stop, grace)
 
 
 async def serve(server: "Server", scheduler: "Scheduler", listener: socket.socket, name: str) -> None:
@@ -221,8 +172,7 @@ async def serve(server: "Server", scheduler: "Scheduler", listener: socket.socke
         name: of the model, to print.
     """
     await scheduler.start()
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server.on_started = lambda: print(f"serving {name} at {url}; Ctrl-C ends", file=sys.stderr, flush=True)
+    line = f"serving {name} at {url_of(listener)}; Ctrl-C ends"
+    server.on_started = lambda: print(line, file=sys.stderr, flush=True)
     await server.serve([listener])
     await scheduler.stop()

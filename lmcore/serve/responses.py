@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ __all__ = ["Chat", "Completion", "Format"]
 DONE = "data: [DONE]\n\n"
 
 
-class Format:
+class Format(ABC):
     """How one request is answered; a subclass for each kind of request."""
 
     prefix: str
@@ -65,14 +66,14 @@ class Format:
         head = self._head | {"object": self.chunk, "choices": [], "usage": self._generation.usage}
         return f"data: {json.dumps(head, separators=(',', ':'))}\n\n{DONE}"
 
-    def _content(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _content(self, text: str) -> dict[str, Any]: ...
 
-    def _changes(self, piece: Piece) -> Iterator[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _changes(self, piece: Piece) -> Iterator[str]: ...
 
-    def _logprobs(self, placed: list[Placed]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _logprobs(self, placed: list[Placed]) -> dict[str, Any]: ...
 
     def _logprobs_json(self, piece: Piece) -> str:
         return "null" if piece.choice.options.logprobs is None else json.dumps(self._logprobs(piece.placed))

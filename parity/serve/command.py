@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lmcore.config import Precision, cli
 from lmcore.errors import UserError, command
-from lmcore.serve.command import bind, known_hosts
+from lmcore.serve.listening import bind, known_hosts, server_config, url_of
 from parity.backends import BACKENDS, PAIR
 
 if TYPE_CHECKING:
@@ -69,8 +69,6 @@ def _parser() -> Any:
 
 def _check(args: Any) -> None:
     """Check the options before anything is loaded."""
-    if not 0 <= args.port <= 65535:
-        raise UserError(f"--port: found {args.port}, expected from 0 to 65535")
     allowed = [device for device in BACKENDS["jax"].devices if device in BACKENDS["torch"].devices]
     if args.device not in allowed:
         raise UserError(f"--device: found {args.device!r}, expected one of {', '.join(allowed)}")
@@ -158,21 +156,16 @@ def make_server(served: "Served", lockstep: "Lockstep", check: "Check", hosts: f
         check: the ladder's; it ends with the server.
         hosts: names that a Host header may have; None allows all.
     """
-    import uvicorn
-
-    from lmcore.serve.connections import Connection, Server
+    from lmcore.serve.connections import Server
     from parity.serve.app import make_app
 
     app = make_app(served, lockstep, check, hosts)
-    config = uvicorn.Config(
-        app, http=Connection, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False
-    )
 
     def stop(over: bool) -> None:
         app.state.service.stopping = True
         check.end()
 
-    return Server(config, stop, GRACE)
+    return Server(server_config(app), stop, GRACE)
 
 
 async def serve(server: "Server", check: "Check", listener: socket.socket, name: str) -> None:
@@ -186,9 +179,7 @@ async def serve(server: "Server", check: "Check", listener: socket.socket, name:
     """
 
     def started() -> None:
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(f"serving both twins of {name} at {url}; Ctrl-C ends", file=sys.stderr, flush=True)
+        print(f"serving both twins of {name} at {url_of(listener)}; Ctrl-C ends", file=sys.stderr, flush=True)
         check.start()
 
     server.on_started = started

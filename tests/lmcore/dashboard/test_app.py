@@ -7,8 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from lmcore.dashboard import make_app
-from lmcore.dashboard.app import HEADERS, REPORT_POLICY
-from lmcore.serve.command import known_hosts
+from lmcore.dashboard.app import REPORT_POLICY
+from lmcore.serve.limits import HEADERS
+from lmcore.serve.listening import known_hosts
 from tests.lmcore.dashboard.run_folders import rows, write_run
 
 
@@ -163,8 +164,7 @@ def test_a_report_may_do_nothing_but_show_itself(client: TestClient):
 @pytest.mark.parametrize("path", ["/", "/static/app.js", "/api/runs", "/api/curve", "/absent"])
 def test_every_answer_is_under_a_policy(client: TestClient, path: str):
     answer = client.get(path)
-    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
-    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self';")
+    assert [answer.headers[name.decode()] for name, _ in HEADERS] == [value.decode() for _, value in HEADERS]
 
 
 def test_every_file_that_the_page_asks_for_is_there_and_from_here(client: TestClient):
@@ -198,7 +198,10 @@ def test_this_machine_s_names_are_answered(client: TestClient, host: str):
 @pytest.mark.parametrize("path", ["/", "/api/runs", "/reports/check.html"])
 def test_another_name_is_refused_against_dns_rebinding(client: TestClient, host: str, path: str):
     answer = client.get(path, headers={"Host": host})
-    assert (answer.status_code, answer.text) == (400, "Invalid host header")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(
+        f"Host: found {host!r}, expected one of 127.0.0.1, ::1, localhost"
+    )
 
 
 @pytest.mark.parametrize("header", ["localhost", "127.0.0.1:8001", "[::1]:8001", "127.0.0.2"])

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from lmcore.dashboard import make_app
-from lmcore.dashboard.command import listen
+from lmcore.serve.listening import bind, server_config
 from tests.lmcore.dashboard.run_folders import rows, write_run
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ class Server:
     """Serves a folder in a thread."""
 
     def __init__(self, folder: Path, port: int = 0):
-        self.listener = listen("127.0.0.1", port)
+        self.listener = bind("127.0.0.1", port)
+        self.listener.listen()
         self.port = self.listener.getsockname()[1]
-        config = uvicorn.Config(make_app(folder, None), log_level="warning", lifespan="off", ws="none")
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(server_config(make_app(folder, None)))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
 

@@ -1,4 +1,4 @@
-"""What the command line refuses, before anything is loaded, and where the server listens."""
+"""What the command line refuses, before anything is loaded."""
 
 import socket
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import UserError
-from lmcore.serve.command import KEY, bind, known_hosts, main
+from lmcore.serve.command import KEY, main
 
 
 def nothing(*arguments: object) -> None:
@@ -56,18 +56,6 @@ def test_a_host_that_is_none_is_refused():
     assert "192.0.2.1" in refusal("run", "--host", "192.0.2.1", "--port", "0")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "LOCALHOST", "::1", "127.0.0.2"])
-def test_only_names_of_this_machine_reach_a_loopback_address(host: str):
-    hosts = known_hosts(host)
-    assert hosts is not None
-    assert {"localhost", "127.0.0.1", "::1", host.lower()} == hosts | {host.lower()}
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "box.local"])
-def test_every_name_reaches_another_address(host: str):
-    assert known_hosts(host) is None
-
-
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path):
     assert str(tmp_path / "absent") in refusal(str(tmp_path / "absent"), "--port", "0")
 
@@ -75,16 +63,6 @@ def test_a_run_that_is_not_there_is_refused(tmp_path: Path):
 def test_a_template_that_is_not_there_is_refused(run_of: Callable[[str], Path], tmp_path: Path):
     message = refusal(str(run_of("jax")), "--port", "0", "--template", "absent.jinja")
     assert message.startswith("--template: found no file 'absent.jinja'")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_a_bound_socket_does_not_listen_yet(host: str):
-    try:
-        listener = bind(host, 0)
-    except UserError:
-        pytest.skip(f"{host} is none of this machine")
-    with listener, pytest.raises(ConnectionRefusedError):
-        socket.create_connection(listener.getsockname()[:2], timeout=5)
 
 
 def test_the_environments_key_has_the_name_that_help_tells(capsys: pytest.CaptureFixture[str]):

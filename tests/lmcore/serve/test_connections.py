@@ -212,7 +212,8 @@ def test_at_the_end_of_the_grace_period_streams_end_with_an_error():
 SERVE = """
 import asyncio, sys
 from lmcore.serve.app import Settings
-from lmcore.serve.command import bind, make_server, serve
+from lmcore.serve.command import make_server, serve
+from lmcore.serve.listening import bind
 from lmcore.serve.scheduler import Scheduler
 from tests.lmcore.serve.toy import Toy, make_served
 
