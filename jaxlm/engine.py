@@ -41,6 +41,7 @@ from lmcore.model.flops import peak_flops
 from lmcore.model.init import Weights
 from lmcore.model.lora import is_adapter
 from lmcore.model.memory import check_memory
+from lmcore.model.quantize import WeightFormat, check_format
 from lmcore.run.processes import ALONE, Processes
 
 __all__ = [
@@ -225,7 +226,7 @@ class Engine:
         self._train_step, _ = jit_train_step(self.model, self.mesh)
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._score = jax.jit(partial(score, self.model))
-        self._generators: dict[SampleConfig, Generator] = {}
+        self._generators: dict[tuple[SampleConfig, WeightFormat], Generator] = {}
         self._running: Any = None
         self._base: Params = {}
         """Weights from `load_base` that no state has taken yet: a step donates the memory of its own."""
@@ -389,11 +390,12 @@ class Engine:
         """Return the shapes of a state with their shardings."""
         return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, self._shardings(shapes))
 
-    def generator(self, options: SampleConfig) -> Generator:
+    def generator(self, options: SampleConfig, weights: WeightFormat = "full") -> Generator:
         """Return a generator with the current parameters."""
-        if options not in self._generators:
-            self._generators[options] = Generator(self.model, options, own_mesh(self.mesh))
-        generator = self._generators[options]
-        params = merge(self.state.weights, self.config.model)
+        check_format(weights, self.config.train.precision, self._sharded)
+        if (options, weights) not in self._generators:
+            self._generators[options, weights] = Generator(self.model, options, own_mesh(self.mesh), weights)
+        generator, params = self._generators[options, weights], self.state.weights
+        params = params if weights == "int8" else merge(params, self.config.model)
         generator.load(local(gathered(params, self.mesh)) if self._sharded else params)
         return generator
