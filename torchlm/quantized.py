@@ -20,13 +20,19 @@ __all__ = ["Int8BiasedLinear", "Int8Linear", "int8_decoder"]
 class Int8Linear(nn.Module):
     """A matmul with int8 values, converted in it, without bias; its result is scaled."""
 
+    values: Tensor
+    scales: Tensor
+    for_batch: Tensor | None
+    """The values in the dtype of the matmuls, for many sequences."""
+
     def __init__(self, quantized: Quantized, dtype: torch.dtype, device: torch.device):
         super().__init__()
         values, scales = (torch.from_numpy(array).to(device) for array in quantized)
         kept = keeps_int8(values.shape[1], device, dtype)
-        self.register_buffer("values", values if kept else laid_out(values.to(dtype)), persistent=False)
+        values = values if kept else laid_out(values.to(dtype))
+        self.register_buffer("values", values, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        self.register_buffer("for_batch", None if kept else self.values, persistent=False)
+        self.register_buffer("for_batch", None if kept else values, persistent=False)
         self.dtype = dtype
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
@@ -39,6 +45,8 @@ class Int8Linear(nn.Module):
 
 class Int8BiasedLinear(Int8Linear):
     """A matmul with int8 values, its scale, then a bias."""
+
+    bias: Tensor
 
     def __init__(self, quantized: Quantized, dtype: torch.dtype, device: torch.device, bias: Tensor):
         super().__init__(quantized, dtype, device)

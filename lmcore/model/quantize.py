@@ -39,14 +39,14 @@ def quantize(weight: Float[np.ndarray, "O I"]) -> Quantized:
     weight = weight.astype(np.float32)
     scales = np.max(np.abs(weight), axis=1, initial=0) / np.float32(LARGEST)
     divisors = np.where((scales > 0) & np.isfinite(scales), scales, np.float32(1))
-    # Of the smallest of floats, whose quotient by 127 is rounded to a few bits, values could be larger.
+    # A scale below the normal range of floats has few bits, so that a quotient by it may be larger than 127.
     values = np.nan_to_num(np.rint(weight / divisors[:, None])).clip(-LARGEST, LARGEST)
     return Quantized(values.astype(np.int8), scales)
 
 
-def dequantize(quantized: Quantized) -> Float32[np.ndarray, "O I"]:
-    """Return the weights that the values and scales stand for."""
-    return quantized.values.astype(np.float32) * quantized.scales[:, None]
+def dequantize(quantized: Quantized, dtype: np.dtype) -> Float[np.ndarray, "O I"]:
+    """Return the weights that the values and scales stand for; in float64, without rounding."""
+    return quantized.values.astype(dtype) * quantized.scales[:, None].astype(dtype)
 
 
 def quantized_layers(params: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Quantized]:
