@@ -28,10 +28,9 @@ def test_a_layer_is_its_formula(dtype: str):
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(1)
         x, bias = rng.normal(size=(2, 3, 6)), rng.normal(size=10)
-        plain, weight = layer(Int8Linear, dtype)
-        biased, _ = layer(Int8BiasedLinear, dtype)
+        (plain, weight), (biased, _) = (layer(kind, dtype) for kind in (Int8Linear, Int8BiasedLinear))
         biased.bias = nnx.Param(jnp.asarray(bias))
-        expected = x @ weight
+        expected, bias = x @ weight, bias[None, None]
         tolerance = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 2**-6}[dtype] * np.abs(expected).max()
         found = plain(jnp.asarray(x))
         assert found.dtype == dtype
@@ -52,9 +51,13 @@ def test_a_loop_over_tokens_reads_int8_and_not_floats_converted_before(kind: typ
     made, _ = layer(Int8Linear, "float32", inputs=10)
     module = made if kind is Int8Linear else Linear(10, 10, jnp.dtype("float32"))
 
+    graph, _ = nnx.split(module)
+
     def loop(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        module.kernel = nnx.Param(kernel)
-        return jax.lax.scan(lambda x, _: (jnp.tanh(module(x)), None), x, None, length=3)[0]
+        leaves = {("kernel",): nnx.Param(kernel), ("scale",): nnx.Param(made.scale[...])}
+        names = nnx.to_flat_state(nnx.state(module)).paths
+        merged = nnx.merge(graph, nnx.from_flat_state([(n, leaves[n]) for n in names]))
+        return jax.lax.scan(lambda x, _: (jnp.tanh(merged(x)), None), x, None, length=3)[0]
 
     compiled = jax.jit(loop).lower(made.kernel[...], jnp.ones((1, 10))).compile().as_text()
     body = next(line for line in compiled.splitlines() if re.search(r" = \(.*\) while\(", line))

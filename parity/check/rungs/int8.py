@@ -62,7 +62,14 @@ def _decode(pair: Pair, twin: Twin, rows: np.ndarray) -> np.ndarray:
 
 def _full(pair: Pair, twin: Twin, rows: np.ndarray, layers: dict[str, Quantized]) -> np.ndarray:
     """Return the logits of all decoded tokens by the full forward pass of an ordinary model with these weights."""
-    config = replace(twin.engine.config, model=replace(pair.config.model, tie_embeddings=False, lora=None))
+    config = twin.engine.config
+    # In bfloat16 the weights would be rounded once more.
+    precision = "float32" if pair.dtype == "bfloat16" else pair.dtype
+    model, train = (
+        replace(config.model, tie_embeddings=False, lora=None),
+        replace(config.train, precision=precision),
+    )
+    config = replace(config, model=model, train=train)
     others = {name: array for name, array in pair.start.items() if not is_adapter(name)}
     dtype = others["embed_tokens.weight"].dtype
     kernels = {f"{name}.kernel": dequantize(quantized, dtype).T for name, quantized in layers.items()}
