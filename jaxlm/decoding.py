@@ -129,9 +129,7 @@ class Generator:
     bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
     """
 
-    def __init__(
-        self, model: Model, options: SampleConfig, mesh: Mesh | AbstractMesh, weights: WeightFormat = "full"
-    ):
+    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh | AbstractMesh, weights: WeightFormat = "full"):
         self.options = options
         self.mesh = mesh
         config = replace(model.config, model=replace(model.config.model, tie_embeddings=False, lora=None))

@@ -220,7 +220,6 @@ class Engine:
         self.mesh = make_mesh(config)
         self._check_memory(training=False)
         self.model = Model(config)
-        self._new_opt_state = make_optimizer(config.optim).init
         self._stack = stack_layers if config.model.scan_layers else _unchanged
         self._unstack = partial(unstack_layers, n_layers=config.model.n_layers)
         self._train_step, _ = jit_train_step(self.model, self.mesh)
@@ -300,7 +299,7 @@ class Engine:
                 weight = self.model.initial_weight(name, weights)
                 values[name] = jax.make_array_from_callback(leaf.shape, shardings.weights[name], weight.__getitem__)
         params, frozen = ({name: values[name] for name in names} for names in (self.model.trained, self.model.frozen))
-        opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
+        opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=shardings.opt_state)(params)
         step = jax.make_array_from_callback((), shardings.step, np.zeros((), np.int32).__getitem__)
         self.state = TrainState(step, params, opt_state, frozen)
 
