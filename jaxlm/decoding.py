@@ -11,11 +11,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
-from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding
+from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding, int8_for_decoding
 from jaxlm.functional import Model, Params
 from jaxlm.model import Cache, Decoder
-from jaxlm.sharding import batch_sharding
+from jaxlm.quantized import int8_decoder
+from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import SampleConfig
+from lmcore.model.quantize import WeightFormat
 from lmcore.serve.slots import Sampling
 
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
@@ -127,21 +129,28 @@ class Generator:
     bfloat16 model decodes in float32: XLA would convert its weights and its cache there for every token.
     """
 
-    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh | AbstractMesh):
+    def __init__(self, model: Model, options: SampleConfig, mesh: Mesh | AbstractMesh, weights: WeightFormat = "full"):
         self.options = options
         self.mesh = mesh
         config = replace(model.config, model=replace(model.config.model, tie_embeddings=False, lora=None))
         if model.dtype == jnp.bfloat16 and mesh.abstract_mesh.abstract_device.platform == "cpu":
             config = replace(config, train=replace(config.train, precision="float32"))
-        self.model = Model(config)
         self.params: Params = {}
         self.laid_out: dict[bool, Params] = {}
-        self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="transposed")
+        self._prepare: Callable[..., Params]
+        if weights == "int8":
+            assert isinstance(mesh, Mesh), "int8 values are computed, not traced"
+            self.model = Model(config, int8_decoder)
+            placed = partial(int8_for_decoding, dtype=self.model.dtype, place=replicated(mesh))
+            self._prepare = partial(placed, config=model.config.model)
+        else:
+            self.model = Model(config)
+            self._prepare = jax.jit(partial(for_decoding, dtype=self.model.dtype), static_argnames="transposed")
         self._start = jax.jit(self._traced_start, static_argnums=0)
         self._extend = jax.jit(self._traced_extend, donate_argnums=1)
 
     def load(self, params: Params) -> None:
-        """Decode with these parameters from now on."""
+        """Decode with these parameters from now on; with int8 weights, adapters are merged here."""
         self.params, self.laid_out = params, {}
 
     def weights(self, sequences: int) -> Params:

@@ -41,6 +41,7 @@ from lmcore.model.flops import peak_flops
 from lmcore.model.init import Weights
 from lmcore.model.lora import is_adapter
 from lmcore.model.memory import check_memory
+from lmcore.model.quantize import WeightFormat, check_format
 from lmcore.run.processes import ALONE, Processes
 
 __all__ = [
@@ -219,13 +220,12 @@ class Engine:
         self.mesh = make_mesh(config)
         self._check_memory(training=False)
         self.model = Model(config)
-        self._new_opt_state = make_optimizer(config.optim).init
         self._stack = stack_layers if config.model.scan_layers else _unchanged
         self._unstack = partial(unstack_layers, n_layers=config.model.n_layers)
         self._train_step, _ = jit_train_step(self.model, self.mesh)
         self._eval_step = jax.jit(partial(eval_step, self.model))
         self._score = jax.jit(partial(score, self.model))
-        self._generators: dict[SampleConfig, Generator] = {}
+        self._generators: dict[tuple[SampleConfig, WeightFormat], Generator] = {}
         self._running: Any = None
         self._base: Params = {}
         """Weights from `load_base` that no state has taken yet: a step donates the memory of its own."""
@@ -299,7 +299,7 @@ class Engine:
                 weight = self.model.initial_weight(name, weights)
                 values[name] = jax.make_array_from_callback(leaf.shape, shardings.weights[name], weight.__getitem__)
         params, frozen = ({name: values[name] for name in names} for names in (self.model.trained, self.model.frozen))
-        opt_state = jax.jit(self._new_opt_state, out_shardings=shardings.opt_state)(params)
+        opt_state = jax.jit(make_optimizer(self.config.optim).init, out_shardings=shardings.opt_state)(params)
         step = jax.make_array_from_callback((), shardings.step, np.zeros((), np.int32).__getitem__)
         self.state = TrainState(step, params, opt_state, frozen)
 
@@ -389,11 +389,12 @@ class Engine:
         """Return the shapes of a state with their shardings."""
         return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, self._shardings(shapes))
 
-    def generator(self, options: SampleConfig) -> Generator:
+    def generator(self, options: SampleConfig, weights: WeightFormat = "full") -> Generator:
         """Return a generator with the current parameters."""
-        if options not in self._generators:
-            self._generators[options] = Generator(self.model, options, own_mesh(self.mesh))
-        generator = self._generators[options]
-        params = merge(self.state.weights, self.config.model)
+        check_format(weights, self.config.train.precision, self._sharded)
+        if (options, weights) not in self._generators:
+            self._generators[options, weights] = Generator(self.model, options, own_mesh(self.mesh), weights)
+        generator, params = self._generators[options, weights], self.state.weights
+        params = params if weights == "int8" else merge(params, self.config.model)
         generator.load(local(gathered(params, self.mesh)) if self._sharded else params)
         return generator

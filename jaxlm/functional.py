@@ -3,6 +3,7 @@
 Flax NNX defines the modules; a step splits them once, here, and merges them again at trace time, inside `jax.jit`.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -27,12 +28,13 @@ Params = dict[str, Array]
 class Model:
     """A decoder without parameter values: their names, shapes and initialization, and a call that merges values in."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, change: Callable[[Decoder], Decoder] = add_adapters):
+        """Describe the decoder of a config, changed by a function that replaces some of its layers."""
         self.config = config
         self.dtype = jnp.dtype(config.train.precision)
         parameter_dtype = jnp.promote_types(self.dtype, jnp.float32)
         remat, sequence = config.train.remat, config.parallel.sequence
-        decoder = nnx.eval_shape(lambda: add_adapters(Decoder(config.model, self.dtype, remat, sequence)))
+        decoder = nnx.eval_shape(lambda: change(Decoder(config.model, self.dtype, remat, sequence)))
         self.graph, state = nnx.split(decoder)
         leaves = {".".join(map(str, path)): (path, leaf.get_value().shape) for path, leaf in nnx.to_flat_state(state)}
         self.paths = {name: path for name, (path, _) in leaves.items()}

@@ -61,6 +61,7 @@ DIFFERENCES = {
     },
     "fast/decoding.py": {
         "for_decoding": MODULE,
+        "int8_for_decoding": MODULE,
         "cutoff_by_bits": "XLA's sort is slow on a CPU, torch's is not",
         "Merged": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
         "MergedAttention": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
@@ -70,6 +71,8 @@ DIFFERENCES = {
         "linear": "a kernel is stored input × output in jax, output × input in torch",
         "laid_out": "XLA lays its arrays out itself, but for a transpose",
         **dict.fromkeys(("accumulated", "product"), "XLA gives 16-bit factors' sums in float32, and a rule for them"),
+        "int8_linear": "XLA converts int8 values within its own matmul with one row",
+        "keeps_int8": "XLA converts int8 values within its own matmul with one row",
         "onednn_linear": "torch's own choice of library for a matmul on a CPU is not the fastest; XLA has one",
     },
     "engine.py": {
@@ -118,6 +121,12 @@ DIFFERENCES = {
         "muon_mask": MODULE,
         "make_optimizer": MODULE,
         "apply_updates": MODULE,
+    },
+    "quantized.py": {
+        "Int8Linear": "torch keeps int8 only where it has a matmul for it; XLA converts within any",
+        "Int8BiasedLinear": "torch keeps int8 only where it has a matmul for it; XLA converts within any",
+        "Int8Decoder": "torch's decoder uses the weight of its output head; jax's calls the head",
+        "int8_decoder": MODULE,
     },
     "processes.py": {
         "sum_over_processes": "GSPMD adds these sums to a compiled step; in eager torch they are a call",

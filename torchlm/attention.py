@@ -147,7 +147,7 @@ def _stepwise(
     """Compute `attention` step by step, on tensors B × N × T × H."""
     assert mask is not None
     accumulation = torch.promote_types(q.dtype, torch.float32)
-    mask = mask if mask.dtype != torch.bool else additive(mask, accumulation)
+    mask = mask.to(accumulation) if mask.dtype != torch.bool else additive(mask, accumulation)
     mask = mask.clamp_min(torch.finfo(accumulation).min)  # −∞ would make NaN of a fully masked row
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     with torch.autocast(q.device.type, enabled=False):  # the scores are float32

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from lmcore.config import SampleConfig
+from lmcore.model.quantize import WeightFormat
 from lmcore.serve.slots import Sampling
 from torchlm.fast.decoding import for_decoding
 from torchlm.model import Cache, Decoder
@@ -101,8 +102,8 @@ class Decoding(NamedTuple):
 class Generator:
     """Decodes with `model`; `lmcore.generate.prompting` feeds it."""
 
-    def __init__(self, model: Decoder, options: SampleConfig):
-        self.model = for_decoding(model)
+    def __init__(self, model: Decoder, options: SampleConfig, weights: WeightFormat = "full"):
+        self.model = for_decoding(model, weights)
         self.options = options
 
     @property

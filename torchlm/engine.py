@@ -20,6 +20,7 @@ from lmcore.model.flops import peak_flops
 from lmcore.model.init import Weights, initial_weight
 from lmcore.model.lora import is_adapter
 from lmcore.model.memory import check_memory
+from lmcore.model.quantize import WeightFormat, check_format
 from lmcore.run.mesh import check_mesh, mesh_shape
 from lmcore.run.processes import ALONE, Processes
 from torchlm.checkpoint import restore_state, save_parts, save_state
@@ -310,20 +311,21 @@ class Engine:
             saved = {"scale": float(read["scaler.scale"]), "_growth_tracker": int(read["scaler.growth_tracker"])}
             self.state.scaler.load_state_dict(self.state.scaler.state_dict() | saved)
 
-    def generator(self, options: SampleConfig) -> Generator:
+    def generator(self, options: SampleConfig, weights: WeightFormat = "full") -> Generator:
         """Return a generator with the current parameters."""
+        check_format(weights, self.config.train.precision, self.mesh.sharded)
         if not self.sharding or not self.mesh.sharded:
-            return Generator(self.state.model.eval(), options)
+            return Generator(self.state.model.eval(), options, weights)
         with torch.device("meta"):
             model = Decoder(self.config.model, self.model.dtype)
-        weights = {}
+        params = {}
         for name, part in self._wholes(self.state.params).items():
             assert isinstance(part, DTensor)
             whole = part.full_tensor()
             if self.processes.rank == 0:
-                weights[name] = whole
+                params[name] = whole
         if self.processes.rank == 0:  # the others have nothing to generate with
-            model.load_state_dict(weights, assign=True)
+            model.load_state_dict(params, assign=True)
             model.to(self.device)
         return Generator(model.eval(), options)
 

@@ -2,11 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Num
 
 from jaxlm.functional import Params
+from lmcore.config import ModelConfig
+from lmcore.model.lora import is_adapter
+from lmcore.model.quantize import quantized_layers
 
-__all__ = ["TRANSPOSED", "cutoff_by_bits", "for_decoding"]
+__all__ = ["TRANSPOSED", "cutoff_by_bits", "for_decoding", "int8_for_decoding"]
 
 TRANSPOSED = ".T"
 """Ends the name of a weight that is stored output × input."""
@@ -29,6 +34,34 @@ def for_decoding(params: Params, dtype: jnp.dtype, transposed: bool) -> Params:
     kernels = {name: w.astype(dtype) for name, w in weights.items() if name.endswith("kernel")}
     others = {name: w for name, w in weights.items() if name not in kernels}
     return others | ({name + TRANSPOSED: w.T for name, w in kernels.items()} if transposed else kernels)
+
+
+def int8_for_decoding(
+    params: Params, config: ModelConfig, dtype: jnp.dtype, place: NamedSharding, transposed: bool
+) -> Params:
+    """Return int8 weights with their scales, for `jaxlm.quantized`, and the other parameters.
+
+    XLA on a CPU converts the values within a matmul with one row, and so reads a quarter of the memory of float32. For
+    a matmul with more rows it would write the converted weights to memory for every token; so there they are held in
+    the matmul's dtype, which takes as long as full weights.
+
+    Args:
+        params: the model's parameters, by their own names, and those of adapters.
+        config: of the model.
+        dtype: of the matmuls.
+        place: the devices that decode, each with all weights.
+        transposed: whether to store values output × input, under names that end in TRANSPOSED.
+    """
+    on_cpu = place.mesh.devices.flat[0].platform == "cpu"
+    held = dtype if on_cpu and not transposed else jnp.dtype(jnp.int8)
+    weights = {}
+    for name, (values, scales) in quantized_layers({n: np.asarray(p) for n, p in params.items()}, config).items():
+        weights[f"{name}.scale"] = jax.device_put(scales, place)
+        if transposed:
+            weights[f"{name}.kernel{TRANSPOSED}"] = jax.device_put(values, place)
+        else:
+            weights[f"{name}.kernel"] = jax.device_put(values.T, place).astype(held)
+    return {n: p for n, p in params.items() if not (n.endswith(".kernel") or is_adapter(n))} | weights
 
 
 def cutoff_by_bits(

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmcore.config import Device, Precision, SampleConfig, cli, from_dict
 from lmcore.errors import NotFinite, UserError, printable
+from lmcore.model.quantize import WeightFormat
 
 if TYPE_CHECKING:
     from lmcore.data.tokenizer import Tokenizer
@@ -58,6 +59,12 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
     )
     parser.add_argument("--precision", type=Precision | None, help="Dtype of the matmuls; null takes the run's.")
     parser.add_argument(
+        "--weights",
+        type=WeightFormat,
+        default="full",
+        help="int8 decodes with weights of 8 bits, one scale for each output channel: faster for a single sequence.",
+    )
+    parser.add_argument(
         "--device", type=Device, default="auto", help="Device to run on; auto takes an accelerator if there is one."
     )
     cli.add_no_verify(parser)
@@ -87,14 +94,15 @@ def main(argv: Sequence[str] | None, package: str, make_engine: Callable) -> Non
         template = run_template(checkpoint.run_dir, args.template, verify=not args.no_verify)
     restore_model(engine, config, checkpoint, not args.no_verify)
     if args.chat:
-        generator = Finite(engine.generator(options))
+        generator = Finite(engine.generator(options, args.weights))
         chat = Chat(generator, tokenizer, template, options, config.model.max_seq_len, args.system)
         for prompt in args.prompt or []:
             chat.say(prompt)
         if args.prompt is None:
             chat.interact()
         return
-    writer = Writer(Finite(engine.generator(options)), tokenizer, options, config.model.max_seq_len, args.special)
+    generator = Finite(engine.generator(options, args.weights))
+    writer = Writer(generator, tokenizer, options, config.model.max_seq_len, args.special)
     if args.interactive:
         writer.interact()
     else:

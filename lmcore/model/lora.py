@@ -1,8 +1,12 @@
 """Which parameters a run trains: with `model.lora` those of the adapters, else all."""
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from lmcore.config import ADAPTED, ModelConfig
 
-__all__ = ["adapter_layers", "adapter_size", "is_adapter", "is_trained"]
+__all__ = ["adapter_layers", "adapter_size", "is_adapter", "is_trained", "merged_kernels"]
 
 ADAPTERS = ("lora_A", "lora_B")
 """The two matrices of an adapter, by the names that peft has for them."""
@@ -31,3 +35,19 @@ def adapter_size(model: ModelConfig) -> int:
         return 0
     sides = sum(sum(model.linear_shapes[name]) for name in model.lora.targets)
     return model.n_layers * model.lora.rank * sides
+
+
+def merged_kernels(kernels: Mapping[str, np.ndarray], model: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the kernels of the same model without adapters, W + α/r · A B, with the same rounding for both twins.
+
+    Args:
+        kernels: by dotted name, input × output each, those of the adapters included.
+        model: with its `lora`; without, the kernels are returned as they are.
+    """
+    merged = {name: kernel for name, kernel in kernels.items() if not is_adapter(name)}
+    for layer in adapter_layers(model):
+        # In one layout, since a matmul may sum in another order where a matrix is transposed
+        a, b = (np.ascontiguousarray(kernels[f"{layer}.{name}.kernel"]) for name in ADAPTERS)
+        assert model.lora is not None
+        merged[f"{layer}.kernel"] = merged[f"{layer}.kernel"] + model.lora.scale * (a @ b)
+    return merged

@@ -15,6 +15,7 @@ from lmcore.data.packing import packed_windows
 from lmcore.errors import UserError
 from lmcore.generate import prompting
 from lmcore.model.init import Weights
+from lmcore.model.quantize import WeightFormat
 from lmcore.run.processes import ALONE, Processes
 from lmcore.run.trackers import Row
 
@@ -75,7 +76,7 @@ class Engine(Protocol):
     def restore(self, folder: Path, optimizer: bool = True) -> None:
         """Load what `save` has saved; `optimizer=False` skips the optimizer state, to evaluate or generate."""
 
-    def generator(self, options: SampleConfig) -> prompting.Generator:
+    def generator(self, options: SampleConfig, weights: WeightFormat = "full") -> prompting.Generator:
         """Return a generator of text with the current weights; all processes call it, and the first may use it."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from lmcore.config import Config, Precision, SampleConfig
 from lmcore.data.marks import token_ids
 from lmcore.generate.prompting import write_tokens
+from lmcore.model.quantize import Quantized, WeightFormat
 from lmcore.optim.schedule import learning_rate
 from lmcore.serve.slots import Sampling, Slots
 from parity.arrays import Arrays
@@ -156,7 +157,12 @@ class Twin(Protocol):
     def slots(self, count: int, size: int) -> Slots:
         """Return a cache for `count` sequences of at most `size` tokens, which join and leave."""
 
-    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
+    def int8_layers(self) -> dict[str, Quantized]:
+        """Return dotted name of each linear layer -> the weights that a generator with int8 weights decodes with."""
+
+    def decode(
+        self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int, weights: WeightFormat = "full"
+    ) -> np.ndarray:
         """Return the logits B S V after the prompt and after each further token, with the KV cache.
 
         Args:
@@ -164,6 +170,7 @@ class Twin(Protocol):
             pads: number of padding positions of each sequence, B.
             prompt: number of positions of the prefill.
             size: number of slots of the cache.
+            weights: form of the generator's weights.
         """
 
 

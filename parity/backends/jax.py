@@ -23,11 +23,13 @@ import jaxlm.model
 import jaxlm.slots
 from jaxlm.decoding import Generator
 from jaxlm.engine import TrainState
+from jaxlm.fast.decoding import TRANSPOSED
 from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
 from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import Config, SampleConfig
+from lmcore.model.quantize import Quantized, WeightFormat
 from lmcore.serve.slots import Sampling
 from parity.arrays import Arrays
 from parity.backends import BACKENDS
@@ -163,13 +165,20 @@ class JaxTwin:
     def slots(self, count: int, size: int) -> jaxlm.slots.Slots:
         return jaxlm.slots.Slots(self.engine, count, size)
 
-    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
-        generator = self.engine.generator(SampleConfig())
-        weights = generator.weights(len(tokens))
-        logits, cache = self._start(generator, weights, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
+    def int8_layers(self) -> dict[str, Quantized]:
+        weights, end = self.engine.generator(SampleConfig(), "int8").weights(1), f".kernel{TRANSPOSED}"
+        names = [name.removesuffix(end) for name in weights if name.endswith(end)]
+        return {n: Quantized(*(np.asarray(weights[n + kind]) for kind in (end, ".scale"))) for n in names}
+
+    def decode(
+        self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int, weights: WeightFormat = "full"
+    ) -> np.ndarray:
+        generator = self.engine.generator(SampleConfig(), weights)
+        params = generator.weights(len(tokens))
+        logits, cache = self._start(generator, params, jnp.asarray(tokens[:, :prompt]), jnp.asarray(pads), size)
         decoded = [logits]
         for position in range(prompt, tokens.shape[1]):
-            logits, cache = self._extend(generator, weights, jnp.asarray(tokens[:, position : position + 1]), cache)
+            logits, cache = self._extend(generator, params, jnp.asarray(tokens[:, position : position + 1]), cache)
             decoded.append(logits)
         return np.stack([np.asarray(logits) for logits in decoded], axis=1)
 

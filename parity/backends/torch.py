@@ -16,6 +16,7 @@ import torchlm.loss
 import torchlm.model
 import torchlm.slots
 from lmcore.config import Config, SampleConfig
+from lmcore.model.quantize import Quantized, WeightFormat
 from lmcore.serve.slots import Sampling
 from parity.arrays import Arrays
 from parity.backends import BACKENDS
@@ -25,8 +26,10 @@ from parity.convert.moments import TORCH, Moments, torch_key
 from parity.convert.names import numpy_to_torch, torch_to_numpy
 from parity.taps import Taps
 from torchlm.device import to_device
+from torchlm.fast.decoding import Merged
 from torchlm.model import Decoder
 from torchlm.positions import NoPositions
+from torchlm.quantized import Int8Linear
 
 __all__ = ["TorchTwin"]
 
@@ -135,9 +138,28 @@ class TorchTwin:
     def slots(self, count: int, size: int) -> torchlm.slots.Slots:
         return torchlm.slots.Slots(self.engine, count, size)
 
+    def int8_layers(self) -> dict[str, Quantized]:
+        model, layers = self.engine.generator(SampleConfig(), "int8").model, {}
+        for name, layer in model.named_modules():
+            if not isinstance(layer, Int8Linear):
+                continue
+            values = layer.values.to_dense() if layer.values.is_mkldnn else layer.values
+            values, scales = values.to("cpu", torch.int8), layer.scales.cpu()
+            owner, _, leaf = name.rpartition(".")
+            names, widths = [name], [len(scales)]
+            if leaf == "merged":
+                parts = model.get_submodule(owner)
+                assert isinstance(parts, Merged)
+                names, widths = [f"{owner}.{part}" for part in parts.names], parts.widths
+            for part, *arrays in zip(names, values.split(widths), scales.split(widths), strict=True):
+                layers[part] = Quantized(*(array.contiguous().numpy() for array in arrays))
+        return layers
+
     @torch.inference_mode()
-    def decode(self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int) -> np.ndarray:
-        model = self.engine.generator(SampleConfig()).model
+    def decode(
+        self, tokens: np.ndarray, pads: np.ndarray, prompt: int, size: int, weights: WeightFormat = "full"
+    ) -> np.ndarray:
+        model = self.engine.generator(SampleConfig(), weights).model
         cache = model.empty_cache(torch.from_numpy(pads).to(self.engine.device), size)
         logits, cache = model.decode(self._place(tokens[:, :prompt]), cache)
         decoded = [logits]

@@ -6,16 +6,19 @@ gain nothing, and separate layers have the names that every Llama shares.
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
+from lmcore.model.quantize import Quantized, WeightFormat, quantized_layers
 from torchlm.fast.linear import laid_out
 from torchlm.lora import merge
 from torchlm.mlps import GatedMLP
 from torchlm.model import Attention, Decoder
 from torchlm.norms import NoNorm
+from torchlm.quantized import Int8Decoder, int8_decoder
 
 __all__ = ["for_decoding"]
 
@@ -68,19 +71,26 @@ MERGED = {Attention: MergedAttention, GatedMLP: MergedGatedMLP}
 """Module -> what replaces it in decoding; a module with a single layer on its input stays."""
 
 
-def for_decoding(model: Decoder) -> Decoder:
+def for_decoding(model: Decoder, weights: WeightFormat = "full") -> Decoder:
     """Return a copy whose weights are laid out for the matmuls of decoding, which read each of them once per token.
 
-    Matmuls with the same input are one, with weights in `dtype` already and laid out for the machine. The output head
-    has its own copy.
+    Matmuls with the same input are one, with weights in `dtype` already and laid out for the machine, or int8. The
+    output head has its own copy.
     """
     config = replace(model.config, tie_embeddings=False, lora=None)
     with torch.device("meta"):
-        copy = Decoder(config, model.dtype)
+        copy = (Int8Decoder if weights == "int8" else Decoder)(config, model.dtype)
         for block in copy.layers:
             for name in ("self_attn", "mlp"):
                 kind = type(block.get_submodule(name))
                 setattr(block, name, MERGED.get(kind, kind)(config))
+    prepared = _int8(model, copy) if isinstance(copy, Int8Decoder) else _full(model, copy)
+    copy.load_state_dict(prepared, assign=True)
+    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()
+
+
+def _full(model: Decoder, copy: Decoder) -> dict[str, Tensor]:
+    """Return the copy's parameters."""
     weights = merge({name: p.detach() for name, p in model.named_parameters()}, model.config)
     weights["lm_head.weight"] = model.head.detach()
     for name, module in copy.named_modules():
@@ -89,5 +99,27 @@ def for_decoding(model: Decoder) -> Decoder:
                 weights[f"{name}.merged.{kind}"] = torch.cat([weights.pop(f"{name}.{n}.{kind}") for n in module.names])
         elif isinstance(module, nn.Linear):
             weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(model.dtype))
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()
+    return weights
+
+
+def _int8(model: Decoder, copy: Int8Decoder) -> dict[str, Tensor]:
+    """Replace the copy's linear layers by such with int8 weights, and return its other parameters."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    arrays, weights = {}, {}
+    for name, p in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        if layer in linear and kind == "weight":
+            arrays[f"{layer}.kernel"] = p.detach().cpu().numpy().T
+        else:
+            weights[name] = p.detach()
+    arrays["embed_tokens.weight"] = weights["embed_tokens.weight"].cpu().numpy()
+    layers = quantized_layers(arrays, model.config)
+    for name, module in copy.named_modules():
+        if isinstance(module, Merged):
+            names = [f"{name}.{n}" for n in module.names]
+            parts = [layers.pop(n) for n in names]
+            layers[f"{name}.merged"] = Quantized(*map(np.concatenate, zip(*parts, strict=True)))
+            biases = [weights.pop(f"{n}.bias") for n in names if f"{n}.bias" in weights]
+            weights |= {f"{name}.merged.bias": torch.cat(biases)} if biases else {}
+    int8_decoder(copy, layers, weights)
+    return weights

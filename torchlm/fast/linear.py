@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
-__all__ = ["laid_out", "linear", "matmul"]
+__all__ = ["MAX_INT8_ROWS", "int8_linear", "keeps_int8", "laid_out", "linear", "matmul"]
 
 ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name)
@@ -20,6 +20,12 @@ ONEDNN = torch.backends.mkldnn.is_available() and all(
 CPU_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether oneDNN has bfloat16 matmuls here, for which a processor needs AVX-512. Torch's own take fifty times as long,
 so without, bfloat16 factors are multiplied in float32, which is exact, and the sums rounded."""
+INT8 = hasattr(torch.ops.aten, "_weight_int8pack_mm")
+"""Whether torch has a matmul that converts int8 weights as it reads them; fast on a CPU for bfloat16 activations."""
+INT8_INPUTS = 16
+"""Of a number of inputs that this does not divide, that matmul would read past the end."""
+MAX_INT8_ROWS = 4
+"""Rows up to which that matmul is faster than one with bfloat16 weights."""
 MIN_ROWS = 64
 """Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
 
@@ -60,6 +66,37 @@ def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         weight = weight.contiguous()
         return torch.ops.mkldnn._reorder_linear_weight(weight) if CPU_BFLOAT16 else weight
     return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
+
+
+def keeps_int8(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether `int8_linear` reads int8 weights faster than weights that were converted to `dtype` before.
+
+    Args:
+        inputs: number of inputs of the layer.
+        device: of the matmul.
+        dtype: of the matmul.
+    """
+    return INT8 and CPU_BFLOAT16 and inputs % INT8_INPUTS == 0 and device.type == "cpu" and dtype == torch.bfloat16
+
+
+def int8_linear(
+    x: Float[Tensor, "*B I"], values: Shaped[Tensor, "O I"], scales: Float32[Tensor, " O"]
+) -> Float[Tensor, "*B O"]:
+    """Return (x valuesᵀ) · scales, in x's dtype; the matmul is rounded to it before it is scaled.
+
+    Args:
+        x: activations.
+        values: from -127 to 127, as int8 or converted to x's dtype.
+        scales: of the output channels.
+    """
+    inputs = x.shape[-1]
+    rows = x.numel() // inputs
+    if values.dtype == torch.int8 and rows <= MAX_INT8_ROWS and keeps_int8(inputs, x.device, x.dtype):
+        ones = x.new_ones(len(values))  # the operator would take the scales in bfloat16 alone
+        y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), values, ones).view(*x.shape[:-1], -1)
+    else:
+        y = linear(x, values.to(x.dtype) if values.dtype == torch.int8 else values)
+    return (y * scales).to(x.dtype)
 
 
 @torch.library.custom_op("twinlm::onednn_linear", mutates_args=())

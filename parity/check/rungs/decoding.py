@@ -13,6 +13,7 @@ from lmcore.generate.prompting import complete, draw_uniforms, write_tokens
 from parity.backends.base import Pair, Twin, generate
 from parity.check.result import Result, distributions, judge
 from parity.check.rungs.base import Options
+from parity.check.rungs.int8 import int8
 from parity.check.rungs.sampling import choices, possible_tokens
 from parity.check.rungs.slots import slots
 from parity.difference import difference
@@ -51,6 +52,7 @@ def decoding(pair: Pair, options: Options) -> Iterator[Result]:
     for what, temperature in (("greedy text", 0.0), ("sampled text", 1.0)):
         yield _decoded_text(pair, what, SampleConfig(temperature=temperature, max_tokens=32), rows, error)
     yield from slots(pair)
+    yield from int8(pair)
     for twin in pair:
         yield _sliding(pair, twin, rows, error)
     yield _stopping(pair, rows)

@@ -268,6 +268,7 @@ MUTANTS = (
     Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
     Mutant("one length for all", "jax", 8, patch("jaxlm.model.write", decoding.one_length)),
     Mutant("options of the neighbour", "torch", 8, patch("torchlm.slots.choose_tokens", decoding.neighbours_options)),
+    Mutant("int8 scale per tensor", "torch", 8, patch("torchlm.fast.decoding.quantized_layers", decoding.per_tensor)),
     Mutant("adapters merged unscaled", "jax", 8, patch("jaxlm.engine.merge", lora.merged_unscaled), lora=True),
     Mutant("moments not saved", "torch", 10, patch("torchlm.engine.save_state", run.drops_moments)),
     Mutant("moments restored as zeros", "jax", 10, patch("jaxlm.engine.restore_state", run.zeroes_moments)),

@@ -116,3 +116,8 @@ def test_a_terminal_gets_no_control_characters(terminal: bool, tokenizer: Tokeni
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     writer(tokenizer, Echo()).write(["\x1b[2Jé\ta\r"])
     assert capsys.readouterr().out == ("\\x1b[2Jé\ta\\r!!!\n" if terminal else "\x1b[2Jé\ta\r!!!\n")
+
+
+def test_another_form_of_weights_is_one_line():
+    with pytest.raises(UserError, match="--weights: found 'int9', expected one of full, int8"):
+        generation.main(["runs/none", "--weights", "int9"], "package", lambda config: None)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lmcore.model.quantize import Quantized, dequantize, quantize
+
 
 def blind_to_itself(causal_mask: Any) -> Any:
     """A decoded token does not attend to its own position."""
@@ -34,6 +36,19 @@ def neighbours_options(choose_tokens: Any) -> Any:
         return choose_tokens(
             logits, uniforms, options._replace(**{k: np.roll(v, 1) for k, v in options._asdict().items()})
         )
+
+    return faulty
+
+
+def per_tensor(quantized_layers: Any) -> Any:
+    """The int8 weights of a layer have one scale for all output channels."""
+
+    def faulty(*args: Any) -> Any:
+        layers = {}
+        for name, quantized in quantized_layers(*args).items():
+            whole = quantize(dequantize(quantized, np.dtype(np.float32)).reshape(1, -1))
+            layers[name] = Quantized(whole.values.reshape(quantized.values.shape), 0 * quantized.scales + whole.scales)
+        return layers
 
     return faulty
 

@@ -9,6 +9,7 @@ from lmcore.config import SampleConfig
 from lmcore.data import tokenizer as tokenizers
 from lmcore.data.tokenizer import Tokenizer
 from lmcore.generate.prompting import write_tokens
+from lmcore.model.quantize import quantize
 from parity.check.selftest.faults import decoding
 from torchlm.model import causal_mask
 
@@ -81,3 +82,9 @@ def test_only_the_end_of_text_stops_a_sequence():
     decoding.one_stop(Tokenizer.__init__)(faulty, healthy.inner, healthy.inner.id_to_token(healthy.eot_id), names)
     assert faulty.stop_ids == {healthy.eot_id}
     assert Tokenizer(healthy.inner, healthy.inner.id_to_token(healthy.eot_id), names).stop_ids == {5, healthy.eot_id}
+
+
+def test_a_layer_has_one_scale():
+    layers = decoding.per_tensor(lambda weight: {"a": quantize(weight)})(np.array([[1.0, 2.0], [127.0, 254.0]]))
+    assert layers["a"].scales.tolist() == [2, 2]
+    assert layers["a"].values.tolist() == [[1, 1], [64, 127]]
