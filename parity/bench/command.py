@@ -1,4 +1,4 @@
-"""`python -m parity.bench`: time the twins and transformers on this machine.
+"""`python -m parity.bench`: time the twins, and other packages' Llamas, on this machine.
 
 Exit code 0: measured. 1: the implementations do not compute the same, so nothing was timed. 2: a mistake on the
 command line.
@@ -81,7 +81,6 @@ and about Llama 3.2 1B's with a smaller vocabulary."""
 MODES = ("train", "generate", "serve", "prepare", "startup")
 COMPUTING = ("train", "generate", "serve")
 """Modes of a model in some dtype."""
-PEERS = {"hf": ("transformers", "transformers-compiled")}
 TWINS = ("jaxlm", "torchlm", "torchlm-compiled")
 
 
@@ -127,6 +126,8 @@ class Plan:
     parts: list[tuple[str, str]]
     """Mode and dtype of each part; no dtype where there is no matmul."""
     implementations: list[str]
+    peer_versions: dict[str, str]
+    """Package of a peer -> version."""
     options: "Options"
 
 
@@ -146,13 +147,18 @@ def _parser(shape: Shape | None) -> Any:
     parser = cli.command_parser(
         "python -m parity.bench",
         "Time jaxlm and torchlm in turns: training, generation, the server, preparing text, starting.",
-        "[--shape NAME | --config FILE] [--mode MODE ...] [--dtype TYPE ...] [--peers hf] [--compare OLD.json]",
+        "[--shape NAME | --config FILE] [--mode MODE ...] [--dtype TYPE ...] [--peers NAME ...] [--compare OLD.json]",
     )
     cli.add_config(parser)
     parser.add_argument("--shape", type=str, default="15m", help=f"Model and batch: {', '.join(SHAPES)}.")
     parser.add_argument("--mode", type=list[str], default=["train", "generate"], help=f"Any of {', '.join(MODES)}.")
     parser.add_argument("--dtype", type=list[str], default=["float32", "bfloat16"], help="Types of matmuls.")
-    parser.add_argument("--peers", type=list[str], default=[], help="hf: also transformers' Llama of the same shape.")
+    parser.add_argument(
+        "--peers", type=list[str], default=[], help="Also these packages' Llamas: hf (transformers), keras, litgpt."
+    )
+    parser.add_argument(
+        "--peer_python", type=list[str], default=[], help="PEER=PATH: the Python of an environment that has its packages."
+    )
     parser.add_argument(
         "--only", type=list[str] | None, help="Implementations to time, such as torchlm transformers; null: all."
     )
@@ -192,20 +198,11 @@ def _plan(args: Any) -> Plan:
         raise UserError(f"parity.bench needs jax and torch, found no {' and no '.join(missing)}; run: {hint}")
     dtypes = _known("--dtype", args.dtype, get_args(Precision))
     modes = _known("--mode", args.mode, MODES)
-    peers = [name for peer in _known("--peers", args.peers, PEERS) for name in PEERS[peer]]
-    if peers and find_spec("transformers") is None:
-        raise UserError("--peers: found 'hf', but transformers is not installed; pip install transformers")
-    for dtype in dtypes if peers else []:
-        if dtype not in ("float32", "bfloat16"):
-            raise UserError(f"--dtype: found {dtype!r} with --peers hf, expected float32 or bfloat16")
-    implementations = [*TWINS, *peers]
-    if args.only is not None:
-        implementations = [name for name in implementations if name in _known("--only", args.only, implementations)]
+    implementations, pythons, peer_versions = _peers(args, dtypes)
     for mode in modes:
         if mode != "prepare" and not any(mode in IMPLEMENTATIONS[name] for name in implementations):
-            able = ", ".join(name for name in (*TWINS, *peers) if mode in IMPLEMENTATIONS[name])
+            able = ", ".join(name for name in (*TWINS, *pythons) if mode in IMPLEMENTATIONS[name])
             raise UserError(f"--only: found {' '.join(args.only)}, expected for --mode {mode} any of {able}")
-    implementations.append("matmul")
     for option, found, minimum in (
         ("--rounds", args.rounds, 1),
         ("--turn_steps", args.turn_steps, 0),
@@ -219,8 +216,8 @@ def _plan(args: Any) -> Plan:
             raise UserError(f"--prompts: found {word!r}, expected numbers such as 1 32")
     values = args.as_dict()
     config = from_dict(Config, {name: values[name] for name in configs.GROUPS})
-    if peers and config.optim.name != "adamw":
-        raise UserError(f"optim.name: found {config.optim.name!r} with --peers hf, expected adamw")
+    if pythons and config.optim.name != "adamw":
+        raise UserError(f"optim.name: found {config.optim.name!r} with --peers, expected adamw")
     vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
     shape = SHAPES[args.shape]
     own = not args.config and vocab_size == shape.fields["model.vocab_size"]
@@ -228,16 +225,41 @@ def _plan(args: Any) -> Plan:
         config=replace(config, model=replace(config.model, vocab_size=vocab_size, dropout=0.0)),  # draws differ
         generate_vocab=(own and shape.generate_vocab) or vocab_size,
         parts=[(mode, dtype) for mode in modes for dtype in (dtypes if mode in COMPUTING else [""])],
-        implementations=implementations,
+        implementations=[*implementations, "matmul"],
+        peer_versions=peer_versions,
         options=Options(
             rounds=args.rounds,
             turn_steps=args.turn_steps,
             batches=tuple(map(int, args.prompts)),
             prompt_tokens=args.prompt_tokens,
             requests=args.requests,
+            pythons=pythons,
             alone=config.train.device != "cpu" and shutil.which("nvidia-smi") is not None,
         ),
     )
+
+
+def _peers(args: Any, dtypes: Sequence[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Return which implementations to time, the interpreter of each peer's, and the versions of the peers' packages.
+
+    Raises:
+        UserError: a peer is unknown or not installed, or lacks a type; or `--only` names what there is not.
+    """
+    from parity.bench.peers import PEERS, interpreters, peer_versions
+
+    peers = _known("--peers", args.peers, PEERS)
+    for dtype in dtypes if peers else []:
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"--dtype: found {dtype!r} with --peers, expected float32 or bfloat16")
+    chosen = interpreters(args.peer_python, peers)
+    pythons = {name: chosen[peer] for peer in peers for name in PEERS[peer].implementations}
+    every = [*TWINS, *pythons]
+    wanted = every if args.only is None else _known("--only", args.only, every)
+    versions: dict[str, str] = {}
+    for peer in peers:
+        if any(name in wanted for name in PEERS[peer].implementations):
+            versions |= peer_versions(peer, chosen[peer])
+    return [name for name in every if name in wanted], pythons, versions
 
 
 def _measure(mode: str, dtype: str, plan: Plan, say: Callable[[str], None]) -> "list[Measure]":
@@ -286,7 +308,7 @@ def _empty_report(words: Sequence[str], plan: Plan) -> "Report":
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         settings=settings,
         machine=machine(),
-        versions=versions(),
+        versions=versions() | plan.peer_versions,
         flags=variables(),
         measures=[],
     )

@@ -1,4 +1,4 @@
-"""The implementations of a benchmark: each twin, transformers, and a bare matmul, all driven the same way.
+"""The implementations of a benchmark: each twin, the peers, and a bare matmul, all driven the same way.
 
 An implementation trains by `step`, generates by `generate`, and `wait` returns when the device has nothing left to do.
 A framework is loaded only when one of its implementations is made, in the process of `parity.bench.worker`.
@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lmcore.config import Config
 from lmcore.generate.prompting import Generator, write_tokens
 from lmcore.model.flops import peak_flops
 from parity.bench.base import SHOWN, Implementation, step_flops, torch_device_bytes, wait_for_torch
+from parity.bench.peers import peer_of
 
 __all__ = ["make_implementation"]
 
@@ -28,17 +30,17 @@ def make_implementation(name: str, config: Config, mode: str) -> Implementation:
         config: shape of the model and batch.
         mode: train or generate; the optimizer is there for train only.
     """
-    kind, _, compiled = name.partition("-")
-    config = replace(config, train=replace(config.train, compile=bool(compiled)))
+    kind, _, variant = name.partition("-")
+    config = replace(config, train=replace(config.train, compile=variant == "compiled"))
     if kind == "jaxlm":
         return JaxImplementation(config, mode)
     if kind == "torchlm":
         return TorchImplementation(config, mode)
     if kind == "matmul":
         return Matmul(config)
-    from parity.bench.peer import TransformersImplementation
-
-    return TransformersImplementation(config, mode)
+    peer = peer_of(name)
+    assert peer is not None, name
+    return resolve_name(peer.make)(name, config, mode)
 
 
 class Timed:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.errors import UserError
+from parity.bench.peers import PEERS
 from parity.bench.report import Measure, generation_name
 from parity.bench.rounds import Options, Process, started, take_turns
 
@@ -18,8 +19,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "jaxlm": ("train", "generate", "serve", "startup"),
     "torchlm": ("train", "generate", "serve", "startup"),
     "torchlm-compiled": ("train",),
-    "transformers": ("train", "generate"),
-    "transformers-compiled": ("train",),
+    **{name: modes for peer in PEERS.values() for name, modes in peer.implementations.items()},
     "matmul": ("train",),
 }
 """Implementation -> modes that it takes part in; matmul is a bare matmul, whose rate is the peak."""

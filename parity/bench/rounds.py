@@ -12,9 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Options:
     """Requests to the server in a turn."""
     alone: bool
     """Whether the implementations follow one another instead of taking turns."""
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    """Implementation -> Python interpreter, where it is not this process's."""
     say: Callable[[str], None] = lambda line: None
     """Told what is going on."""
 
@@ -50,12 +52,21 @@ class Options:
 class Process:
     """An implementation in a process of its own."""
 
-    def __init__(self, implementation: str, mode: str, config: Config, folder: Path):
+    def __init__(self, implementation: str, mode: str, config: Config, folder: Path, python: str = sys.executable):
+        """Start it.
+
+        Args:
+            implementation: one of `parity.bench.modes.IMPLEMENTATIONS`.
+            mode: train or generate.
+            config: shape of the model and batch.
+            folder: for its log and the caches of compilers.
+            python: interpreter whose environment has the packages.
+        """
         self.implementation = implementation
         self.log = folder / f"{implementation}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "parity.bench.worker"],
+                [python, "-m", "parity.bench.worker"],
                 env=environment(mode, folder / f"{implementation}-cache"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -127,7 +138,8 @@ def started(implementations: Sequence[str], mode: str, config: Config, options: 
         options.say(f"starting {', '.join(implementations)}")
         processes = []
         for implementation in implementations:
-            processes.append(Process(implementation, mode, config, Path(folder)))
+            python = options.pythons.get(implementation, sys.executable)
+            processes.append(Process(implementation, mode, config, Path(folder), python))
             stack.callback(processes[-1].end)
         for process in processes:
             process.made()
