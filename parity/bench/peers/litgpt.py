@@ -6,7 +6,7 @@ timed. Generation is its `generate_fn`, or for several prompts its `batched_gene
 """
 
 import time
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class LitGPT(TorchPeer):
         super().__init__(config)
         model = initial_gpt(config)
         if mode != "train":
+            self.drawn = sampling(config)
             self.model = model.to(self.torch_device, self.dtype).eval()
             return
         precision: Any = "32-true" if self.dtype == torch.float32 else "bf16-mixed"
@@ -73,31 +74,39 @@ class LitGPT(TorchPeer):
         return self.model(tokens)
 
     def generate(self, prompts: np.ndarray) -> tuple[float, float]:
-        """As `GeneratingImplementation` says; the first token, sampled with the prefill, counts as decoded.
-
-        Raises:
-            UserError: its sampling has no such rule.
-        """
-        from litgpt.generate.base import batched_generate_fn, generate_fn
-
-        sample = self.config.sample
-        if sample.min_p:
-            raise UserError(f"sample.min_p: found {sample.min_p}, expected 0 to be timed beside LitGPT")
-        drawn = {"temperature": sample.temperature, "top_k": sample.top_k or None, "top_p": sample.top_p}
-        tokens = self.prompts(prompts)
-        count, length = tokens.shape
-        self.model.max_seq_length = length + sample.max_tokens
-        self.model.set_kv_cache(count, device=self.torch_device, dtype=self.dtype)
-        if count == 1:
-            run: Any = partial(generate_fn, self.model, tokens[0], **drawn)
-        else:
-            run = partial(batched_generate_fn, self.model, tokens, sample_args=drawn)
-        for tokens_out in (CHUNK, sample.max_tokens):
+        """As `GeneratingImplementation` says; the first token, sampled with the prefill, counts as decoded."""
+        whole = self.config.sample.max_tokens
+        self.model.max_seq_length = prompts.shape[1] + max(CHUNK, whole)
+        self.model.set_kv_cache(len(prompts), device=self.torch_device, dtype=self.dtype)
+        for count in (CHUNK, whole):
             times = [time.perf_counter()]
-            for _ in run(max_returned_tokens=length + tokens_out, include_prompt=False, include_eos=True):
-                times.append(time.perf_counter())
+            times += [time.perf_counter() for _ in self.write(prompts, count)]
             self.wait()
         return times[1] - times[0], time.perf_counter() - times[1]
+
+    def write(self, prompts: np.ndarray, count: int) -> Iterator[Any]:
+        """Yield the next token of the prompt or, of several, of each of them, `count` times."""
+        from litgpt.generate.base import batched_generate_fn, generate_fn
+
+        tokens = self.prompts(prompts)
+        length: dict[str, Any] = {"max_returned_tokens": tokens.shape[1] + count}
+        length |= {"include_prompt": False, "include_eos": True}
+        if len(tokens) == 1:
+            yield from generate_fn(self.model, tokens[0], **length, **self.drawn)
+        else:
+            yield from batched_generate_fn(self.model, tokens, **length, sample_args=self.drawn)
+
+
+def sampling(config: Config) -> dict[str, Any]:
+    """Return the arguments of LitGPT's `sample`.
+
+    Raises:
+        UserError: it has no such sampling.
+    """
+    sample = config.sample
+    if sample.temperature and sample.min_p:
+        raise UserError(f"sample.min_p: found {sample.min_p}, expected 0.0 to be timed beside LitGPT")
+    return {"temperature": sample.temperature, "top_k": sample.top_k or None, "top_p": sample.top_p}
 
 
 def initial_gpt(config: Config) -> Any:
