@@ -18,6 +18,12 @@ from parity.bench.rounds import Options, environment, started
 ROOT = Path(__file__).parents[4]
 
 
+@pytest.fixture(autouse=True)
+def as_without_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps from the peers what our own tests ask of JAX."""
+    monkeypatch.delenv("JAX_NUMPY_RANK_PROMOTION", raising=False)
+
+
 @pytest.fixture
 def pythons() -> Callable[..., dict[str, str]]:
     """Finds implementations' interpreters: of `.venv-PEER` in the repository, or this one. Skips where neither has it."""
@@ -82,7 +88,7 @@ import numpy as np
 from lmcore.config import Config, from_dict
 from parity.bench.implementations import make_implementation
 made = make_implementation({implementation!r}, from_dict(Config, json.loads(sys.argv[1])), "generate")
-prompts = np.arange(14, dtype=np.int32).reshape(2, 7)
+prompts = np.arange(1, 15, dtype=np.int32).reshape(2, 7)  # 0 pads in transformers
 {lines}
 print(json.dumps(answer))
 """
