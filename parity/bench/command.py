@@ -157,7 +157,10 @@ def _parser(shape: Shape | None) -> Any:
         "--peers", type=list[str], default=[], help="Also these packages' Llamas: hf (transformers), keras, litgpt."
     )
     parser.add_argument(
-        "--peer_python", type=list[str], default=[], help="PEER=PATH: the Python of an environment that has its packages."
+        "--peer_python",
+        type=list[str],
+        default=[],
+        help="PEER=PATH: Python of an environment that has its packages.",
     )
     parser.add_argument(
         "--only", type=list[str] | None, help="Implementations to time, such as torchlm transformers; null: all."

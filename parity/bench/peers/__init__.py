@@ -107,7 +107,6 @@ def peer_versions(name: str, python: str) -> dict[str, str]:
     versions = json.loads(done.stdout)
     if missing := [package for package in peer.packages if package not in versions]:
         where = f" in the environment of {python}" if elsewhere else ""
-        raise UserError(
-            f"--peers {name}: found no package {missing[0]}{where}, expected {' and '.join(peer.packages)}; {peer.remedy}"
-        )
+        expected = " and ".join(peer.packages)
+        raise UserError(f"--peers {name}: found no package {missing[0]}{where}, expected {expected}; {peer.remedy}")
     return {f"{package} for {name}" if package in frameworks else package: versions[package] for package in versions}

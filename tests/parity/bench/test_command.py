@@ -25,6 +25,9 @@ TINY = [
     *("--prompts", "1", "3", "--prompt_tokens", "7"),
 ]
 
+WITHOUT_PACKAGES = Path(sys.base_prefix) / "bin" / Path(sys.executable).resolve().name
+"""The interpreter that this environment was made from."""
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -109,12 +112,20 @@ def test_a_report_is_read_back_as_it_was(measured: dict[str, Any]):
         (["--dtype", "int8"], "--dtype: found 'int8', expected float32"),
         (
             ["--dtype", "float64", "--peers", "hf"],
-            "--dtype: found 'float64' with --peers hf, expected",
+            "--dtype: found 'float64' with --peers, expected",
         ),
-        (["--peers", "vllm"], "--peers: found 'vllm', expected hf"),
+        (["--peers", "vllm"], "--peers: found 'vllm', expected hf, keras, litgpt"),
+        (
+            ["--peers", "litgpt", "--peer_python", f"litgpt={WITHOUT_PACKAGES}"],
+            f"--peers litgpt: found no package litgpt in the environment of {WITHOUT_PACKAGES}, expected litgpt and",
+        ),
+        (
+            ["--peer_python", "keras=python"],
+            "--peer_python: found 'keras=python', expected NAME=PATH with a NAME among",
+        ),
         (["--only", "transformers"], "--only: found 'transformers', expected jaxlm, torchlm, torchlm-compiled"),
         (["--only", "torchlm-compiled"], "--only: found torchlm-compiled, expected for --mode generate any of jaxlm"),
-        (["--peers", "hf", "--optim.name", "lion"], "optim.name: found 'lion' with --peers hf, expected adamw"),
+        (["--peers", "hf", "--optim.name", "lion"], "optim.name: found 'lion' with --peers, expected adamw"),
         (["--rounds", "0"], "--rounds: found 0, expected at least 1"),
         (["--turn_steps", "-1"], "--turn_steps: found -1, expected at least 0"),
         (["--prompts", "1", "many"], "--prompts: found 'many', expected numbers such as 1 32"),

@@ -26,7 +26,7 @@ def as_without_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pythons() -> Callable[..., dict[str, str]]:
-    """Finds implementations' interpreters: of `.venv-PEER` in the repository, or this one. Skips where neither has it."""
+    """Finds implementations' interpreters: of `.venv-PEER` in the repository, or this one; skips where neither is."""
 
     def found(*implementations: str) -> dict[str, str]:
         chosen: dict[str, str] = {}

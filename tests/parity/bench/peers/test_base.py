@@ -30,7 +30,7 @@ def test_weights_are_those_of_a_twin(config: Config, tied: bool):
 
 def test_a_model_that_is_no_llama_is_refused(config: Config):
     config = replace(config, model=replace(config.model, norm="layernorm"))
-    with pytest.raises(UserError, match="model.norm: found 'layernorm', a Llama has only 'rmsnorm'"):
+    with pytest.raises(UserError, match=r"model\.norm: found 'layernorm', a Llama has only 'rmsnorm'"):
         initial_weights(config)
 
 

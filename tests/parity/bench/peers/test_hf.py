@@ -8,7 +8,7 @@ import pytest
 from lmcore.config import Config
 from parity.backends import framework_settings
 from parity.bench.implementations import make_implementation
-from parity.bench.peers.hf import Clock, initial_llama
+from parity.bench.peers.hf import Clock
 
 
 @pytest.fixture(autouse=True)
