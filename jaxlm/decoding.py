@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
+from jaxlm.cache import Cache
 from jaxlm.fast.decoding import TRANSPOSED, cutoff_by_bits, for_decoding, int8_for_decoding
 from jaxlm.functional import Model, Params
-from jaxlm.model import Cache, Decoder
+from jaxlm.model import Decoder
 from jaxlm.quantized import int8_decoder
 from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import SampleConfig
@@ -209,7 +210,7 @@ class Generator:
 
     def _traced_start(self, size: int, weights: Params, tokens: Array, pads: Array) -> Decoding:
         decoder = self.decoder(weights)
-        logits, cache = decoder.decode(tokens, decoder.empty_cache(pads, size))
+        logits, cache = decoder.prefill(tokens, decoder.empty_cache(pads, size))
         return Decoding(cache, logits)
 
     def _traced_extend(self, weights: Params, state: Decoding, uniforms: Array) -> tuple[Array, Decoding]:

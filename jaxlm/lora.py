@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxlm.dropout import Key, dropout, split
 from jaxlm.linear import BiasedLinear, Linear
 from jaxlm.model import Attend, Block, Decoder
+from jaxlm.scales import unchanged
 from lmcore.config import ADAPTED, LoraConfig, ModelConfig
 from lmcore.model.lora import adapter_layers, is_trained
 
@@ -71,10 +72,11 @@ class AdaptedBlock(Block):
         sin: Float[Array, "#B T H"],
         attend: Attend,
         key: Key = None,
-    ) -> Float[Array, "B T D"]:
+        keep: Callable[[Array], Array] = unchanged,
+    ) -> Float[Array, "B _ D"]:
         """Apply the block as `Block` does; the key switches the adapters' dropout on, too."""
         with self.masked(key):
-            return super().__call__(x, cos, sin, attend, key)
+            return super().__call__(x, cos, sin, attend, key, keep)
 
     @contextmanager
     def masked(self, key: Key) -> Iterator[None]:

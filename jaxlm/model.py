@@ -11,14 +11,14 @@ mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import attention, causal_mask
+from jaxlm.attention import attention, by_head, causal_mask
+from jaxlm.cache import Cache, at, write
 from jaxlm.dropout import Key, dropout, split
 from jaxlm.fast.attention import causal_attention
 from jaxlm.fast.linear import linear
@@ -32,7 +32,7 @@ from jaxlm.sharding import gather_positions, on_mesh, over_heads, split_position
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
 
-__all__ = ["Attention", "Block", "Cache", "Decoder", "Embedding", "RMSNorm", "rotate"]
+__all__ = ["Attention", "Block", "Decoder", "Embedding", "RMSNorm", "rotate"]
 
 Attend = Callable[[Array, Array, Array], Array]
 """Attention of queries B T N H to keys and values B S K H -> B T N H."""
@@ -115,8 +115,8 @@ class Attention(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T H"], sin: Float[Array, "#B T H"], attend: Attend
-    ) -> Float[Array, "B T D"]:
-        """Apply self-attention; `attend` decides which positions each query attends to.
+    ) -> Float[Array, "B _ D"]:
+        """Apply self-attention; `attend` decides which positions each query attends to, and which queries there are.
 
         Args:
             x: normed activations.
@@ -125,7 +125,8 @@ class Attention(nnx.Module):
             attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
         """
         q, k, v = self.heads(x, cos, sin)
-        return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
+        mixed = attend(q, k, v)
+        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))
 
     def heads(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T _"], sin: Float[Array, "#B T _"]
@@ -172,7 +173,8 @@ class Block(nnx.Module):
         sin: Float[Array, "#B T H"],
         attend: Attend,
         key: Key = None,
-    ) -> Float[Array, "B T D"]:
+        keep: Callable[[Array], Array] = unchanged,
+    ) -> Float[Array, "B _ D"]:
         """Apply attention, then the feed-forward layer, to the residual stream.
 
         Args:
@@ -181,9 +183,12 @@ class Block(nnx.Module):
             sin: RoPE sines of each position, signed as `rotate` takes them.
             attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
             key: random key of the branches' dropout masks; None switches dropout off.
+            keep: selects the positions of the residual stream that `attend` has queries for; all, unless others are
+                not needed.
         """
         attn_key, mlp_key = split(key, 2)
         mixed = self.self_attn(self.gather(self.input_layernorm(x)), cos, sin, attend)
+        x = keep(x)
         attended = self.add(x, self.split(mixed), self.attention_output_layernorm, attn_key)
         fed = self.mlp(self.gather(self.post_attention_layernorm(x if self.parallel else attended)))
         return self.add(attended, self.split(fed), self.mlp_output_layernorm, mlp_key)
@@ -206,17 +211,6 @@ class Block(nnx.Module):
         if self.placement == "post":
             return norm(x + dropout(self.scale(branch), self.dropout, key))
         return x + dropout(self.scale(norm(branch)), self.dropout, key)
-
-
-class Cache(NamedTuple):
-    """The KV cache: keys and values of the positions seen so far, one array per layer."""
-
-    keys: tuple[Float[Array, "BK S H"], ...]
-    values: tuple[Float[Array, "BK S H"], ...]
-    pads: Int[Array, " B"]
-    """Positions of left padding in each sequence."""
-    lengths: Int[Array, " B"]
-    """Positions filled in each sequence."""
 
 
 class Decoder(nnx.Module):
@@ -330,21 +324,43 @@ class Decoder(nnx.Module):
         x = self.embed(tokens, positions)
         for layer, block in enumerate(self.layers):
             x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
-        last = jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
+        x = at(x, jnp.maximum(counts - 1, 0))
         cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts)
-        return self.logits(self.norm(last)[:, 0]), cache
+        return self.logits(self.norm(x)[:, 0]), cache
 
+    def prefill(
+        self, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Do what `decode` does, faster, with an empty cache.
 
-def write(
-    cached: Float[Array, "BK S H"], new: Float[Array, "B T K H"], starts: Int[Array, " B"]
-) -> Float[Array, "BK S H"]:
-    """Replace T positions of each sequence in one layer's keys or values, and return these.
+        Attention is that of training, and the last block computes no more than the logits need.
 
-    Args:
-        cached: of the cache.
-        new: keys or values of T positions.
-        starts: the first of these positions in each sequence.
-    """
-    sequences = cached.reshape(len(starts), -1, *cached.shape[1:])
-    update = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
-    return update(sequences, new.swapaxes(1, 2), starts).reshape(cached.shape)
+        Args:
+            tokens: token ids.
+            cache: empty, with room for T positions of each sequence.
+            counts: number of tokens of each sequence, the rest being padding; None for all T.
+        """
+        counts = jnp.full(len(tokens), tokens.shape[1]) if counts is None else counts
+        slots = jnp.arange(tokens.shape[1])[None]
+        pads = cache.pads[:, None]
+        positions = jnp.maximum(slots - pads, 0)
+        tables = self.rope(positions)
+        last = jnp.maximum(counts - 1, 0)
+        documents = jnp.where(slots < pads, 0, pads)  # left padding is a document of its own
+        keys, values = list(cache.keys), list(cache.values)
+
+        def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+            for cached, new in ((keys, k), (values, v)):
+                cached[layer] = jax.lax.dynamic_update_slice(cached[layer], by_head(new), (0, 0, 0))
+            window, softcap = self.config.window(layer), self.config.attention_softcap
+            if layer < len(self.layers) - 1:
+                return causal_attention(q, k, v, documents=documents, window=window, softcap=softcap)
+            mask = causal_mask(last[:, None], k.shape[1], cache.pads, window=window)
+            return attention(at(q, last), by_head(k), by_head(v), mask, softcap=softcap)
+
+        x = self.embed(tokens, positions)
+        for layer, block in enumerate(self.layers):
+            keep = partial(at, index=last) if layer == len(self.layers) - 1 else unchanged
+            x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer), keep=keep)
+        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts)
+        return self.logits(self.norm(x)[:, 0]), cache

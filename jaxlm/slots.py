@@ -77,7 +77,7 @@ class Slots:
     ) -> tuple[Decoding, Array]:
         decoder = self.generator.decoder(weights)
         empty = decoder.empty_cache(jnp.zeros(1, jnp.int32), tokens.shape[1])
-        logits, filled = decoder.decode(tokens, empty, count[None])
+        logits, filled = decoder.prefill(tokens, empty, count[None])
 
         def insert(cached: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(cached, new, slot * len(new), axis=0)

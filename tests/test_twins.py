@@ -103,6 +103,7 @@ DIFFERENCES = {
         "MLP.__init__": AUTOCAST,
         "make_mlp": AUTOCAST,
     },
+    "cache.py": dict.fromkeys(("Cache", "write"), "changed in place in torch; jax lays keys out for its matmuls"),
     "model.py": {
         "Embedding": AUTOCAST,
         "Attention.__init__": AUTOCAST,
@@ -112,7 +113,6 @@ DIFFERENCES = {
         "Decoder.embed": "a process has its part of the positions alone; a sharded array has all of them",
         "Decoder.autocast": AUTOCAST,
         "Decoder.head": "the loss takes the output head's weight itself",
-        **dict.fromkeys(("Cache", "write"), "changed in place in torch; jax lays keys out for its matmuls"),
     },
     "optim.py": {
         "clip_by_global_norm": MODULE,

@@ -11,8 +11,9 @@ from torch import Tensor
 from lmcore.config import SampleConfig
 from lmcore.model.quantize import WeightFormat
 from lmcore.serve.slots import Sampling
+from torchlm.cache import Cache
 from torchlm.fast.decoding import for_decoding
-from torchlm.model import Cache, Decoder
+from torchlm.model import Decoder
 
 __all__ = ["Decoding", "Generator", "choose_tokens", "inverse_cdf"]
 
@@ -115,7 +116,7 @@ class Generator:
     def start(self, tokens: Int32[np.ndarray, "B T"], pads: Int32[np.ndarray, " B"], size: int) -> Decoding:
         """Prefill a cache of `size` slots with left-padded prompts; the first pads[b] of sequence b are masked."""
         cache = self.model.empty_cache(torch.from_numpy(pads).to(self.device), size)
-        logits, cache = self.model.decode(torch.from_numpy(tokens).to(self.device), cache)
+        logits, cache = self.model.prefill(torch.from_numpy(tokens).to(self.device), cache)
         return Decoding(cache, logits)
 
     @torch.inference_mode()

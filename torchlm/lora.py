@@ -15,6 +15,7 @@ from lmcore.model.lora import adapter_layers, is_trained
 from torchlm.dropout import Key, dropout, split
 from torchlm.linear import BiasedLinear, Linear
 from torchlm.model import Attend, Block, Decoder
+from torchlm.scales import unchanged
 
 __all__ = ["AdaptedBlock", "Adapter", "LoraBiasedLinear", "LoraLinear", "add_adapters", "merge"]
 
@@ -64,10 +65,11 @@ class AdaptedBlock(Block):
         sin: Float[Tensor, "#B T H"],
         attend: Attend,
         key: Key = None,
-    ) -> Float[Tensor, "B T D"]:
+        keep: Callable[[Tensor], Tensor] = unchanged,
+    ) -> Float[Tensor, "B _ D"]:
         """Apply the block as `Block` does; the key switches the adapters' dropout on, too."""
         with self.masked(key):
-            return super().forward(x, cos, sin, attend, key)
+            return super().forward(x, cos, sin, attend, key, keep)
 
     @contextmanager
     def masked(self, key: Key) -> Iterator[None]:

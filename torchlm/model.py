@@ -11,7 +11,6 @@ mode) and so are the residual stream, norms and softmax; `dtype` is the dtype of
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
-from torchlm.attention import additive, attention, causal_mask
+from torchlm.attention import additive, attention, by_head, causal_mask
+from torchlm.cache import Cache, at, write
 from torchlm.dropout import Key, dropout, split
 from torchlm.fast.attention import causal_attention
 from torchlm.fast.linear import linear
@@ -32,7 +32,7 @@ from torchlm.positions import POSITIONS, unrotated
 from torchlm.scales import softcapped, times, unchanged
 from torchlm.tensor_parallel import own_part, whole_last
 
-__all__ = ["Attention", "Block", "Cache", "Decoder", "RMSNorm", "rotate"]
+__all__ = ["Attention", "Block", "Decoder", "RMSNorm", "rotate"]
 
 KEYS = 64
 """Decoding reads a multiple of so many key positions: kernels for other numbers of them sum in another order, so that a
@@ -113,8 +113,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T H"], sin: Float[Tensor, "#B T H"], attend: Attend
-    ) -> Float[Tensor, "B T D"]:
-        """Apply self-attention; `attend` decides which positions each query attends to.
+    ) -> Float[Tensor, "B _ D"]:
+        """Apply self-attention; `attend` decides which positions each query attends to, and which queries there are.
 
         Args:
             x: normed activations.
@@ -123,7 +123,8 @@ class Attention(nn.Module):
             attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
         """
         q, k, v = self.heads(x, cos, sin)
-        return self.o_proj(attend(q, k, v).reshape(*x.shape[:2], -1))
+        mixed = attend(q, k, v)
+        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))
 
     def heads(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "#B T _"], sin: Float[Tensor, "#B T _"]
@@ -169,7 +170,8 @@ class Block(nn.Module):
         sin: Float[Tensor, "#B S H"],
         attend: Attend,
         key: Key = None,
-    ) -> Float[Tensor, "B T D"]:
+        keep: Callable[[Tensor], Tensor] = unchanged,
+    ) -> Float[Tensor, "B _ D"]:
         """Apply attention, then the feed-forward layer, to the residual stream.
 
         Args:
@@ -178,9 +180,12 @@ class Block(nn.Module):
             sin: RoPE sines of each position, signed as `rotate` takes them.
             attend: attention of queries to keys and values: over the whole sequence, or over a KV cache.
             key: random key of the branches' dropout masks; None switches dropout off.
+            keep: selects the positions of the residual stream that `attend` has queries for; all, unless others are
+                not needed.
         """
         attn_key, mlp_key = split(key, 2)
         mixed = self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        x = keep(x)
         attended = self.add(x, mixed, self.attention_output_layernorm, attn_key)
         fed = self.mlp(self.post_attention_layernorm(x if self.parallel else attended))
         return self.add(attended, fed, self.mlp_output_layernorm, mlp_key)
@@ -203,17 +208,6 @@ class Block(nn.Module):
         if self.placement == "post":
             return norm(x + dropout(self.scale(branch), self.dropout, key))
         return x + dropout(self.scale(norm(branch)), self.dropout, key)
-
-
-class Cache(NamedTuple):
-    """The KV cache: keys and values of the positions seen so far, one tensor per layer; updated in place."""
-
-    keys: tuple[Float[Tensor, "B K S H"], ...]
-    values: tuple[Float[Tensor, "B K S H"], ...]
-    pads: Int[Tensor, " B"]
-    """Positions of left padding in each sequence."""
-    lengths: Int[Tensor, " B"]
-    """Positions filled in each sequence; on the CPU, which chooses how much of the cache to read."""
 
 
 class Decoder(nn.Module):
@@ -345,20 +339,42 @@ class Decoder(nn.Module):
         with self.autocast():
             for layer, block in enumerate(self.layers):
                 x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
-        last = torch.take_along_dim(x, (counts - 1).clamp_min(0)[:, None, None].to(x.device), dim=1)
-        return self.logits(self.norm(last)[:, 0]), cache._replace(lengths=cache.lengths + counts)
+        x = at(x, (counts - 1).clamp_min(0))
+        return self.logits(self.norm(x)[:, 0]), cache._replace(lengths=cache.lengths + counts)
 
+    def prefill(
+        self, tokens: Int[Tensor, "B T"], cache: Cache, counts: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B V"], Cache]:
+        """Do what `decode` does, faster, with an empty cache.
 
-def write(
-    cached: Float[Tensor, "B K S H"], new: Float[Tensor, "B T K H"], starts: Int[Tensor, " B"]
-) -> Float[Tensor, "B K S H"]:
-    """Replace T positions of each sequence in one layer's keys or values, in place, and return these.
+        Attention is that of training, and the last block computes no more than the logits need.
 
-    Args:
-        cached: of the cache.
-        new: keys or values of T positions.
-        starts: the first of these positions in each sequence.
-    """
-    sequences = torch.arange(len(starts), device=starts.device)[:, None]
-    cached[sequences, :, starts[:, None] + torch.arange(new.shape[1], device=starts.device)] = new.to(cached.dtype)
-    return cached
+        Args:
+            tokens: token ids.
+            cache: empty, with room for T positions of each sequence.
+            counts: number of tokens of each sequence, the rest being padding; None for all T. On the CPU.
+        """
+        counts = torch.full((len(tokens),), tokens.shape[1]) if counts is None else counts
+        slots = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        pads = cache.pads[:, None]
+        positions = (slots - pads).clamp_min(0)
+        tables = self.rope(positions)
+        last = (counts - 1).clamp_min(0).to(tokens.device)
+        # Left padding is a document of its own. Kernels are fastest without documents.
+        documents = torch.where(slots < pads, 0, pads) if pads.any() else None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for cached, new in ((cache.keys[layer], k), (cache.values[layer], v)):
+                cached[:, :, : new.shape[1]] = by_head(new)
+            window, softcap = self.config.window(layer), self.config.attention_softcap
+            if layer < len(self.layers) - 1:
+                return causal_attention(q, k, v, documents=documents, window=window, softcap=softcap)
+            mask = additive(causal_mask(last[:, None], k.shape[1], cache.pads, window=window), q.dtype)
+            return attention(at(q, last), by_head(k), by_head(v), mask, softcap=softcap)
+
+        x = self.embed(tokens, positions)
+        with self.autocast():
+            for layer, block in enumerate(self.layers):
+                keep = partial(at, index=last) if layer == len(self.layers) - 1 else unchanged
+                x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer), keep=keep)
+        return self.logits(self.norm(x)[:, 0]), cache._replace(lengths=cache.lengths + counts)

@@ -14,9 +14,10 @@ from lmcore.config import SampleConfig
 from lmcore.generate.prompting import cache_size
 from lmcore.serve.slots import Sampling
 from torchlm.attention import additive, attention, by_head, causal_mask
+from torchlm.cache import Cache
 from torchlm.decoding import Decoding, choose_tokens
 from torchlm.engine import Engine
-from torchlm.model import KEYS, Cache, Decoder
+from torchlm.model import KEYS, Decoder
 
 __all__ = ["Slots", "attention_weights"]
 
@@ -43,7 +44,7 @@ class Slots:
             cached.zero_()
         state.cache.lengths[own] = 0
         row = Cache(keys, values, state.cache.pads[own], state.cache.lengths[own])
-        logits, row = self.model.decode(self._padded(tokens), row, torch.tensor([len(tokens)]))
+        logits, row = self.model.prefill(self._padded(tokens), row, torch.tensor([len(tokens)]))
         state.cache.lengths[own], state.logits[own] = row.lengths, logits
         return logits[0].cpu().numpy()
 

@@ -193,7 +193,7 @@ def _traced_start(
     generator: Generator, weights: Any, tokens: jax.Array, pads: jax.Array, size: int
 ) -> tuple[jax.Array, Any]:
     decoder = generator.decoder(weights)
-    return decoder.decode(tokens, decoder.empty_cache(pads, size))
+    return decoder.prefill(tokens, decoder.empty_cache(pads, size))
 
 
 def _traced_extend(generator: Generator, weights: Any, token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:

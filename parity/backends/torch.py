@@ -161,7 +161,7 @@ class TorchTwin:
     ) -> np.ndarray:
         model = self.engine.generator(SampleConfig(), weights).model
         cache = model.empty_cache(torch.from_numpy(pads).to(self.engine.device), size)
-        logits, cache = model.decode(self._place(tokens[:, :prompt]), cache)
+        logits, cache = model.prefill(self._place(tokens[:, :prompt]), cache)
         decoded = [logits]
         for position in range(prompt, tokens.shape[1]):
             logits, cache = model.decode(self._place(tokens[:, position : position + 1]), cache)
