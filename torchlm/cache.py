@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlm.attention import by_head
+
 __all__ = ["Cache", "at", "write"]
 
 
@@ -33,8 +35,13 @@ def write(
     Args:
         cached: of the cache.
         new: keys or values of T positions.
-        starts: the first of these positions in each sequence.
+        starts: the first of these positions in each sequence; on the CPU.
     """
-    sequences = torch.arange(len(starts), device=starts.device)[:, None]
-    cached[sequences, :, starts[:, None] + torch.arange(new.shape[1], device=starts.device)] = new.to(cached.dtype)
+    count, first = new.shape[1], int(starts[0])
+    if (starts == first).all():  # a copy is faster than an index
+        cached[:, :, first : first + count] = by_head(new)
+        return cached
+    starts = starts.to(cached.device)[:, None]
+    sequences = torch.arange(len(starts), device=cached.device)[:, None]
+    cached[sequences, :, starts + torch.arange(count, device=cached.device)] = new.to(cached.dtype)
     return cached

@@ -321,8 +321,8 @@ class Decoder(nn.Module):
         size = cache.keys[0].shape[2]
         starts = cache.lengths.clamp_max(size - tokens.shape[1])  # in range also where no token is to be appended
         end = min(size, -(-(int(starts.max()) + tokens.shape[1]) // KEYS) * KEYS)
-        starts = starts.to(tokens.device)
-        slots = starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # where left padding comes first
+        new = torch.arange(tokens.shape[1])
+        slots = (starts[:, None] + new).to(tokens.device)  # where left padding comes first
         positions = (slots - cache.pads[:, None]).clamp_min(0)
         tables = self.rope(positions)
         windows = set(map(self.config.window, range(len(self.layers))))

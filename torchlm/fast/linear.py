@@ -3,6 +3,7 @@
 All of torch's private operators that this package calls are here. Where torch lacks them, `F.linear` is used.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,11 +93,17 @@ def int8_linear(
     inputs = x.shape[-1]
     rows = x.numel() // inputs
     if values.dtype == torch.int8 and rows <= MAX_INT8_ROWS and keeps_int8(inputs, x.device, x.dtype):
-        ones = x.new_ones(len(values))  # the operator would take the scales in bfloat16 alone
-        y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), values, ones).view(*x.shape[:-1], -1)
+        packed = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), values, _ones(len(values)))
+        y = packed.view(*x.shape[:-1], -1)
     else:
         y = linear(x, values.to(x.dtype) if values.dtype == torch.int8 else values)
     return (y * scales).to(x.dtype)
+
+
+@cache
+def _ones(count: int) -> Tensor:
+    """Return scales that change nothing: the operator would take the real ones in bfloat16 alone."""
+    return torch.ones(count, dtype=torch.bfloat16)
 
 
 @torch.library.custom_op("twinlm::onednn_linear", mutates_args=())
