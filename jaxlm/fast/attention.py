@@ -21,6 +21,8 @@ QUERY_BLOCK = 128
 """Minimum number of queries in a block: few enough to skip most of the masked half, enough for fast matmuls."""
 MAX_BLOCKS = 8
 """A longer sequence gets larger blocks, not more: each is compiled by itself."""
+MAX_WINDOW_BLOCK = 1024
+"""Maximum number of queries in a block of `windowed_attention`, which has as many as the window otherwise."""
 
 
 def causal_attention(
@@ -55,6 +57,8 @@ def causal_attention(
     if length <= QUERY_BLOCK:
         return plain_attention(q, k, v, rate, key, documents, window, softcap)
     k, v = by_head(k), by_head(v)
+    if window and key is None and length > MAX_BLOCKS * QUERY_BLOCK:
+        return windowed_attention(q, k, v, documents, window, softcap)
     # Drawn for the whole square, so that no mask depends on how the queries are cut.
     factors = None if key is None else dropout(jnp.ones((batch, n_heads, length, length)), rate, key)
     size = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
@@ -110,3 +114,48 @@ def attention_in_turns(
 
     mixed = jax.lax.map(one, (start + QUERY_BLOCK * jnp.arange(len(parts)), parts))
     return mixed.swapaxes(0, 1).reshape(q.shape)[:, :length]
+
+
+def windowed_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "BK T H"],
+    v: Float[Array, "BK T H"],
+    documents: Int[Array, "B T"] | None,
+    window: int,
+    softcap: float = 0.0,
+) -> Float[Array, "B T N H"]:
+    """Return causal attention within a window, in time and memory that are linear in the length.
+
+    One compiled piece computes a block of queries with the blocks of keys that its window reaches, and is recomputed in
+    the backward pass.
+
+    Args:
+        q: queries.
+        k: keys, from `by_head`.
+        v: values, from `by_head`.
+        documents: position at which each token's document begins; None where a sequence is one document.
+        window: number of positions that each attends to, with its own the last.
+        softcap: of the scores, as in `model.attention_softcap`; 0 for none.
+    """
+    batch, length = q.shape[:2]
+    size = max(QUERY_BLOCK, min(window, MAX_WINDOW_BLOCK))
+    count, before = -(-length // size), -(-(window - 1) // size)  # blocks of queries; blocks of keys before each
+
+    def blocks(x: Array, before: int) -> Array:
+        """Cut positions, the second axis, into blocks of `size` with the `before` blocks to their left; P B _ …"""
+        rest = [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, ((0, 0), (before * size, count * size - length), *rest))
+        x = x.reshape(len(x), -1, size, *x.shape[2:])
+        return jnp.concatenate([x[:, i : i + count] for i in range(before + 1)], axis=2).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, ...]) -> Array:
+        index, queries, keys, values, *own = part
+        missing = jnp.full(batch, jnp.maximum(before - index, 0) * size)  # keys to the left of the first position
+        positions = before * size + jnp.arange(size)
+        mask = causal_mask(positions, keys.shape[1], missing, own[0] if own else None, window)
+        return attention(queries, keys, values, mask, softcap=softcap)
+
+    parts = jnp.arange(count), blocks(q, 0), blocks(k, before), blocks(v, before)
+    mixed = jax.lax.map(one, parts if documents is None else (*parts, blocks(documents, before)))
+    return mixed.swapaxes(0, 1).reshape(batch, count * size, *q.shape[2:])[:, :length]

@@ -29,13 +29,17 @@ BASE = Config(
 
 AXES: dict[str, tuple[int, ...]] = {
     "sequence": (256, 512, 1024, 2048, 4096, 8192),
+    "context": (2048, 4096, 8192, 16384, 32768),
+    "window": (2048, 4096, 8192, 16384, 32768),
     "width": (64, 128, 256, 512, 1024),
     "depth": (1, 2, 4, 8, 16),
     "scanned": (1, 2, 4, 8, 16),
     "batch": (2, 4, 8, 16, 32),
     "accumulation": (1, 2, 4, 8, 16),
 }
-"""What is varied -> its values; `scanned` is depth with model.scan_layers."""
+"""What is varied -> its values; `scanned` is depth with model.scan_layers, `window` a context in which each position
+attends to the WINDOW last ones."""
+WINDOW = 256
 
 IMPLEMENTATIONS = ("jaxlm", "torchlm", "torchlm-compiled")
 UPDATES = 5
@@ -59,7 +63,9 @@ class Point:
 def config_at(axis: str, value: int) -> Config:
     """The base config with one size changed."""
     model, train = BASE.model, BASE.train
-    if axis == "sequence":
+    if axis == "window":
+        model = replace(model, layer_types=["sliding"], sliding_window=WINDOW)
+    if axis in ("sequence", "context", "window"):
         return Config(model=replace(model, max_seq_len=value), train=replace(train, batch_size=1, seq_len=value))
     if axis == "width":
         return replace(BASE, model=replace(model, dim=value, n_heads=value // 32, n_kv_heads=0, head_dim=0, ffn_dim=0))

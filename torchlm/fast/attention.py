@@ -90,8 +90,10 @@ def block_attention(
     if isinstance(key, MaskKey):  # drawn for the whole square, so that no mask depends on how the queries are cut
         ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)
         factors = dropout(ones, rate, key)
+    # The gradient of a split is one concatenation; that of a slice is as long as the whole, for each block.
+    split_q, split_k, split_v = (x.split(QUERY_BLOCK, dim=dim) for x, dim in ((q, 2), (k, 2), (v, 1)))
     blocks = []
-    for start in range(0, length, QUERY_BLOCK):
+    for block, start in enumerate(range(0, length, QUERY_BLOCK)):
         end = min(start + QUERY_BLOCK, length)
         first = max(0, start + 1 - window) if window else 0  # the first key that a query of the block attends to
         positions = torch.arange(start, end, device=q.device) - first
@@ -99,13 +101,17 @@ def block_attention(
         mask = additive(causal_mask(positions, end - first, documents=own, window=window), accumulation)
         mask = mask.repeat_interleave(len(k) // batch, dim=0) if len(mask) > 1 else mask  # for each key/value head
         mask = mask.repeat(1, q.shape[1], 1)
-        queries, keys = q[:, :, start:end].flatten(1, 2), k[..., first:end]
+        queries, keys, values = split_q[block].flatten(1, 2), k[..., :end], v[:, :end]
+        if window:
+            seen, cut = slice(first // QUERY_BLOCK, block + 1), first % QUERY_BLOCK
+            keys = torch.cat(split_k[seen], dim=2)[..., cut:]
+            values = torch.cat(split_v[seen], dim=1)[:, cut:]
         scores = softcapped(softcap)(queries @ keys) + mask if softcap else torch.baddbmm(mask, queries, keys)
         weights = torch.softmax(scores, dim=-1)
         if isinstance(key, MaskKey):
             weights = weights * factors[:, :, start:end, first:end].reshape(weights.shape)
         elif key is not None:
             weights = dropout(weights, rate, key)
-        mixed = matmul(weights.to(v.dtype), v[:, first:end])
+        mixed = matmul(weights.to(v.dtype), values)
         blocks.append(mixed.view(batch, n_heads, end - start, head_dim))
     return torch.cat(blocks, dim=2).transpose(1, 2)

@@ -1,5 +1,6 @@
 """Attention in blocks of queries against its plain form and its definition, with gradients and dropout."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -95,3 +96,35 @@ def test_windows_and_soft_caps_are_those_of_the_definition(
             found = form(q, k, v, window=window, softcap=0.7)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
             assert np.abs(form(q, k, v, window=window) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(("block", "window"), [(2, 1), (2, 2), (2, 5), (3, 4), (4, 11), (5, 3)])
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_a_window_over_a_long_sequence_is_the_plain_form(
+    block: int, window: int, with_documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(monkeypatch, block, 1)
+    monkeypatch.setattr(fast, "MAX_WINDOW_BLOCK", 3)
+    documents = jnp.asarray([[0] * 4 + [4] * 7, [0] * 9 + [9] * 2]) if with_documents else None
+    with jax.enable_x64(True):
+        given = drawn_heads()
+
+        def value(attend: Callable, *given: jax.Array) -> jax.Array:
+            return (attend(*given, documents=documents, window=window, softcap=0.7) ** 2).sum()
+
+        found, expected = (
+            jax.jit(jax.value_and_grad(partial(value, form), (0, 1, 2)))(*given)
+            for form in (causal_attention, plain.causal_attention)
+        )
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), found, expected)
+
+
+def test_a_window_over_a_long_sequence_costs_a_linear_number_of_operations() -> None:
+    def operations(length: int) -> float:
+        q, k, v = (jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (2, 1, 1))
+        grads = jax.grad(lambda *given: causal_attention(*given, window=128).sum(), (0, 1, 2))
+        text = str(jax.make_jaxpr(grads)(q, k, v))
+        widest = max(int(width) for width in re.findall(r"f32\[1,2,128,(\d+)\]", text))
+        return widest * length
+
+    assert operations(8192) == 4 * operations(2048)
