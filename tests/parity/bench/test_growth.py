@@ -19,7 +19,7 @@ def test_one_size_grows_and_the_others_stay(axis: str):
     first, last = growth.AXES[axis][0], growth.AXES[axis][-1]
     changed = set(differences(growth.config_at(axis, first), growth.config_at(axis, last)))
     expected = {
-        "sequence": {"model.max_seq_len", "train.seq_len"},
+        **dict.fromkeys(("sequence", "context", "window"), {"model.max_seq_len", "train.seq_len"}),
         "width": {"model.dim", "model.n_heads", "model.n_kv_heads", "model.ffn_dim"},
         "depth": {"model.n_layers"},
         "scanned": {"model.n_layers"},
@@ -27,6 +27,11 @@ def test_one_size_grows_and_the_others_stay(axis: str):
         "accumulation": {"train.grad_accum"},
     }
     assert changed - {"eval.batch_size"} == expected[axis] - {"eval.batch_size"}
+
+
+def test_only_the_window_axis_has_windows():
+    assert growth.config_at("window", 4096).model.window(1) == growth.WINDOW
+    assert growth.config_at("context", 4096).model.window(1) == 0
 
 
 @pytest.mark.slow
