@@ -58,7 +58,7 @@ SIZES = {
     "chat": (1024, 0.94e6),
     "classic": (66, 4.02e6),
     "tinystories": (32000, 15.2e6),
-    "tinystories_small": (2048, 2.17e6),
+    "tinystories_small": (4096, 2.56e6),
     "wikitext103": (10000, 18.31e6),
     "openwebtext_sample": (16384, 17e6),
     "openwebtext_125m": (50304, 125e6),
