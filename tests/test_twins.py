@@ -57,6 +57,7 @@ DIFFERENCES = {
     | dict.fromkeys(("Part", "MaskKey"), "GSPMD splits the masks of a sharded array by itself"),
     "fast/attention.py": {
         "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
+        "windowed_attention": "torch computes the blocks of a window one by one",
         "block_attention": "a loop of its own in torch, which saves passes over memory that XLA fuses",
     },
     "fast/decoding.py": {

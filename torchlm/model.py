@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from lmcore.config import ModelConfig
 from lmcore.model.rope import rope_tables
 from torchlm.attention import additive, attention, by_head, causal_mask
+from torchlm.attention import causal_attention as plain_attention
 from torchlm.cache import Cache, at, write
 from torchlm.dropout import Key, dropout, split
 from torchlm.fast.attention import causal_attention
@@ -368,7 +369,9 @@ class Decoder(nn.Module):
                 cached[:, :, : new.shape[1]] = by_head(new)
             window, softcap = self.config.window(layer), self.config.attention_softcap
             if layer < len(self.layers) - 1:
-                return causal_attention(q, k, v, documents=documents, window=window, softcap=softcap)
+                # Without a gradient, torch's kernel is the fastest, where it needs no mask.
+                attend = plain_attention if documents is None and not window and not softcap else causal_attention
+                return attend(q, k, v, documents=documents, window=window, softcap=softcap)
             mask = additive(causal_mask(last[:, None], k.shape[1], cache.pads, window=window), q.dtype)
             return attention(at(q, last), by_head(k), by_head(v), mask, softcap=softcap)
 

@@ -36,8 +36,8 @@ def causal_attention(
 ) -> Float[Tensor, "B T N H"]:
     """Return the attention of every position to itself and those before it, in its document.
 
-    On a CPU in blocks: with a gradient up to LONGEST_IN_BLOCKS, and with documents, keyed dropout, a window or a soft
-    cap. Elsewhere by the plain form.
+    On a CPU in blocks, up to LONGEST_IN_BLOCKS or with keyed dropout, a window or a soft cap; elsewhere by the plain
+    form.
 
     Args:
         q: queries.
@@ -49,9 +49,8 @@ def causal_attention(
         window: number of positions that each attends to, with its own the last; 0 for all.
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
-    kernel = not isinstance(key, MaskKey) and window == 0 and softcap == 0
-    forward_only = not torch.is_grad_enabled() and documents is None
-    if q.device.type != "cpu" or (kernel and (forward_only or q.shape[1] > LONGEST_IN_BLOCKS)):
+    plain = not isinstance(key, MaskKey) and window == 0 and softcap == 0
+    if q.device.type != "cpu" or (q.shape[1] > LONGEST_IN_BLOCKS and plain):
         return plain_attention(q, k, v, rate, key, documents, window, softcap)
     with torch.autocast("cpu", enabled=False):  # the scores are float32
         return block_attention(q, k, v, rate, key, documents, window, softcap)

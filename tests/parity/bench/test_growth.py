@@ -19,7 +19,7 @@ def test_one_size_grows_and_the_others_stay(axis: str):
     first, last = growth.AXES[axis][0], growth.AXES[axis][-1]
     changed = set(differences(growth.config_at(axis, first), growth.config_at(axis, last)))
     expected = {
-        **dict.fromkeys(("sequence", "context", "window"), {"model.max_seq_len", "train.seq_len"}),
+        **{key: {"model.max_seq_len", "train.seq_len"} for key in ("sequence", "context", "window")},
         "width": {"model.dim", "model.n_heads", "model.n_kv_heads", "model.ffn_dim"},
         "depth": {"model.n_layers"},
         "scanned": {"model.n_layers"},
