@@ -29,6 +29,10 @@ def test_one_size_grows_and_the_others_stay(axis: str):
     assert changed - {"eval.batch_size"} == expected[axis] - {"eval.batch_size"}
 
 
+def test_long_contexts_are_measured_where_they_are_named():
+    assert set(growth.AXES) - set(growth._parser().get_defaults().axes) == {"context", "window"}
+
+
 def test_only_the_window_axis_has_windows():
     assert growth.config_at("window", 4096).model.window(1) == growth.WINDOW
     assert growth.config_at("context", 4096).model.window(1) == 0
