@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import parity
+from parity.bench.growth import AXES
 
 
 def test_the_program_measures_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -15,4 +16,4 @@ def test_the_program_measures_growth(monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(program), run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --axes: found 'time', expected sequence, width, depth")
+    assert capsys.readouterr().err.startswith(f"error: --axes: found 'time', expected {', '.join(AXES)}")
