@@ -1,8 +1,11 @@
 """Attention in blocks of queries against its plain form, which is torch's own kernel or, with a mask of ours, steps."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchlm import attention as plain
 from torchlm.dropout import Key, MaskKey, seed_key
@@ -19,8 +22,8 @@ def drawn_heads(dtype: torch.dtype, length: int = 11) -> list[torch.Tensor]:
     return [x.to(dtype).requires_grad_() for x in heads]
 
 
-def values_and_gradients(attend, given: list[torch.Tensor], rate: float, key: Key) -> list[torch.Tensor]:
-    mixed = attend(*given, rate, key)
+def values_and_gradients(attend, given: list[torch.Tensor], rate: float, key: Key, **masks: Any) -> list[torch.Tensor]:
+    mixed = attend(*given, rate, key, **masks)
     direction = torch.from_numpy(np.random.default_rng(1).normal(size=mixed.shape)).to(mixed.dtype)
     return [mixed.detach(), *torch.autograd.grad(mixed, given, direction)]
 
@@ -103,3 +106,83 @@ def test_windows_and_soft_caps_are_those_of_the_definition(block: int, window: i
         for form in (causal_attention, plain.causal_attention):
             torch.testing.assert_close(form(q, k, v, window=window, softcap=softcap), expected, rtol=1e-12, atol=1e-13)
             assert (form(q, k, v, window=window, softcap=0.3) - expected).abs().max() > 1e-3
+
+
+LENGTH = 1100
+"""Longer than LONGEST_IN_BLOCKS, and no multiple of QUERY_BLOCK."""
+BEGINNINGS = torch.tensor([[0, 300, 301, 900], [0, 120, 640, 1099]])
+DOCUMENTS = torch.zeros(2, LENGTH, dtype=torch.int64).scatter(1, BEGINNINGS, BEGINNINGS).cummax(dim=1).values
+MASKS: list[dict[str, Any]] = [
+    {"documents": DOCUMENTS},
+    {"window": 200},
+    {"softcap": 0.7},
+    {"documents": DOCUMENTS, "window": 200, "softcap": 0.7},
+]
+NAMES = ["documents", "window", "softcap", "all"]
+
+
+@pytest.mark.parametrize("masks", MASKS, ids=NAMES)
+def test_a_long_sequence_is_the_plain_form_with_its_gradients(masks: dict[str, Any]):
+    given = drawn_heads(torch.float64, LENGTH)
+    found = values_and_gradients(causal_attention, given, 0.0, None, **masks)
+    expected = values_and_gradients(plain.causal_attention, given, 0.0, None, **masks)
+    wrong = values_and_gradients(plain.causal_attention, given, 0.0, None)
+    for one, other, control in zip(found, expected, wrong, strict=True):
+        assert close(one, other)
+        assert not close(control, other, 1e-3)
+
+
+@pytest.mark.parametrize("masks", [{}, *MASKS], ids=["causal", *NAMES])
+def test_a_long_sequence_is_recomputed_with_the_same_dropout(masks: dict[str, Any]):
+    """The result is linear in the values, so its derivative along them is itself: with one mask of dropout alone."""
+    torch.manual_seed(0)
+    q, k, v = drawn_heads(torch.float64, LENGTH)
+    mixed = causal_attention(q, k, v, 0.3, "native", **masks)
+    direction = torch.randn_like(mixed)
+    (gradient,) = torch.autograd.grad(mixed, v, direction)
+    torch.testing.assert_close((gradient * v).sum(), (direction * mixed).sum(), rtol=1e-10, atol=0)
+    assert not close(causal_attention(q, k, v, 0.3, "native", **masks), mixed, 1e-3)
+
+
+class Squares(TorchDispatchMode):
+    """Counts results with at least as many elements for each sequence as a square of positions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        tensors = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.count += any(x.numel() >= LENGTH * LENGTH for x in tensors)
+        return result
+
+
+def squares_and_saved(dtype: torch.dtype, masks: dict[str, Any], rate: float = 0.0, key: Key = None) -> tuple[int, int]:
+    """Return how many results have T × T elements, and the number of elements saved for the backward pass."""
+    saved: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.numel()
+        return x
+
+    given = [x[:1] for x in drawn_heads(dtype, LENGTH)]
+    masks = masks | ({"documents": masks["documents"][:1]} if "documents" in masks else {})
+    with Squares() as squares:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            mixed = causal_attention(*given, rate, key, **masks)
+        mixed.sum().backward()
+    return squares.count, sum(saved.values())
+
+
+@pytest.mark.parametrize(
+    ("masks", "key"),
+    [({}, None), *((masks, None) for masks in MASKS), ({}, "native")],
+    ids=["causal", *NAMES, "dropout"],
+)
+def test_a_long_sequence_has_no_square(masks: dict[str, Any], key: Key, monkeypatch: pytest.MonkeyPatch):
+    squares, saved = squares_and_saved(torch.float32, masks, 0.3, key)
+    assert squares == 0
+    assert saved < LENGTH * LENGTH / 10
+    monkeypatch.setattr(fast, "LONGEST_IN_BLOCKS", LENGTH)
+    assert squares_and_saved(torch.float32, masks, 0.3, key)[1] > LENGTH * LENGTH / 2
+    monkeypatch.setattr(fast, "block_attention", plain.causal_attention)
+    assert squares_and_saved(torch.float32, masks, 0.3, key)[0] > 0 or (not masks and key is None)
