@@ -56,7 +56,7 @@ DIFFERENCES = {
     "dropout.py": dict.fromkeys(("seed_key", "fold_in", "bernoulli", "threefry"), THREEFRY)
     | dict.fromkeys(("Part", "MaskKey"), "GSPMD splits the masks of a sharded array by itself"),
     "fast/attention.py": {
-        "attention_in_turns": "torch has a kernel of its own for long sequences on a CPU",
+        "attention_in_turns": "a loop inside one compiled program in jax; torch recomputes each block by itself",
         "windowed_attention": "torch computes the blocks of a window one by one",
         "block_attention": "a loop of its own in torch, which saves passes over memory that XLA fuses",
     },

@@ -1,6 +1,6 @@
-"""Facts of torchlm's train step on CUDA, as far as a build of torch without CUDA can show them.
+"""Facts of torchlm's train step and prefill on CUDA, as far as a build of torch without CUDA can show them.
 
-The step runs on fake tensors, which have shapes and no values. They are the CPU's, since a build without CUDA has no
+They run on fake tensors, which have shapes and no values. They are the CPU's, since a build without CUDA has no
 device guard for others, but torchlm's modules are told that they are on CUDA, and so take the ways that they take
 there. Which kernel `scaled_dot_product_attention` would choose is judged by its documented conditions.
 """
@@ -8,8 +8,9 @@ there. Which kernel `scaled_dot_product_attention` would choose is judged by its
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -30,7 +31,7 @@ from torchlm.loss import loss_sum
 from torchlm.model import Decoder
 from torchlm.optim import make_optimizer
 
-__all__ = ["Kernels", "Recorder", "audit_torch", "graph_breaks", "sdpa_kernel", "train_facts"]
+__all__ = ["Kernels", "Recorder", "audit_torch", "graph_breaks", "prefill_facts", "sdpa_kernel", "train_facts"]
 
 CUDA = torch.device("cuda")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.float64: "f64", torch.bool: "i1"}
@@ -111,12 +112,13 @@ class Recorder(TorchDispatchMode):
 
 
 def audit_torch(config: Config, compiled: bool = True) -> list[Check]:
-    """Return the checks of torchlm's train step on CUDA, and, with `compiled`, of its loss under torch.compile."""
+    """Return the checks of torchlm's train step and prefill on CUDA, and, with `compiled`, of its compiled loss."""
 
-    def check(name: str, passed: bool, found: str, form: str = "fake tensors") -> Check:
-        return Check("torch", "train", form, name, passed, found)
+    def check(name: str, passed: bool, found: str, form: str = "fake tensors", step: str = "train") -> Check:
+        return Check("torch", step, form, name, passed, found)
 
     facts, operators = train_facts(config)
+    squares = prefill_facts(config).quadratic
     fused = {name: count for name, count in operators.items() if name.startswith("_fused_")}
     named = ", ".join(f"{count} × {name.strip('_')}" for name, count in fused.items())
     kernels = ", ".join(f"{count} × {kernel}" for kernel, count in facts.kernels.items()) or "step by step"
@@ -127,29 +129,50 @@ def audit_torch(config: Config, compiled: bool = True) -> list[Check]:
         check("waits of the host", not facts.callbacks, listed(list(facts.callbacks))),
         check("attention kernel", bool(facts.kernels) and STEPWISE not in facts.kernels, kernels),
         check("fused optimizer", bool(fused) or name not in FUSED, named or f"none for {name}"),
+        check("T × T tensors", not squares, listed([*map(str, squares)]), step="prefill"),
     ]
     if compiled:
-        breaks = ask_worker("parity.audit.eager", to_dict(small_config(config)), None)
+        small = small_config(config)
+        longer = replace(small.train, seq_len=min(small.model.max_seq_len, config.train.seq_len))
+        breaks = ask_worker("parity.audit.eager", to_dict(replace(small, train=longer)), None)
         checks.append(check("graph breaks", not breaks, str(breaks), "compiled on a CPU"))
     return checks
 
 
 def train_facts(config: Config) -> tuple[Facts, Counter[str]]:
     """Return the facts of one train step on CUDA, and how often it calls each of torch's operators."""
+
+    def step(model: Decoder) -> None:
+        micro = config.train.batch_size // config.train.grad_accum
+        batch = torch.zeros(config.train.grad_accum, micro, config.train.seq_len + 1, dtype=torch.int64)
+        train_step(config, _state(config, model), batch, 1e-3, loss_sum)
+
+    return _facts(config, step)
+
+
+def prefill_facts(config: Config) -> Facts:
+    """Return the facts of the prefill of a prompt of T tokens on CUDA; the first of them is padding."""
+
+    @torch.inference_mode()
+    def prefill(model: Decoder) -> None:
+        length, pads = config.train.seq_len, torch.tensor([1])
+        _materialize(model).prefill(torch.zeros(1, length, dtype=torch.int64), model.empty_cache(pads, length))
+
+    return _facts(config, prefill)[0]
+
+
+def _facts(config: Config, run: Callable[[Decoder], None]) -> tuple[Facts, Counter[str]]:
+    """Return the facts of what `run` does with the model, and how often it calls each of torch's operators."""
     recorder, kernels = Recorder(), Kernels()
     waits: tuple[str, ...] = ()
     with ExitStack() as stack:
         model = _model(config)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        state = _state(config, model)
-        micro = config.train.batch_size // config.train.grad_accum
-        shape = (config.train.grad_accum, micro, config.train.seq_len + 1)
-        batch = torch.zeros(shape, dtype=torch.int64)
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", kernels))
         for context in (_devices_are_cuda(), _cuda_autocast(), _noted_update(recorder), recorder):
             stack.enter_context(context)
         try:
-            train_step(config, state, batch, 1e-3, loss_sum)
+            run(model)
         except DataDependentOutputException as error:  # a value that the host would wait for
             waits = (str(error),)
     matmuls = tuple(Matmul(each.factors, each.result, n, each.optimizer) for each, n in recorder.matmuls.items())
@@ -163,7 +186,8 @@ def graph_breaks(config: Config) -> int:
     """Return where torch.compile would leave the graph of the loss, tried on a CPU's tensors."""
     state = _state(config, _model(config))
     tokens = torch.zeros(1, config.train.seq_len, dtype=torch.int64)
-    explained = torch._dynamo.explain(loss_sum)(state.model, tokens, tokens)
+    documents = torch.zeros_like(tokens) if config.data.is_marked else None
+    explained = torch._dynamo.explain(loss_sum)(state.model, tokens, tokens, None, documents)
     return explained.graph_break_count
 
 
@@ -172,10 +196,15 @@ def _model(config: Config) -> Decoder:
         return add_adapters(Decoder(config.model, getattr(torch, config.train.precision), config.train.remat))
 
 
+def _materialize(model: Decoder) -> Decoder:
+    """Give the parameters values, which mean nothing."""
+    model.load_state_dict({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, assign=True)
+    return model
+
+
 def _state(config: Config, model: Decoder) -> TrainState:
     """Return a train state whose values mean nothing."""
-    model.load_state_dict({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, assign=True)
-    parameters = trained_parameters(model)
+    parameters = trained_parameters(_materialize(model))
     return TrainState(0, model, make_optimizer(config.optim, parameters), None, parameters)
 
 

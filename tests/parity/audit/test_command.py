@@ -26,7 +26,7 @@ def test_what_fails_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--platform", "torch", "--model.attention_softcap", "20"]) == 1
     text = capsys.readouterr().out
     assert "\nFAIL torch     train " in text
-    assert text.endswith("\n3 of 6 checks passed\n")
+    assert text.endswith("\n5 of 7 checks passed\n")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import torchlm.attention
-from parity.audit.eager import audit_torch, sdpa_kernel, train_facts
+from parity.audit.eager import audit_torch, prefill_facts, sdpa_kernel, train_facts
+from torchlm.fast.attention import LONGEST_IN_BLOCKS, QUERY_BLOCK
 
 
 def failed(config: Any) -> dict[str, str]:
@@ -37,19 +38,65 @@ def test_the_train_step_passes(changes: dict[str, Any], changed: Any) -> None:
     assert failed(changed(**changes)) == {}
 
 
-def test_a_mask_is_the_only_square(changed: Any) -> None:
-    """Documents and windows go by the memory-efficient kernel, with a mask of booleans for all heads."""
-    facts, _ = train_facts(changed(data={"document_mask": True}))
-    assert facts.kernels == {"memory-efficient attention": 2}
-    assert {array.dtype for array in facts.quadratic} == {"i1"}
+MASKS: dict[str, dict[str, Any]] = {
+    "documents": {"data": {"document_mask": True}},
+    "window": {"model": {"layer_types": ["sliding"], "sliding_window": 100}},
+    "softcap": {"model": {"attention_softcap": 20.0}},
+}
+LONG = 1152
+"""Beyond LONGEST_IN_BLOCKS."""
+
+
+@pytest.mark.parametrize("length", [384, LONG])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_masked_step_has_no_square(mask: str, length: int, changed: Any) -> None:
+    sizes = {"max_seq_len": length} | MASKS[mask].get("model", {})
+    config = changed(**MASKS[mask] | {"model": sizes, "train": {"seq_len": length}})
+    facts, _ = train_facts(config)
+    blocks = length // QUERY_BLOCK
+    times = 2 if length > LONGEST_IN_BLOCKS else 1  # recomputed in the backward pass
+    expected = {} if mask == "softcap" else {"memory-efficient attention": 2 * times * blocks}
+    assert (facts.quadratic, facts.kernels, facts.callbacks) == ((), expected, ())
+    assert prefill_facts(config).quadratic == ()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_is_saved_for_the_backward_pass_grows_with_the_length_alone(mask: str, changed: Any) -> None:
+    def saved(length: int) -> int:
+        sizes = {"max_seq_len": length} | MASKS[mask].get("model", {})
+        config, elements = changed(**MASKS[mask] | {"model": sizes, "train": {"seq_len": length}}), [0]
+
+        def pack(x: Tensor) -> Tensor:
+            elements[0] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            train_facts(config)
+        return elements[0]
+
+    once = saved(LONG)
+    assert saved(2 * LONG) < 2 * once
+    with mock.patch("torchlm.fast.attention.LONGEST_IN_BLOCKS", LONG):
+        assert saved(LONG) > 1.1 * once
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_square_of_the_plain_form_is_found(mask: str, changed: Any) -> None:
+    with mock.patch("torchlm.model.causal_attention", torchlm.attention.causal_attention):
+        found = failed(changed(**MASKS[mask]))
+        assert "T × T tensors" in found
+        assert prefill_facts(changed(**MASKS[mask])).quadratic
+
+
+@pytest.mark.slow
+def test_recomputed_blocks_are_one_graph(changed: Any) -> None:
+    sizes = {"max_seq_len": LONG} | MASKS["window"]["model"] | MASKS["softcap"]["model"]
+    found = audit_torch(changed(**MASKS["documents"], model=sizes, train={"seq_len": LONG}))[-1]
+    assert (found.name, found.passed, found.found) == ("graph breaks", True, "0")
 
 
 def test_what_no_kernel_takes_is_said(changed: Any) -> None:
-    assert failed(changed(model={"attention_softcap": 20.0})).keys() == {
-        "matmul factors",
-        "T × T tensors",
-        "attention kernel",
-    }
+    assert failed(changed(**MASKS["softcap"])).keys() == {"matmul factors", "attention kernel"}
 
 
 def test_a_wait_of_the_host_is_found(changed: Any) -> None:
@@ -78,10 +125,8 @@ def test_heads_that_are_not_repeated_are_found(changed: Any) -> None:
         return attention(q, k[:, ::2], v[:, ::2], mask, *rest)
 
     attention = torchlm.attention.attention
-    with mock.patch("torchlm.attention.attention", grouped):
-        facts, _ = train_facts(changed(data={"document_mask": True}))
-    assert facts.kernels == {"math": 2}
-    assert "f32" in {array.dtype for array in facts.quadratic}
+    with mock.patch("torchlm.fast.attention.attention", grouped):
+        assert failed(changed(**MASKS["documents"])).keys() >= {"attention kernel"}
 
 
 BREAKING = """
