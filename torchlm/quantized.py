@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmcore.model.quantize import Quantized
-from torchlm.fast.linear import MAX_INT8_ROWS, int8_linear, keeps_int8, laid_out
+from torchlm.fast.linear import MAX_INT8_ROWS, emulated, int8_linear, keeps_int8, laid_out
 from torchlm.linear import BiasedLinear, Linear
 from torchlm.model import Decoder
 
@@ -23,7 +23,7 @@ class Int8Linear(nn.Module):
     values: Tensor
     scales: Tensor
     for_batch: Tensor | None
-    """The values in the dtype of the matmuls, for many sequences."""
+    """The values in the dtype of the matmuls, or in float32 where that is faster, for many sequences."""
 
     def __init__(self, quantized: Quantized, dtype: torch.dtype, device: torch.device):
         super().__init__()
@@ -39,7 +39,8 @@ class Int8Linear(nn.Module):
         if len(x) <= MAX_INT8_ROWS:
             return int8_linear(x.to(self.dtype), self.values, self.scales)
         if self.for_batch is None:  # converted for every token of so many sequences, they would take longer
-            self.for_batch = laid_out(self.values.to(self.dtype))
+            wide = emulated(x.device, self.dtype)
+            self.for_batch = self.values.float() if wide else laid_out(self.values.to(self.dtype))
         return int8_linear(x.to(self.dtype), self.for_batch, self.scales)
 
 
@@ -61,20 +62,11 @@ INT8: dict[type, Callable[..., nn.Module]] = {Linear: Int8Linear, BiasedLinear: 
 """Kind of linear layer -> the same with int8 weights."""
 
 
-class Int8Decoder(Decoder):
-    """A decoder whose output head is called, as its other linear layers are, rather than its weight used."""
-
-    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
-        with self.autocast():
-            return self.softcap(self.lm_head(self.divide(hidden)).to(hidden.dtype))
-
-
-def int8_decoder(decoder: Int8Decoder, layers: Mapping[str, Quantized], weights: dict[str, Tensor]) -> Int8Decoder:
+def int8_decoder(decoder: Decoder, layers: Mapping[str, Quantized], weights: dict[str, Tensor]) -> Decoder:
     """Give the decoder linear layers with int8 weights, the output head included; return the decoder.
 
     Args:
-        decoder: without adapters; its layers' parameters may be on the meta device.
+        decoder: without adapters; its layers' parameters may be on the meta device. It must call its output head.
         layers: dotted name of each of its linear layers -> its weights.
         weights: the decoder's other parameters by name; biases of linear layers are taken out of it.
     """

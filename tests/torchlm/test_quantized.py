@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lmcore.model.quantize import dequantize, quantize
+from torchlm.fast import linear as module
 from torchlm.fast.linear import MAX_INT8_ROWS, int8_linear, keeps_int8
 from torchlm.quantized import Int8BiasedLinear, Int8Linear
 
@@ -14,7 +15,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("inputs", [32, 36])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 9), (7, 1)])
-def test_a_layer_is_its_formula(inputs: int, dtype: torch.dtype, shape: tuple[int, int]):
+@pytest.mark.parametrize("instructions", [True, False])
+def test_a_layer_is_its_formula(
+    inputs: int, dtype: torch.dtype, shape: tuple[int, int], instructions: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "CPU_BFLOAT16", instructions)
     rng = np.random.default_rng(0)
     quantized, bias = quantize(rng.normal(size=(10, inputs))), torch.from_numpy(rng.normal(size=10))
     x = torch.from_numpy(rng.normal(size=(*shape, inputs))).to(dtype)

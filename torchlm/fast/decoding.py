@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
 from lmcore.model.quantize import Quantized, WeightFormat, quantized_layers
-from torchlm.fast.linear import laid_out
+from torchlm.fast.linear import MAX_EMULATED_ROWS, emulated, laid_out, linear_in_float32
 from torchlm.lora import merge
 from torchlm.mlps import GatedMLP
 from torchlm.model import Attention, Decoder
 from torchlm.norms import NoNorm
-from torchlm.quantized import Int8Decoder, int8_decoder
+from torchlm.quantized import int8_decoder
 
 __all__ = ["for_decoding"]
 
@@ -67,6 +67,36 @@ class MergedGatedMLP(Merged, GatedMLP):
     names = ("gate_proj", "up_proj")
 
 
+class CallingDecoder(Decoder):
+    """A decoder whose output head is called, as its other linear layers are, rather than its weight used."""
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Apply the output head: a matmul in `dtype`, its result in the parameters' dtype."""
+        with self.autocast():
+            return self.softcap(self.lm_head(self.divide(hidden)).to(hidden.dtype))
+
+
+class EmulatedLinear(nn.Module):
+    """A linear layer in bfloat16 on a CPU without instructions for it, which computes many rows in float32."""
+
+    wide: Tensor | None
+    """The weight in float32, once many rows have come."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("wide", None, persistent=False)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        weight, bias = self.layer.weight, self.layer.bias
+        if x.numel() // x.shape[-1] <= MAX_EMULATED_ROWS:
+            return self.layer(x)
+        if self.wide is None:
+            self.wide = (weight.to_dense() if weight.is_mkldnn else weight).float()
+        y = linear_in_float32(x.to(weight.dtype), self.wide)
+        return y if bias is None else y + bias.to(y.dtype)
+
+
 MERGED = {Attention: MergedAttention, GatedMLP: MergedGatedMLP}
 """Module -> what replaces it in decoding; a module with a single layer on its input stays."""
 
@@ -79,14 +109,19 @@ def for_decoding(model: Decoder, weights: WeightFormat = "full") -> Decoder:
     """
     config = replace(model.config, tie_embeddings=False, lora=None)
     with torch.device("meta"):
-        copy = (Int8Decoder if weights == "int8" else Decoder)(config, model.dtype)
+        copy = CallingDecoder(config, model.dtype)
         for block in copy.layers:
             for name in ("self_attn", "mlp"):
                 kind = type(block.get_submodule(name))
                 setattr(block, name, MERGED.get(kind, kind)(config))
-    prepared = _int8(model, copy) if isinstance(copy, Int8Decoder) else _full(model, copy)
+    prepared = _int8(model, copy) if weights == "int8" else _full(model, copy)
     copy.load_state_dict(prepared, assign=True)
-    return copy.to(model.embed_tokens.weight.device).requires_grad_(False).eval()
+    device = model.embed_tokens.weight.device
+    if emulated(device, model.dtype):
+        for name, layer in list(copy.named_modules()):
+            if isinstance(layer, nn.Linear):
+                copy.set_submodule(name, EmulatedLinear(layer))
+    return copy.to(device).requires_grad_(False).eval()
 
 
 def _full(model: Decoder, copy: Decoder) -> dict[str, Tensor]:
@@ -102,7 +137,7 @@ def _full(model: Decoder, copy: Decoder) -> dict[str, Tensor]:
     return weights
 
 
-def _int8(model: Decoder, copy: Int8Decoder) -> dict[str, Tensor]:
+def _int8(model: Decoder, copy: Decoder) -> dict[str, Tensor]:
     """Replace the copy's linear layers by such with int8 weights, and return its other parameters."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     arrays, weights = {}, {}

@@ -8,7 +8,9 @@ import torch
 
 from lmcore.config import LoraConfig, ModelConfig
 from lmcore.model.quantize import dequantize, quantize
+from torchlm.fast import linear as module
 from torchlm.fast.decoding import for_decoding
+from torchlm.fast.linear import MAX_EMULATED_ROWS
 from torchlm.lora import add_adapters
 from torchlm.model import Decoder
 
@@ -36,6 +38,24 @@ def test_merged_matmuls_are_the_same_model(mlp: str, changes: dict):
             wrong, _ = for_decoding(model).decode(tokens, model.empty_cache(pads, 8))
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
         assert (wrong - expected).abs().max() > tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": True}])
+def test_without_bfloat16_instructions_many_rows_are_computed_in_float32(
+    changes: dict, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "CPU_BFLOAT16", False)
+    model = decoder(torch.bfloat16, **changes)
+    copy = for_decoding(model)
+    head = copy.lm_head
+    for sequences in (1, MAX_EMULATED_ROWS + 1):
+        tokens, pads = torch.arange(sequences)[:, None], torch.zeros(sequences, dtype=torch.long)
+        with torch.inference_mode():
+            expected, _ = model.decode(tokens, model.empty_cache(pads, 8))
+            found, _ = copy.decode(tokens, model.empty_cache(pads, 8))
+        assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
+        assert (head.wide is None) == (sequences == 1)
+    assert torch.equal(head.wide, model.head.bfloat16().float())
 
 
 @pytest.mark.parametrize("changes", [{}, {"bias": True}, {"tie_embeddings": False}, {"attention_softcap": 3.0}])
