@@ -5,7 +5,7 @@ projections are reordered; its `qwen3` rotates halves, and normalizes queries an
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,7 @@ from parity.convert.vocabulary import tokenizer_fields
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-__all__ = ["DTYPES", "Dtype", "model_fields", "tensor_name", "write_gguf"]
+__all__ = ["DTYPES", "Dtype", "model_fields", "tensor_name", "write_gguf", "write_model"]
 
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 DTYPES: dict[Dtype, tuple[str, str]] = {
@@ -73,7 +73,7 @@ def write_gguf(
     companions: Companions,
     dtype: Dtype,
 ) -> list[str]:
-    """Write a GGUF file.
+    """Write a model and its tokenizer to a GGUF file.
 
     Args:
         path: the file.
@@ -90,14 +90,33 @@ def write_gguf(
     Raises:
         UserError: the format cannot hold the model or its tokenizer, or `gguf` is not installed.
     """
+    if tokenizer is None:
+        raise UserError("--to gguf: found no tokenizer.json, which the file would hold; add one to the source")
+    text = tokenizer_fields(tokenizer, model.vocab_size)
+    return write_model(path, name, model, weights, text, companions.chat_template(), dtype)
+
+
+def write_model(
+    path: Path,
+    name: str,
+    model: ModelConfig,
+    weights: Tensors,
+    text: Mapping[str, Any],
+    chat_template: str | None,
+    dtype: Dtype,
+) -> list[str]:
+    """Write a GGUF file; arguments, result and errors are those of `write_gguf`, but for these.
+
+    Args:
+        text: what the file says of the tokenizer, by the part of a field's name after `tokenizer.ggml.`; with `model`
+            `no_vocab`, there is none.
+        chat_template: Jinja, if any.
+    """
     try:
         from gguf import GGUFWriter, LlamaFileType
     except ImportError as error:
         raise UserError("--to gguf: the package gguf is not installed; pip install 'twinlm[gguf]'") from error
     architecture = _architecture(model)
-    if tokenizer is None:
-        raise UserError("--to gguf: found no tokenizer.json, which the file would hold; add one to the source")
-    text = tokenizer_fields(tokenizer, model.vocab_size)
     tensors, notes = _encode(model, weights, architecture, dtype)
     writer = GGUFWriter(path, architecture)
     writer.add_name(name)
@@ -108,8 +127,8 @@ def write_gguf(
     for field, value in text.items():
         numbered = [value.get(i, 0.0) for i in range(model.vocab_size)] if field == "scores" else value
         _add(writer, f"tokenizer.ggml.{field}", numbered)
-    if template := companions.chat_template():
-        writer.add_chat_template(template)
+    if chat_template:
+        writer.add_chat_template(chat_template)
     _write(writer, tensors)
     return notes
 

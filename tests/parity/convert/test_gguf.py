@@ -23,7 +23,7 @@ from lmcore.run.folder import load_run
 from parity.convert.bare import write_bare
 from parity.convert.companions import Companions
 from parity.convert.conversion import convert, main
-from parity.convert.gguf import Dtype, interleaved, tensor_name, write_gguf
+from parity.convert.gguf import Dtype, interleaved, tensor_name, write_gguf, write_model
 from parity.convert.names import numpy_to_torch, table
 from parity.convert.tensors import Tensors
 from torchlm import train as torch_train
@@ -129,6 +129,17 @@ def test_what_stands_in_the_file_is_the_model(bpe: Tokenizer, tmp_path: Path):
         found = tensors[tensor_name(name)].data
         halves = interleaved(24)(array) if "q_proj" in name or "k_proj" in name else array
         assert np.array_equal(found, halves), name
+
+
+def test_a_model_may_have_no_tokenizer(bpe: Tokenizer, tmp_path: Path):
+    weights = weights_of(MODEL)
+    write_model(tmp_path / "bare.gguf", "m", MODEL, Tensors.of(weights), {"model": "no_vocab"}, None, "q8_0")
+    written(tmp_path / "m.gguf", MODEL, weights, bpe, "q8_0")
+    (bare, bare_tensors), (whole, tensors) = (read(tmp_path / name) for name in ("bare.gguf", "m.gguf"))
+    assert {n: t.data.tobytes() for n, t in bare_tensors.items()} == {n: t.data.tobytes() for n, t in tensors.items()}
+    assert [name for name in bare if name.startswith("tokenizer.")] == ["tokenizer.ggml.model"]
+    assert bare["tokenizer.ggml.model"] == "no_vocab"
+    assert bare["llama.vocab_size"] == whole["llama.vocab_size"] == 310
 
 
 def test_rows_of_a_head_are_interleaved():
