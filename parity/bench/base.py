@@ -7,7 +7,15 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.model.flops import flops_per_token
 
-__all__ = ["SHOWN", "GeneratingImplementation", "Implementation", "step_flops", "torch_device_bytes", "wait_for_torch"]
+__all__ = [
+    "SHOWN",
+    "GeneratingImplementation",
+    "Implementation",
+    "TrainingImplementation",
+    "step_flops",
+    "torch_device_bytes",
+    "wait_for_torch",
+]
 
 SHOWN = 64
 """Logits of each sequence that are compared, to see that all implementations have the same model."""
@@ -24,9 +32,6 @@ class Implementation(Protocol):
     step_flops: float
     """FLOPs of one update."""
 
-    def step(self, batch: np.ndarray, lr: float) -> Any:
-        """Launch one update; returns the loss, which may not be there yet."""
-
     def wait(self, value: Any = None) -> None:
         """Return when all that was launched is done."""
 
@@ -35,8 +40,16 @@ class Implementation(Protocol):
 
 
 @runtime_checkable
+class TrainingImplementation(Implementation, Protocol):
+    """An implementation that trains."""
+
+    def step(self, batch: np.ndarray, lr: float) -> Any:
+        """Launch one update; returns the loss, which may not be there yet."""
+
+
+@runtime_checkable
 class GeneratingImplementation(Implementation, Protocol):
-    """An implementation that also generates."""
+    """An implementation that generates."""
 
     def logits(self, prompts: np.ndarray) -> np.ndarray:
         """Of the token after each prompt, the first SHOWN."""

@@ -82,6 +82,8 @@ MODES = ("train", "generate", "serve", "prepare", "startup")
 COMPUTING = ("train", "generate", "serve")
 """Modes of a model in some dtype."""
 TWINS = ("jaxlm", "torchlm", "torchlm-compiled")
+INT8 = ("jaxlm-int8", "torchlm-int8")
+"""Twins with int8 weights, timed where they are named alone."""
 
 
 @command
@@ -154,7 +156,10 @@ def _parser(shape: Shape | None) -> Any:
     parser.add_argument("--mode", type=list[str], default=["train", "generate"], help=f"Any of {', '.join(MODES)}.")
     parser.add_argument("--dtype", type=list[str], default=["float32", "bfloat16"], help="Types of matmuls.")
     parser.add_argument(
-        "--peers", type=list[str], default=[], help="Also these packages' Llamas: hf (transformers), keras, litgpt."
+        "--peers",
+        type=list[str],
+        default=[],
+        help="Also these packages' Llamas: hf (transformers), keras, litgpt, llamacpp (generation).",
     )
     parser.add_argument(
         "--peer_python",
@@ -163,7 +168,10 @@ def _parser(shape: Shape | None) -> Any:
         help="PEER=PATH: Python of an environment that has its packages.",
     )
     parser.add_argument(
-        "--only", type=list[str] | None, help="Implementations to time, such as torchlm transformers; null: all."
+        "--only",
+        type=list[str] | None,
+        help="Implementations to time, such as torchlm transformers; jaxlm-int8 and torchlm-int8 decode with int8 "
+        "weights; null: all but these two.",
     )
     parser.add_argument("--rounds", type=int, default=5, help="Timed turns of each implementation.")
     parser.add_argument("--turn_steps", type=int, default=0, help="Timed updates a turn; 0: 2 on a CPU, 10 on a GPU.")
@@ -204,7 +212,7 @@ def _plan(args: Any) -> Plan:
     implementations, pythons, peer_versions = _peers(args, dtypes)
     for mode in modes:
         if mode != "prepare" and not any(mode in IMPLEMENTATIONS[name] for name in implementations):
-            able = ", ".join(name for name in (*TWINS, *pythons) if mode in IMPLEMENTATIONS[name])
+            able = ", ".join(name for name in (*TWINS, *INT8, *pythons) if mode in IMPLEMENTATIONS[name])
             raise UserError(f"--only: found {' '.join(args.only)}, expected for --mode {mode} any of {able}")
     for option, found, minimum in (
         ("--rounds", args.rounds, 1),
@@ -256,8 +264,8 @@ def _peers(args: Any, dtypes: Sequence[str]) -> tuple[list[str], dict[str, str],
             raise UserError(f"--dtype: found {dtype!r} with --peers, expected float32 or bfloat16")
     chosen = interpreters(args.peer_python, peers)
     pythons = {name: chosen[peer] for peer in peers for name in PEERS[peer].implementations}
-    every = [*TWINS, *pythons]
-    wanted = every if args.only is None else _known("--only", args.only, every)
+    every = [*TWINS, *INT8, *pythons]
+    wanted = [*TWINS, *pythons] if args.only is None else _known("--only", args.only, every)
     versions: dict[str, str] = {}
     for peer in peers:
         if any(name in wanted for name in PEERS[peer].implementations):

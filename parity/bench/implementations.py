@@ -1,6 +1,7 @@
 """The implementations of a benchmark: each twin, the peers, and a bare matmul, all driven the same way.
 
 An implementation trains by `step`, generates by `generate`, and `wait` returns when the device has nothing left to do.
+`-int8` after a twin's name decodes with int8 weights.
 A framework is loaded only when one of its implementations is made, in the process of `parity.bench.worker`.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from lmcore.config import Config
 from lmcore.generate.prompting import Generator, write_tokens
 from lmcore.model.flops import peak_flops
+from lmcore.model.quantize import WeightFormat
 from parity.bench.base import SHOWN, Implementation, step_flops, torch_device_bytes, wait_for_torch
 from parity.bench.peers import peer_of
 
@@ -32,10 +34,11 @@ def make_implementation(name: str, config: Config, mode: str) -> Implementation:
     """
     kind, _, variant = name.partition("-")
     config = replace(config, train=replace(config.train, compile=variant == "compiled"))
+    weights: WeightFormat = "int8" if variant == "int8" else "full"
     if kind == "jaxlm":
-        return JaxImplementation(config, mode)
+        return JaxImplementation(config, mode, weights)
     if kind == "torchlm":
-        return TorchImplementation(config, mode)
+        return TorchImplementation(config, mode, weights)
     if kind == "matmul":
         return Matmul(config)
     peer = peer_of(name)
@@ -71,8 +74,8 @@ class Timed:
 class TwinImplementation(ABC):
     """What both twins share, with the engine that `train` and `generate` use."""
 
-    def __init__(self, engine: Any):
-        self.engine = engine
+    def __init__(self, engine: Any, weights: WeightFormat):
+        self.engine, self.weights = engine, weights
         self.device: str = engine.device_name
         self.parameters: int = engine.parameter_count
         self.peak: float | None = engine.peak_flops
@@ -87,7 +90,7 @@ class TwinImplementation(ABC):
 
     def generate(self, prompts: np.ndarray) -> tuple[float, float]:
         config = self.engine.config
-        timed = Timed(self.engine.generator(config.sample), self.wait)
+        timed = Timed(self.engine.generator(config.sample, self.weights), self.wait)
 
         def tokens_of(generator: Generator) -> Iterator[np.ndarray]:
             context = config.model.max_seq_len
@@ -99,17 +102,17 @@ class TwinImplementation(ABC):
         return timed.prefill_seconds, timed.decode_seconds
 
     def _start(self, prompts: np.ndarray) -> Any:
-        generator = self.engine.generator(self.engine.config.sample)
+        generator = self.engine.generator(self.engine.config.sample, self.weights)
         return generator.start(prompts, np.zeros(len(prompts), np.int32), prompts.shape[1] + 1)
 
 
 class JaxImplementation(TwinImplementation):
     """jaxlm, always compiled; on a CPU on one XLA device per core, as its commands run."""
 
-    def __init__(self, config: Config, mode: str):
+    def __init__(self, config: Config, mode: str, weights: WeightFormat):
         from jaxlm.engine import Engine
 
-        super().__init__(Engine(config))
+        super().__init__(Engine(config), weights)
         self.engine.init()
         if mode != "train":
             self.engine.state = replace(self.engine.state, opt_state=None)
@@ -130,10 +133,10 @@ class JaxImplementation(TwinImplementation):
 class TorchImplementation(TwinImplementation):
     """torchlm, eager or with `train.compile`."""
 
-    def __init__(self, config: Config, mode: str):
+    def __init__(self, config: Config, mode: str, weights: WeightFormat):
         from torchlm.engine import Engine
 
-        super().__init__(Engine(config))
+        super().__init__(Engine(config), weights)
         self.engine.init()
         if mode != "train":
             self.engine.state.optimizer = None

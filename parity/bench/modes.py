@@ -1,5 +1,6 @@
 """What is timed between frameworks: updates and generation, once the implementations are seen to compute the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "jaxlm": ("train", "generate", "serve", "startup"),
     "torchlm": ("train", "generate", "serve", "startup"),
     "torchlm-compiled": ("train",),
+    "jaxlm-int8": ("generate",),
+    "torchlm-int8": ("generate",),
     **{name: modes for peer in PEERS.values() for name, modes in peer.implementations.items()},
     "matmul": ("train",),
 }
@@ -26,6 +29,17 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 """Largest difference of losses or logits, relative to the largest of them, at which two have the same model."""
+
+BITS_8 = {"int8": 1.0, "q8_0": 34 / 32}
+"""End of the name of an implementation whose weights have 8 bits -> bytes per weight, without int8's few scales."""
+
+ROUNDING = 0.009
+"""Relative error of a matmul with such weights, root mean square.
+
+Weights lie on a grid of 1/127 of the largest of a channel, at most about 4 standard deviations of normal weights for up
+to 16,000 of them, so the error is uniform with a standard deviation of 4 / (127 √12) = 0.009 of theirs. A block of 32
+reaches about 2.1: 0.005, and as much again, in squares, for llama.cpp's factors of 8 bits.
+"""
 
 WARM_UP = 4
 """Updates before the first turn, whose losses must agree: the fewest in which a wrong beta, rate or clip shows."""
@@ -45,23 +59,29 @@ class Agreement:
 
     def __init__(self, what: str, dtype: str):
         self.what, self.dtype = what, dtype
-        self.first: tuple[str, np.ndarray] | None = None
+        self.first: tuple[str, np.ndarray, float] | None = None
 
-    def check(self, implementation: str, values: Sequence[float]) -> float:
+    def check(self, implementation: str, values: Sequence[float], rounding: float = 0.0) -> float:
         """Return the difference from the first implementation, relative to its largest value.
 
+        Args:
+            implementation: whose values they are.
+            values: losses or logits.
+            rounding: largest difference by the rounding of the weights.
+
         Raises:
-            Differ: it is beyond the tolerance.
+            Differ: it is beyond the tolerance and the rounding of both.
         """
         measured = np.array(values)
         if self.first is None:
-            self.first = implementation, measured
-        name, expected = self.first
+            self.first = implementation, measured, rounding
+        name, expected, first_rounding = self.first
         difference = float(np.abs(measured - expected).max() / np.abs(expected).max())
-        if not difference <= TOLERANCE[self.dtype]:
+        allowed = TOLERANCE[self.dtype] + rounding + first_rounding
+        if not difference <= allowed:
             raise Differ(
                 f"{self.what} in {self.dtype}: {implementation} and {name} differ by {difference:.1e} of the largest, "
-                f"allowed {TOLERANCE[self.dtype]:.0e}, so they are not timed; python -m parity.check finds where"
+                f"allowed {allowed:.0e}, so they are not timed; python -m parity.check finds where"
             )
         return difference
 
@@ -152,18 +172,21 @@ def generation(config: Config, implementations: Sequence[str], options: Options)
         UserError: an implementation cannot do what is asked.
     """
     measures: list[Measure] = []
-    length, agreement = options.prompt_tokens, Agreement("logits after a prompt", config.train.precision)
+    length, dtype = options.prompt_tokens, config.train.precision
+    agreement, of_int8 = (Agreement(f"logits after a prompt{of}", dtype) for of in ("", " with int8 weights"))
     for group in _groups("generate", implementations, options.alone):
         with started(group, "generate", config, options) as processes:
             difference = {}
             for process in processes:
-                logits = process.ask("logits", sequences=4, length=length)["logits"]
-                difference[process.implementation] = agreement.check(process.implementation, logits)
+                name, logits = process.implementation, process.ask("logits", sequences=4, length=length)["logits"]
+                difference[name] = agreement.check(name, logits, _rounding(config, name))
+                if name.endswith("-int8"):  # both twins have the same values and scales
+                    of_int8.check(name, logits)
             for sequences in options.batches:
                 answers = take_turns(processes, options, partial(_generate, sequences=sequences, length=length))
                 for process in processes:
                     facts = _facts(process) | {"difference": difference[process.implementation], "sequences": sequences}
-                    facts["weight_bytes"] = _weight_bytes(config, process.facts["parameters"])
+                    facts["weight_bytes"] = _weight_bytes(config, process)
                     measures += _generated(
                         process.implementation, answers[process.implementation], config, sequences, length, facts
                     )
@@ -174,11 +197,28 @@ def _generate(process: Process, number: int, sequences: int, length: int) -> dic
     return process.ask("generate", sequences=sequences, length=length)
 
 
-def _weight_bytes(config: Config, parameters: int) -> int:
-    """Bytes of weights that a decoding step reads, whatever the batch: all but an untied embedding."""
+def _rounding(config: Config, implementation: str) -> float:
+    """Largest difference of logits by weights of 8 bits, relative to the largest; 0 for full weights.
+
+    The errors of the matmuls, seven in a layer, and of embedding and head are independent, so that their squares add.
+    Among the 256 logits that are compared, the largest error is within 4 standard deviations of the errors, the largest
+    logit at least 2 of the logits. A fault smaller than this shows only elsewhere: in the comparison of both twins with
+    int8 weights, or in `llama.cpp`, which comes from the same exporter as `llama.cpp-q8_0`.
+    """
+    return _bits_8(implementation) and 2 * ROUNDING * math.sqrt(7 * config.model.n_layers + 2)
+
+
+def _bits_8(implementation: str) -> float:
+    """Bytes per weight of 8 bits; 0 for full weights."""
+    return BITS_8.get(implementation.rpartition("-")[2], 0.0)
+
+
+def _weight_bytes(config: Config, process: Process) -> int:
+    """Bytes of weights that a decoding step reads at least, whatever the batch: all but an untied embedding."""
     model = config.model
     embedding_only = 0 if model.tie_embeddings else model.vocab_size * model.dim
-    return (parameters - embedding_only) * {"float64": 8, "float32": 4}.get(config.train.precision, 2)
+    size = _bits_8(process.implementation) or {"float64": 8, "float32": 4}.get(config.train.precision, 2)
+    return round((process.facts["parameters"] - embedding_only) * size)
 
 
 def _generated(

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmcore.config import Config, from_dict
 from lmcore.errors import UserError
-from parity.bench.base import GeneratingImplementation, Implementation
+from parity.bench.base import GeneratingImplementation, Implementation, TrainingImplementation
 from parity.bench.implementations import make_implementation
 
 __all__ = ["Worker", "main"]
@@ -54,6 +54,7 @@ class Worker:
 
     def train(self, step: int, count: int, warm: int = 0) -> dict[str, Any]:
         """Do `count` updates, on the batches of `step` and those that follow; the first `warm` are not timed."""
+        assert isinstance(self.implementation, TrainingImplementation)
         train, vocab_size, lr = self.config.train, self.config.model.vocab_size, self.config.optim.lr
         shape = train.batch_size, train.seq_len + 1
         batches = [

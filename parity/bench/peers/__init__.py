@@ -50,6 +50,12 @@ PEERS = {
         remedy="its pins exclude this project's, so give it an environment of its own: python -m venv .venv-litgpt; "
         ".venv-litgpt/bin/pip install '.[litgpt]'; and add --peer_python litgpt=.venv-litgpt/bin/python",
     ),
+    "llamacpp": Peer(
+        make="parity.bench.peers.llamacpp:make",
+        implementations={"llama.cpp": ("generate",), "llama.cpp-q8_0": ("generate",)},
+        packages=("llama-cpp-python", "gguf"),
+        remedy="pip install '.[llamacpp]', which builds llama.cpp for this processor in about ten minutes",
+    ),
 }
 """Name on the command line -> peer."""
 

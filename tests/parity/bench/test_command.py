@@ -114,7 +114,7 @@ def test_a_report_is_read_back_as_it_was(measured: dict[str, Any]):
             ["--dtype", "float64", "--peers", "hf"],
             "--dtype: found 'float64' with --peers, expected",
         ),
-        (["--peers", "vllm"], "--peers: found 'vllm', expected hf, keras, litgpt"),
+        (["--peers", "vllm"], "--peers: found 'vllm', expected hf, keras, litgpt, llamacpp"),
         (
             ["--peers", "litgpt", "--peer_python", f"litgpt={WITHOUT_PACKAGES}"],
             f"--peers litgpt: found no package litgpt in the environment of {WITHOUT_PACKAGES}, expected litgpt and",
@@ -124,6 +124,7 @@ def test_a_report_is_read_back_as_it_was(measured: dict[str, Any]):
             "--peer_python: found 'keras=python', expected NAME=PATH with a NAME among",
         ),
         (["--only", "transformers"], "--only: found 'transformers', expected jaxlm, torchlm, torchlm-compiled"),
+        (["--mode", "train", "--only", "jaxlm-int8"], "--only: found jaxlm-int8, expected for --mode train any of"),
         (["--only", "torchlm-compiled"], "--only: found torchlm-compiled, expected for --mode generate any of jaxlm"),
         (["--peers", "hf", "--optim.name", "lion"], "optim.name: found 'lion' with --peers, expected adamw"),
         (["--rounds", "0"], "--rounds: found 0, expected at least 1"),

@@ -41,6 +41,14 @@ def test_to_generate_there_is_no_optimizer_and_both_calls_are_timed(config: Conf
     assert min(torchlm.generate(prompts)) > 0
 
 
+@pytest.mark.parametrize("twin", ["jaxlm", "torchlm"])
+def test_the_name_says_whether_a_twin_decodes_with_int8_weights(config: Config, twin: str):
+    prompts = np.arange(14, dtype=np.int32).reshape(2, 7)
+    full, int8 = (make_implementation(name, config, "generate") for name in (twin, f"{twin}-int8"))
+    assert 1e-4 < np.abs(full.logits(prompts) - int8.logits(prompts)).max() < 0.1
+    assert min(int8.generate(prompts)) > 0
+
+
 def test_the_name_says_whether_a_twin_is_compiled(config: Config):
     compiled = replace(config, train=replace(config.train, compile=True))
     assert not make_implementation("torchlm", compiled, "train").engine.config.train.compile

@@ -5,18 +5,20 @@ from typing import Any
 import pytest
 
 from lmcore.config import Config
-from parity.bench.modes import Agreement, Differ, generation, training
+from parity.bench.modes import TOLERANCE, Agreement, Differ, generation, training
 from parity.bench.rounds import Options, Process
 
 TWO = Options(rounds=1, turn_steps=1, batches=(2,), prompt_tokens=7, alone=False)
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, group: str, field: str, value: float) -> None:
-    """Give torchlm's process another value of one field."""
+def planted(
+    monkeypatch: pytest.MonkeyPatch, group: str, field: str, value: float, implementation: str = "torchlm"
+) -> None:
+    """Give the process of torchlm, or of another implementation, another value of one field."""
     order = Process.order
 
     def other(self: Process, do: str, **arguments: Any) -> None:
-        if do == "make" and self.implementation == "torchlm":
+        if do == "make" and self.implementation == implementation:
             arguments["config"][group][field] = value
         order(self, do, **arguments)
 
@@ -27,6 +29,28 @@ def test_a_wrong_rotary_base_is_caught_before_generation_is_timed(config: Config
     planted(monkeypatch, "model", "rope_theta", 500.0)
     with pytest.raises(Differ, match=r"logits after a prompt in float32: torchlm and jaxlm differ by \S+e-"):
         generation(config, ["jaxlm", "torchlm"], TWO)
+
+
+def test_int8_weights_are_compared_with_each_other_and_with_full_ones(config: Config, monkeypatch: pytest.MonkeyPatch):
+    names = ["torchlm", "jaxlm-int8", "torchlm-int8"]
+    measures = {m.implementation: m for m in generation(config, names, TWO) if m.what.startswith("decode")}
+    full, *int8 = (measures[name].facts for name in names)
+    assert full["difference"] == 0
+    assert all(TOLERANCE["float32"] < facts["difference"] < 0.02 for facts in int8)
+    assert [facts["weight_bytes"] * 4 for facts in int8] == [full["weight_bytes"]] * 2
+    planted(monkeypatch, "model", "rope_theta", 500.0, "torchlm-int8")
+    message = "logits after a prompt with int8 weights in float32: torchlm-int8 and jaxlm-int8 differ"
+    with pytest.raises(Differ, match=message):
+        generation(config, names, TWO)
+
+
+def test_full_weights_may_be_compared_with_rounded_ones_and_no_others():
+    agreement = Agreement("logits", "float32")
+    agreement.check("torchlm-int8", [8.0, 7.9], rounding=0.02)
+    assert agreement.check("torchlm", [8.0, 7.8]) == pytest.approx(0.0125)
+    assert agreement.check("llama.cpp-q8_0", [8.0, 7.6], rounding=0.02) == pytest.approx(0.0375)
+    with pytest.raises(Differ, match="allowed 2e-02"):
+        agreement.check("torchlm", [8.0, 7.6])
 
 
 def test_a_wrong_update_is_caught_before_training_is_timed(config: Config, monkeypatch: pytest.MonkeyPatch):

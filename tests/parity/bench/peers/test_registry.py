@@ -21,7 +21,14 @@ def test_every_peer_has_its_maker_and_its_modes_in_the_benchmark():
     assert peer_of("torchlm") is None
 
 
-@pytest.mark.parametrize(("peer", "remedy"), [("keras", "pip install '.[peers]'"), ("litgpt", "'.[litgpt]'; and add")])
+@pytest.mark.parametrize(
+    ("peer", "remedy"),
+    [
+        ("keras", "pip install '.[peers]'"),
+        ("litgpt", "'.[litgpt]'; and add"),
+        ("llamacpp", "pip install '.[llamacpp]', which builds"),
+    ],
+)
 def test_a_package_that_is_missing_gets_one_line(peer: str, remedy: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(PEERS, peer, replace(PEERS[peer], packages=("no-such-package", "numpy")))
     with pytest.raises(UserError) as caught:
