@@ -19,6 +19,8 @@ class Cache(NamedTuple):
     """Positions of left padding in each sequence."""
     lengths: Int[Array, " B"]
     """Positions filled in each sequence."""
+    previous: Int[Array, "B P"]
+    """Ids of the last `model.previous_tokens` tokens of each sequence."""
 
 
 def at(x: Float[Array, "B T *S"], index: Int[Array, " B"]) -> Float[Array, "B 1 *S"]:

@@ -27,6 +27,7 @@ from jaxlm.linear import LINEARS, Linear
 from jaxlm.mlps import make_mlp
 from jaxlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 from jaxlm.positions import POSITIONS, unrotated
+from jaxlm.previous import PREVIOUS, latest, preceding
 from jaxlm.scales import softcapped, times, unchanged
 from jaxlm.sharding import gather_positions, on_mesh, over_heads, split_positions
 from lmcore.config import ModelConfig
@@ -228,6 +229,7 @@ class Decoder(nnx.Module):
         self.split, self.gather = (partial(f, sequence=sequence) for f in (split_positions, gather_positions))
         self.through = LAYERS[config.scan_layers]
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
+        self.embed_previous = PREVIOUS[config.previous_tokens > 0](config)
         self.embed_positions = POSITIONS[config.position](config)
         self.layers = nnx.List([Block(config, dtype, sequence, layer) for layer in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
@@ -277,9 +279,20 @@ class Decoder(nnx.Module):
         kernel = self.embed_tokens.weight[...].T
         return self.softcap(linear(hidden.astype(self.dtype), kernel.astype(self.dtype)).astype(hidden.dtype))
 
-    def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
-        """Return the embeddings of these tokens at these positions."""
-        return self.embed_positions(self.scale(self.embed_tokens(tokens)), positions)
+    def embed(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], previous: Int[Array, "B P"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Return the embeddings of these tokens at these positions.
+
+        Args:
+            tokens: token ids.
+            positions: of the tokens in their documents.
+            previous: ids of the `model.previous_tokens` tokens before the first; None where its document begins.
+        """
+        if previous is None:
+            previous = jnp.zeros((len(tokens), self.config.previous_tokens), tokens.dtype)
+        x = self.embed_previous(self.embed_tokens(tokens), preceding(tokens, previous), positions)
+        return self.embed_positions(self.scale(x), positions)
 
     def rope(self, positions: Int[Array, "B T"]) -> dict[str, tuple[Float[Array, "#B T H"], Float[Array, "#B T H"]]]:
         """Return layer type -> RoPE cosines and sines of these positions, in the parameters' dtype."""
@@ -293,7 +306,8 @@ class Decoder(nnx.Module):
         """Return an empty cache of `size` slots per sequence; the first pads[b] slots of sequence b are masked."""
         shape = (len(pads) * self.config.n_kv_heads, size, self.config.head_dim)
         keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.layers) for _ in range(2))
-        return Cache(keys, values, pads, jnp.zeros(len(pads), jnp.int32))
+        previous = jnp.zeros((len(pads), self.config.previous_tokens), jnp.int32)
+        return Cache(keys, values, pads, jnp.zeros(len(pads), jnp.int32), previous)
 
     def decode(
         self, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"] | None = None
@@ -321,11 +335,12 @@ class Decoder(nnx.Module):
             mask = masks[self.config.window(layer)]
             return attention(q, keys[layer], values[layer], mask, softcap=self.config.attention_softcap)
 
-        x = self.embed(tokens, positions)
+        x = self.embed(tokens, positions, cache.previous)
         for layer, block in enumerate(self.layers):
             x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
         x = at(x, jnp.maximum(counts - 1, 0))
-        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts)
+        previous = latest(tokens, cache.previous, counts)
+        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts, previous)
         return self.logits(self.norm(x)[:, 0]), cache
 
     def prefill(
@@ -362,5 +377,6 @@ class Decoder(nnx.Module):
         for layer, block in enumerate(self.layers):
             keep = partial(at, index=last) if layer == len(self.layers) - 1 else unchanged
             x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer), keep=keep)
-        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts)
+        previous = latest(tokens, cache.previous, counts)
+        cache = Cache(tuple(keys), tuple(values), cache.pads, cache.lengths + counts, previous)
         return self.logits(self.norm(x)[:, 0]), cache

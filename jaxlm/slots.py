@@ -91,6 +91,7 @@ class Slots:
             keys=tuple(map(insert_keys, state.cache.keys, filled.keys)),
             values=tuple(map(insert_keys, state.cache.values, filled.values)),
             lengths=insert(state.cache.lengths, filled.lengths),
+            previous=insert(state.cache.previous, filled.previous),
         )
         return Decoding(cache, insert(state.logits, logits)), logits[0]
 

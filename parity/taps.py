@@ -42,7 +42,12 @@ OPERATIONS = (
     *("norm 2", "gate", "up", "gated", "MLP", "after MLP"),
 )
 """Names of all activations of one block of the default kind, in order; `after …` is the residual stream."""
-WHOLE = {"embed_tokens": "embedding", "embed_positions": "positions added", "norm": "final norm"}
+WHOLE = {
+    "embed_tokens": "embedding",
+    "embed_previous": "previous tokens added",
+    "embed_positions": "positions added",
+    "norm": "final norm",
+}
 
 
 class Taps:

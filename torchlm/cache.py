@@ -20,6 +20,8 @@ class Cache(NamedTuple):
     """Positions of left padding in each sequence."""
     lengths: Int[Tensor, " B"]
     """Positions filled in each sequence; on the CPU, which chooses how much of the cache to read."""
+    previous: Int[Tensor, "B P"]
+    """Ids of the last `model.previous_tokens` tokens of each sequence."""
 
 
 def at(x: Float[Tensor, "B T *S"], index: Int[Tensor, " B"]) -> Float[Tensor, "B 1 *S"]:

@@ -30,6 +30,7 @@ from torchlm.linear import LINEARS, Linear
 from torchlm.mlps import make_mlp
 from torchlm.norms import LayerNorm, NoNorm, ZeroCenteredRMSNorm
 from torchlm.positions import POSITIONS, unrotated
+from torchlm.previous import PREVIOUS, latest, preceding
 from torchlm.scales import softcapped, times, unchanged
 from torchlm.tensor_parallel import own_part, whole_last
 
@@ -223,6 +224,7 @@ class Decoder(nn.Module):
         self.dtype = dtype
         self.remat = remat
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.embed_previous = PREVIOUS[config.previous_tokens > 0](config)
         self.embed_positions = POSITIONS[config.position](config)
         self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         final = NoNorm if config.norm_placement == "post" else NORMS[config.norm]
@@ -287,9 +289,20 @@ class Decoder(nn.Module):
         with self.autocast():
             return self.softcap(whole_last(linear(self.divide(hidden), weight).to(hidden.dtype), group))
 
-    def embed(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B _ D"]:
-        """Return the embeddings of these tokens at these positions; a part of them, with sequence parallelism."""
-        return self.embed_positions(self.scale(self.embed_tokens(tokens)), positions)
+    def embed(
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"], previous: Int[Tensor, "B P"] | None = None
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the embeddings of these tokens at these positions; a part of them, with sequence parallelism.
+
+        Args:
+            tokens: token ids.
+            positions: of the tokens in their documents.
+            previous: ids of the `model.previous_tokens` tokens before the first; None where its document begins.
+        """
+        if previous is None:
+            previous = tokens.new_zeros(len(tokens), self.config.previous_tokens)
+        x = self.embed_previous(self.embed_tokens(tokens), preceding(tokens, previous), positions)
+        return self.embed_positions(self.scale(x), positions)
 
     def rope(self, positions: Int[Tensor, "B T"]) -> dict[str, tuple[Float[Tensor, "#B T H"], Float[Tensor, "#B T H"]]]:
         """Return layer type -> RoPE cosines and sines of these positions, in the parameters' dtype."""
@@ -305,7 +318,8 @@ class Decoder(nn.Module):
         keys, values = (
             tuple(torch.zeros(shape, dtype=self.dtype, device=pads.device) for _ in self.layers) for _ in range(2)
         )
-        return Cache(keys, values, pads, torch.zeros(len(pads), dtype=torch.int64))
+        previous = torch.zeros(len(pads), self.config.previous_tokens, dtype=torch.int64, device=pads.device)
+        return Cache(keys, values, pads, torch.zeros(len(pads), dtype=torch.int64), previous)
 
     def decode(
         self, tokens: Int[Tensor, "B T"], cache: Cache, counts: Int[Tensor, " B"] | None = None
@@ -336,12 +350,13 @@ class Decoder(nn.Module):
             mask = masks[self.config.window(layer)]
             return attention(q, keys[:, :, :end], values[:, :, :end], mask, softcap=self.config.attention_softcap)
 
-        x = self.embed(tokens, positions)
+        x = self.embed(tokens, positions, cache.previous)
         with self.autocast():
             for layer, block in enumerate(self.layers):
                 x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer))
         x = at(x, (counts - 1).clamp_min(0))
-        return self.logits(self.norm(x)[:, 0]), cache._replace(lengths=cache.lengths + counts)
+        cache = cache._replace(lengths=cache.lengths + counts, previous=latest(tokens, cache.previous, counts))
+        return self.logits(self.norm(x)[:, 0]), cache
 
     def prefill(
         self, tokens: Int[Tensor, "B T"], cache: Cache, counts: Int[Tensor, " B"] | None = None
@@ -380,4 +395,5 @@ class Decoder(nn.Module):
             for layer, block in enumerate(self.layers):
                 keep = partial(at, index=last) if layer == len(self.layers) - 1 else unchanged
                 x = block(x, *tables[self.config.layer_type(layer)], partial(attend, layer), keep=keep)
-        return self.logits(self.norm(x)[:, 0]), cache._replace(lengths=cache.lengths + counts)
+        cache = cache._replace(lengths=cache.lengths + counts, previous=latest(tokens, cache.previous, counts))
+        return self.logits(self.norm(x)[:, 0]), cache

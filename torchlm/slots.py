@@ -43,9 +43,10 @@ class Slots:
         for cached in (*keys, *values):  # where the mask is 0, a NaN of the sequence before would still give NaN
             cached.zero_()
         state.cache.lengths[own] = 0
-        row = Cache(keys, values, state.cache.pads[own], state.cache.lengths[own])
+        row = Cache(keys, values, state.cache.pads[own], state.cache.lengths[own], state.cache.previous[own])
         logits, row = self.model.prefill(self._padded(tokens), row, torch.tensor([len(tokens)]))
-        state.cache.lengths[own], state.logits[own] = row.lengths, logits
+        state.cache.lengths[own], state.cache.previous[own] = row.lengths, row.previous
+        state.logits[own] = logits
         return logits[0].cpu().numpy()
 
     @torch.inference_mode()

@@ -75,6 +75,9 @@ class ModelConfig:
     """Position encoding: rope rotates queries and keys; learned adds a trained position embedding to the token
     embedding; sinusoidal multiplies the token embedding by √dim and adds sines and cosines, as in the original
     Transformer; none leaves only the causal mask."""
+    previous_tokens: int = 0
+    """Number of tokens before each whose embeddings are added to its own, from a table for each distance; not those of
+    other documents."""
     rope_theta: float = 10000.0
     """Base θ of the RoPE frequencies."""
     rope_scaling: RopeScaling | None = None
@@ -138,6 +141,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least("model", self, 0, "vocab_size", "n_kv_heads", "head_dim", "ffn_dim", "rotary_dim", "sliding_window")
+        at_least("model", self, 0, "previous_tokens")
         at_least("model", self, 1, "dim", "n_layers", "n_heads")
         at_least("model", self, 2, "max_seq_len")
         if explicit(self.head_dim) == 0:

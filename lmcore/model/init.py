@@ -19,7 +19,7 @@ Weights = Callable[[str, tuple[int, ...]], np.ndarray]
 
 STD = 0.02
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
-EMBEDDINGS = ("embed_tokens", "embed_positions")
+EMBEDDINGS = ("embed_tokens", "embed_previous", "embed_positions")
 
 
 def initial_weight(seed: int, name: str, shape: tuple[int, ...], model: ModelConfig) -> Float32[np.ndarray, "..."]:

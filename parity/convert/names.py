@@ -164,6 +164,7 @@ def table(config: ModelConfig, trained: bool = False) -> list[Row]:
     """
     widths = {
         "V": config.vocab_size,
+        "P": config.previous_tokens * config.vocab_size,
         "T": config.max_seq_len,
         "D": config.dim,
         "H": config.head_dim,
@@ -180,6 +181,8 @@ def table(config: ModelConfig, trained: bool = False) -> list[Row]:
         ]
 
     first = [_same("embed_tokens.weight", "V", "D")]
+    if config.previous_tokens:
+        first.append(_same("embed_previous.weight", "P", "D"))
     if config.position == "learned":
         first.append(_same("embed_positions.weight", "T", "D"))
     block = _adapters(config, _layer(config))

@@ -49,7 +49,7 @@ def loss_and_gradients(engine: Engine, rows: np.ndarray) -> Any:
 
 
 def test_a_packed_row_is_its_documents_one_by_one() -> None:
-    engine, row = engine_of({"position": "learned"}), packed_row()
+    engine, row = engine_of({"position": "learned", "previous_tokens": 2}), packed_row()
     by_themselves = np.concatenate([row[:, first : first + 7] & ~BEGINS for first in BOUNDS[:-1]])
     packed, alone = loss_and_gradients(engine, row), loss_and_gradients(engine, by_themselves)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), packed, alone)

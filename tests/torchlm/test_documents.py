@@ -54,11 +54,11 @@ def by_themselves(row: np.ndarray) -> list[np.ndarray]:
     return [row[:, first:end] & ~BEGINS for first, end in zip(BOUNDS[:-1], ends, strict=True)]
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
+@pytest.mark.parametrize("part", [{}, {"position": "learned"}, {"position": "sinusoidal"}, {"previous_tokens": 2}])
 @pytest.mark.parametrize("block", [4, 128])
-def test_a_packed_row_is_its_documents_one_by_one(position: str, block: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_packed_row_is_its_documents_one_by_one(part: dict, block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fast, "QUERY_BLOCK", block)
-    engine, row = engine_of({"position": position}), packed_row()
+    engine, row = engine_of(part), packed_row()
     packed, alone = losses_and_gradients(engine, [row]), losses_and_gradients(engine, by_themselves(row))
     torch.testing.assert_close(packed, alone, rtol=1e-11, atol=1e-12)
     late = np.roll(row & BEGINS, 1) | (row & ~BEGINS)

@@ -36,6 +36,7 @@ FAMILIES: dict[str, Any] = {
     "sliding_window": 5,
     "sliding_rope_theta": 500.0,
     "rotary_dim": 4,
+    "previous_tokens": 2,
     "embedding_scale": 2.0,
     "residual_scale": 0.7,
     "attention_scale": 0.3,
@@ -215,6 +216,15 @@ MUTANTS = (
     Mutant("factors left out", "jax", 3, patch("jaxlm.model.times", model.no_factor), **PARTS),
     Mutant("exact GELU", "jax", 3, patch("jaxlm.mlps.ACTIVATIONS", model.exact_gelu), **PARTS),
     Mutant("cap without its slope", "torch", 5, patch("torchlm.loss.HeadLoss", model.no_slope), **PARTS),
+    Mutant("previous tokens reversed", "torch", 3, patch("torchlm.model.preceding", model.reversed_order), **PARTS),
+    Mutant(
+        "previous tokens of other documents",
+        "jax",
+        3,
+        patch("jaxlm.previous.PreviousTokens.__call__", documents.all_known),
+        masked=True,
+        **PARTS,
+    ),
     Mutant(
         "documents not masked", "torch", 3, patch("torchlm.model.causal_attention", documents.unmasked), masked=True
     ),
@@ -267,6 +277,14 @@ MUTANTS = (
     Mutant("positions late in decoding", "torch", 8, patch("torchlm.model.Decoder.rope", decoding.late_positions)),
     Mutant("padding seen in decoding", "jax", 8, patch("jaxlm.model.causal_mask", decoding.sees_padding)),
     Mutant("one length for all", "jax", 8, patch("jaxlm.model.write", decoding.one_length)),
+    Mutant(
+        "previous tokens of the prompt alone",
+        "torch",
+        8,
+        patch("torchlm.model.latest", decoding.keeps_previous),
+        parts="families",
+        rungs=(8,),
+    ),
     Mutant("options of the neighbour", "torch", 8, patch("torchlm.slots.choose_tokens", decoding.neighbours_options)),
     Mutant("int8 scale per tensor", "torch", 8, patch("torchlm.fast.decoding.quantized_layers", decoding.per_tensor)),
     Mutant("adapters merged unscaled", "jax", 8, patch("jaxlm.engine.merge", lora.merged_unscaled), lora=True),

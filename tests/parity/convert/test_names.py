@@ -55,6 +55,7 @@ VARIANTS = st.fixed_dictionaries(
         "norm_placement": st.sampled_from(["pre", "post", "sandwich", "output"]),
         "mlp": st.sampled_from(["swiglu", "geglu", "gelu", "relu"]),
         "qk_norm": st.sampled_from([False, True, "all_heads"]),
+        "previous_tokens": st.sampled_from([0, 2]),
     }
 ).filter(lambda variant: variant["norm"] != "zero_centered_rmsnorm" or variant["qk_norm"] != "all_heads")
 

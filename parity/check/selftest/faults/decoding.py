@@ -100,3 +100,8 @@ def one_stop(init: Any) -> Any:
         self.stop_ids = frozenset({self.eot_id})
 
     return faulty
+
+
+def keeps_previous(latest: Any) -> Any:
+    """Each decoded token follows what the cache began with."""
+    return lambda tokens, previous, counts: previous

@@ -24,6 +24,11 @@ def late(document_starts: Any) -> Any:
     return faulty
 
 
+def all_known(call: Any) -> Any:
+    """The tokens before a document's first belong to it."""
+    return lambda self, x, before, positions: call(self, x, before, positions + before.shape[-1])
+
+
 @contextmanager
 def unmasked_in_both() -> Iterator[None]:
     """Neither twin masks documents, as if shared code had lost where they begin."""

@@ -26,6 +26,11 @@ def changed(**changes: Any) -> Callable[[Any], Any]:
     return lambda function: lambda config, *rest: function(replace(config, **changes), *rest)
 
 
+def reversed_order(preceding: Any) -> Any:
+    """Of the tokens before each, the farthest comes first."""
+    return lambda *args: preceding(*args).flip(-1)
+
+
 def eps_times_ten(init: Any) -> Any:
     """A norm with ten times the eps."""
 
