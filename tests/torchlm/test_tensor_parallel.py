@@ -15,14 +15,7 @@ MODELS: list[dict[str, Any]] = [
     {"bias": True, "qk_norm": True, "tie_embeddings": True},
     {"bias": True, "norm": "layernorm", "position": "learned", "norm_placement": "post", "mlp": "gelu"},
     {"vocab_size": 61, "position": "sinusoidal", "norm_placement": "sandwich", "mlp": "relu"},
-    {
-        "vocab_size": 61,
-        "position": "none",
-        "norm": "none",
-        "mlp": "geglu",
-        "tie_embeddings": True,
-        "previous_tokens": 2,
-    },
+    {"vocab_size": 61, "position": "none", "norm": "none", "mlp": "geglu", "previous_tokens": 2},
 ]
 MESHES: dict[int, list[dict[str, Any]]] = {
     2: [{"tensor": 2}, {"tensor": 2, "sequence": True}],
