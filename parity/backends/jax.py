@@ -27,6 +27,7 @@ from jaxlm.fast.decoding import TRANSPOSED
 from jaxlm.layers import stack_layers, unrolled, unstack_layers
 from jaxlm.model import Decoder
 from jaxlm.positions import NoPositions
+from jaxlm.previous import NoPreviousTokens
 from jaxlm.sharding import batch_sharding, replicated
 from lmcore.config import Config, SampleConfig
 from lmcore.model.quantize import Quantized, WeightFormat
@@ -207,7 +208,8 @@ def listening(decoder: Decoder) -> Iterator[Taps]:
     names = {id(module): name for name, module in modules.items() if name}
     taps = Taps()
     with ExitStack() as stack:
-        for kind in {type(module) for name, module in modules.items() if name} - {nnx.List, NoPositions}:
+        kinds = {type(module) for name, module in modules.items() if name}
+        for kind in kinds - {nnx.List, NoPositions, NoPreviousTokens}:
             stack.enter_context(mock.patch.object(kind, "__call__", _recording(kind.__call__, names, taps)))
         attend = jaxlm.model.causal_attention
         stack.enter_context(mock.patch.object(jaxlm.model, "causal_attention", taps.attention(attend)))

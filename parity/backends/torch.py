@@ -29,6 +29,7 @@ from torchlm.device import to_device
 from torchlm.fast.decoding import Merged
 from torchlm.model import Decoder
 from torchlm.positions import NoPositions
+from torchlm.previous import NoPreviousTokens
 from torchlm.quantized import Int8Linear
 
 __all__ = ["TorchTwin"]
@@ -188,7 +189,7 @@ def listening(model: Decoder) -> Iterator[Taps]:
     taps = Taps()
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, NoPositions):
+            if isinstance(module, NoPositions | NoPreviousTokens):
                 continue
             stack.callback(module.register_forward_pre_hook(_before(taps, name)).remove)
             stack.callback(module.register_forward_hook(_after(taps, name)).remove)

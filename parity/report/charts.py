@@ -27,7 +27,7 @@ def heat_map(result: Result, tolerance: float | None) -> str:
         x = left + column * width + width / 2
         place = f'transform="translate({x + 4},{top - 8}) rotate(-40)"'
         parts.append(f'<text class="label" {place}>{html.escape(operation)}</text>')
-    rows = [("embedding", ["embedding", "positions added"])]
+    rows = [("embedding", ["embedding", "previous tokens added", "positions added"])]
     rows += [(f"layer {layer}", [f"layers.{layer} {operation}" for operation in operations]) for layer in layers]
     rows += [("final norm", ["final norm"])]
     for row, (label, names) in enumerate(rows):
