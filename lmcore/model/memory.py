@@ -17,6 +17,7 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
     mlp = (3 if model.mlp in GATED else 2) * model.dim * model.ffn_dim
     return {
         "model.vocab_size or model.dim": (1 if model.tie_embeddings else 2) * model.vocab_size * model.dim,
+        "model.previous_tokens": model.previous_tokens * model.vocab_size * model.dim,
         "model.n_layers, model.dim or model.ffn_dim": model.n_layers * (2 * model.dim * (queries + keys) + mlp),
         "model.max_seq_len or model.dim": model.max_seq_len * model.dim if model.position == "learned" else 0,
     }

@@ -109,6 +109,6 @@ def _activations(config: Config, shapes: Shapes, mesh: MeshShape) -> tuple[int, 
     parts = [
         layer + whole("layers.", narrow + (wide if gathered else 0)),
         3 * logits + whole(head, narrow + (wide if gathered else 0)),
-        whole("embed_tokens", 2 * wide if gathered else wide),
+        sum(whole(name, 2 * wide if gathered else wide) for name in ("embed_tokens", "embed_previous")),
     ]
     return kept, max(parts)

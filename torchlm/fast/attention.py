@@ -86,11 +86,8 @@ def block_attention(
         softcap: of the scores, as in `model.attention_softcap`; 0 for none.
     """
     batch, length, n_heads, _ = q.shape
-    on_cpu, long, accumulation = (
-        q.device.type == "cpu",
-        length > LONGEST_IN_BLOCKS,
-        torch.promote_types(q.dtype, torch.float32),
-    )
+    on_cpu, long = q.device.type == "cpu", length > LONGEST_IN_BLOCKS
+    accumulation = torch.promote_types(q.dtype, torch.float32)
     rate, factors = 0.0 if key is None else rate, None
     if isinstance(key, MaskKey):  # drawn for the whole square, so that no mask depends on how the queries are cut
         ones = torch.ones(batch, n_heads, length, length, dtype=accumulation, device=q.device)

@@ -32,6 +32,7 @@ def test_what_is_counted_is_what_the_model_holds_but_for_vectors(change: dict):
         ({"ffn_dim": HUGE}, "model.n_layers, model.dim or model.ffn_dim"),
         ({"head_dim": HUGE}, "model.n_layers, model.dim or model.ffn_dim"),
         ({"vocab_size": HUGE}, "model.vocab_size or model.dim"),
+        ({"previous_tokens": HUGE}, "model.previous_tokens"),
         ({"max_seq_len": HUGE}, "model.max_seq_len"),
         ({"max_seq_len": HUGE, "position": "learned"}, "model.max_seq_len or model.dim"),
         ({"max_seq_len": HUGE, "position": "sinusoidal"}, "model.max_seq_len"),
