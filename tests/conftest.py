@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 import tokenizers
-from jaxtyping import install_import_hook
 
-# An int is a float where a float is asked for, as mypy has it (PEP 484).
-_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook(["lmcore", "jaxlm", "torchlm", "parity"], _CHECKER)
+from tests.checking import check_packages
+
+check_packages("lmcore", "jaxlm", "torchlm", "parity")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # the cheapest mesh: what is sharded wrongly shows

@@ -151,7 +151,7 @@ def _held_out(checkpoint: "Checkpoint", config: Config, tokenizer: "Tokenizer") 
     return prepared.valid
 
 
-def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenizer: "Tokenizer") -> tuple["Tokens", str]:
+def _tokens(checkpoint: "Checkpoint", config: Config, data: DataConfig, tokenizer: "Tokenizer") -> "tuple[Tokens, str]":
     """Return the tokens to evaluate and a description of their text."""
     from lmcore.data.batches import Tokens
     from lmcore.data.encoding import encode

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.config import Config, ModelConfig, OptimConfig, ParallelConfig, SampleConfig, TrainConfig
+from tests.checking import check_packages
 from tests.launching import by_torchrun
 
 __all__ = ["config_of", "measured"]
@@ -146,7 +147,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "unchecked" not in sys.argv:  # torch's compiler does not follow the checks
-        from jaxtyping import install_import_hook
-
-        install_import_hook(["torchlm"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+        check_packages("torchlm")
     main()
