@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm.cache import at, write
+from tests.jaxlm.compiled import Compiled
 from tests.jaxlm.test_model import ODD, make, tokens_for
 
 BLOCKS: list[dict[str, Any]] = [
@@ -28,11 +29,16 @@ def _float64() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("fields", BLOCKS)
+@pytest.fixture(scope="module", params=BLOCKS)
+def model(request: pytest.FixtureRequest) -> Compiled:
+    with jax.enable_x64(True):
+        made, params = make(replace(ODD, **request.param))
+        return Compiled(made(params))
+
+
 @pytest.mark.parametrize("pads", [[0, 0, 0], [0, 3, 1]])
-def test_prefill_is_decode_with_an_empty_cache(fields: dict[str, Any], pads: list[int]) -> None:
-    made, params = make(replace(ODD, **fields))
-    model, ids, counts = made(params), tokens_for(ODD, rows=3, length=7), jnp.asarray([7, 6, 4])
+def test_prefill_is_decode_with_an_empty_cache(model: Compiled, pads: list[int]) -> None:
+    ids, counts = tokens_for(ODD, rows=3, length=7), jnp.asarray([7, 6, 4])
     empty = model.empty_cache(jnp.asarray(pads), 9)
     expected, cache = model.decode(ids, empty, counts)
     found, filled = model.prefill(ids, empty, counts)

@@ -123,10 +123,14 @@ def test_one_update_is_adamw_by_its_formula() -> None:
         model, theta = engine.model, {n: np.array(p) for n, p in engine.state.params.items()}
         mean = {n: np.zeros_like(p) for n, p in theta.items()}
         square = {n: np.zeros_like(p) for n, p in theta.items()}
+
+        @jax.jit
+        @jax.value_and_grad
+        def mean_loss(params: Any, tokens: jax.Array) -> jax.Array:
+            return loss_sum(model(params), tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].size
+
         for step in range(3):
-            tokens = jnp.asarray(batch(step))
-            value = lambda p: loss_sum(model(p), tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].size  # noqa: B023, E731
-            loss, grads = jax.value_and_grad(value)({n: jnp.asarray(p) for n, p in theta.items()})
+            loss, grads = mean_loss({n: jnp.asarray(p) for n, p in theta.items()}, jnp.asarray(batch(step)))
             norm = np.sqrt(sum(float((g**2).sum()) for g in grads.values()))
             metrics = engine.train_step(batch(step), 0.01)
             np.testing.assert_allclose([metrics["loss"], metrics["grad_norm"]], [loss, norm], rtol=1e-12)

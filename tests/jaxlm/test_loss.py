@@ -37,10 +37,10 @@ def test_chunks_of_the_loss_change_nothing_but_rounding(chunk: int, monkeypatch:
     def value(params: dict[str, jax.Array]) -> jax.Array:
         return loss_sum(model(params), tokens[:, :-1], tokens[:, 1:])
 
-    whole, whole_grads = jax.value_and_grad(value)(weights)
+    whole, whole_grads = jax.jit(jax.value_and_grad(value))(weights)
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk)
     assert "scan" in str(jax.make_jaxpr(value)(weights))
-    parts, part_grads = jax.value_and_grad(value)(weights)
+    parts, part_grads = jax.jit(jax.value_and_grad(value))(weights)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     for name, grad in whole_grads.items():
         np.testing.assert_allclose(part_grads[name], grad, rtol=1e-4, atol=1e-5)

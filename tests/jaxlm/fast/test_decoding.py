@@ -1,5 +1,7 @@
 """What decodes fast on a CPU against the plain model and the plain sort."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxlm.functional import Model
 from jaxlm.sharding import make_mesh, replicated
 from lmcore.config import Config, ModelConfig, SampleConfig, TrainConfig
 from lmcore.model.quantize import dequantize, quantized_layers
+from tests.jaxlm.compiled import Compiled
 
 DTYPES = [jnp.float64, jnp.float32]
 
@@ -52,12 +55,13 @@ def test_weights_laid_out_for_decoding_are_the_same_model(precision: str, transp
         model, rng = Model(config), np.random.default_rng(0)
         params = {n: jnp.asarray(p + rng.normal(0, 0.3, p.shape), p.dtype) for n, p in model.initial_params().items()}
         tokens, pads = jnp.asarray(rng.integers(0, 31, (2, 6), np.int32)), jnp.asarray([0, 2], jnp.int32)
-        plain = model(params)
+        plain = Compiled(model(params))
         expected, _ = plain.decode(tokens, plain.empty_cache(pads, 8))
         weights = for_decoding(params, jnp.dtype(precision), transposed)
         assert any(name.endswith(TRANSPOSED) for name in weights) is transposed
         generator = Generator(model, SampleConfig(), make_mesh(config))
 
+        @jax.jit
         def logits(weights: dict[str, jax.Array]) -> jax.Array:
             fast = generator.decoder(weights)
             return fast.decode(tokens, fast.empty_cache(pads, 8))[0]
@@ -82,6 +86,7 @@ def test_int8_weights_are_the_model_of_what_they_stand_for(precision: str, trans
         generators = [Generator(model, SampleConfig(), mesh, weights) for weights in ("full", "int8")]
         tokens, pads = jnp.asarray(rng.integers(0, 31, (2, 6), np.int32)), jnp.asarray([0, 2], jnp.int32)
 
+        @partial(jax.jit, static_argnums=0)
         def logits(generator: Generator, weights: dict[str, jax.Array]) -> jax.Array:
             decoder = generator.decoder(weights)
             return decoder.decode(tokens, decoder.empty_cache(pads, 8))[0]
