@@ -91,17 +91,19 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     parser.add_argument("--run_dir", type=str | None, help="Folder of the run; null creates a new one under runs/.")
     for name, group in configs.GROUPS.items():
         parser.add_class_arguments(group, name)
-    chosen = parse_arguments(parser, [word for word in words if word != "--print_config"])
-    files, source = [str(path) for path in chosen.config or []], chosen.train.init_from
-    resume = chosen.train.resume == "auto"
-    if resume and (source or not files) and chosen.run_dir and (saved := Path(chosen.run_dir) / "config.yaml").exists():
+    first = [word for word in words if word != "--print_config"]
+    parsed = parse_arguments(parser, first)
+    files, source = [str(path) for path in parsed.config or []], parsed.train.init_from
+    resume = parsed.train.resume == "auto"
+    if resume and (source or not files) and parsed.run_dir and (saved := Path(parsed.run_dir) / "config.yaml").exists():
         words = ["--config", str(saved), *words]
     elif source is not None:
         from lmcore.model.pretrained import open_pretrained
 
-        pretrained = open_pretrained(source, chosen.data.dir, verify=chosen.checkpoint.verify)
+        pretrained = open_pretrained(source, parsed.data.dir, verify=parsed.checkpoint.verify)
         parser.set_defaults(pretrained.fields())
-    parsed = parse_arguments(parser, words)
+    if source is not None or words != first:
+        parsed = parse_arguments(parser, words)
     parsed.run_dir = parsed.run_dir or str(_choose_run_dir(Path(files[-1]).stem if files else "quickstart", resume))
     return _config(parsed)
 
