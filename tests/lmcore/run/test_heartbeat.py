@@ -15,7 +15,7 @@ from parity.check.mesh.jobs import free_port
 from tests.launching import start
 
 PROGRAM = """
-import sys, time
+import faulthandler, sys, time
 from lmcore.config import Config, TrainConfig
 from lmcore.errors import command
 from lmcore.run import heartbeat
@@ -24,8 +24,10 @@ heartbeat.BEAT, heartbeat.SILENCE, heartbeat.ENDED = 0.1, 4.0, 1.0
 
 @command
 def main(argv):
+    faulthandler.dump_traceback_later(120, exit=True)
     with joined(Config(train=TrainConfig(device="cpu"))) as processes:
         print(processes.largest(1), flush=True)
+        faulthandler.cancel_dump_traceback_later()
         while True:
             processes.largest(0)
             time.sleep(0.05)
@@ -45,14 +47,14 @@ CASES = [
 
 @pytest.fixture
 def run(twin: str, tmp_path: Path) -> "Iterator[list[subprocess.Popen[str]]]":
-    """Three processes that sum in a loop, and are ended after the test."""
+    """Three processes that sum in a loop, and are ended after the test. One that waits in vain shows where."""
     shared = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     program = PROGRAM.format(twin=twin)
     started = [start([sys.executable, "-c", program], tmp_path, RANK=str(rank), **shared) for rank in range(3)]
     try:
         for process in started:
             assert process.stdout is not None
-            assert any(line == "1\n" for line in process.stdout), "it has joined the others"
+            assert any(line == "1\n" for line in process.stdout), process.communicate()[1]
         yield started
     finally:
         for process in started:
