@@ -233,10 +233,12 @@ class JaxPort:
         return _numpy(self._array(array))
 
     def _array(self, array: Any) -> jax.Array:
-        array, dtype = jnp.asarray(array), self.request.dtype
+        array = array if isinstance(array, np.ndarray) else jnp.asarray(array)  # NumPy converts without a program
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            return array.astype(np.result_type(carrier(dtype), np.complex64))
-        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            array = array.astype(np.result_type(carrier(self.request.dtype), np.complex64))
+        elif jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(jnp.dtype(self.request.dtype))
+        return jnp.asarray(array)
 
     def _arrays(self, weights: Arrays) -> dict[str, jax.Array]:
         return {name: self._array(value) for name, value in (self.weights | weights).items()}
