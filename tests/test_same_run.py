@@ -119,8 +119,8 @@ def test_float64_agrees_to_rounding(run):
 @pytest.mark.parametrize(
     "options",
     [
-        SampleConfig(temperature=0, max_tokens=60),
-        SampleConfig(temperature=1, max_tokens=60),
+        pytest.param(SampleConfig(temperature=0, max_tokens=60), marks=pytest.mark.slow),
+        pytest.param(SampleConfig(temperature=1, max_tokens=60), marks=pytest.mark.slow),
         SampleConfig(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, max_tokens=60, seed=3),
     ],
 )

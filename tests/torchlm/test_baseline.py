@@ -144,7 +144,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("package", ["torchlm", "jaxlm"])
+@pytest.mark.parametrize("package", ["torchlm", pytest.param("jaxlm", marks=pytest.mark.slow)])
 def test_a_run_compares_as_equal_with_itself_in_transformers(
     package: str, run: Path, gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -181,7 +181,11 @@ def test_a_run_on_a_mesh_is_the_run_of_one_and_goes_on_in_one(folder: Path):
     ("changed", "message"),
     [
         ({"parallel__fsdp": 4}, "error: parallel: found fsdp 4, expected a divisor of the 2 processes of this run"),
-        ({"parallel__tensor": 2, "model__n_kv_heads": 1}, "error: parallel.tensor: found 2, expected a divisor of "),
+        pytest.param(
+            {"parallel__tensor": 2, "model__n_kv_heads": 1},
+            "error: parallel.tensor: found 2, expected a divisor of ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_mesh_is_one_line_of_process_0(folder: Path, changed: dict[str, Any], message: str):

@@ -15,7 +15,7 @@ import pytest
 from lmcore.run.checkpoints import list_checkpoints
 from tests.torture import kills
 from tests.torture.outcome import Outcome
-from tests.torture.programs import TWINS, Moment, Programs, difference, result_of
+from tests.torture.programs import Moment, Programs, difference, result_of
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kills")
 
 
-@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("twin", ["torchlm", pytest.param("jaxlm", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_the_unbroken_one_and_any_loss_would_be_seen(twin: str, folder: Path):
     outcomes = list(kills.faults(2, folder, twins=(twin,)))
     assert [(outcome.verdict, outcome.detail) for outcome in outcomes] == [("survived", "")] * 2

@@ -22,7 +22,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 
 @pytest.mark.parametrize(
     ("twin", "kind", "phase"),
-    [("torchlm", "Ctrl-C twice", "saving"), ("jaxlm", "SIGUSR1, SIGTERM", "steps")],
+    [
+        ("torchlm", "Ctrl-C twice", "saving"),
+        pytest.param("jaxlm", "SIGUSR1, SIGTERM", "steps", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_gets_signals_ends_as_the_undisturbed_one(twin: str, kind: str, phase: str, programs: Programs):
     outcome = signals.inject(programs, twin, BY_NAME[kind], phase, random.Random(1))

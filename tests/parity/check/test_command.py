@@ -166,7 +166,8 @@ def test_equal_models_climb_in_lower_types(dtype: str, rungs: tuple[int, ...]):
 
 
 def test_identical_models_pass():
-    assert _passes(seed=0, config=shallow()) == []
+    """On the rungs that no other test climbs."""
+    assert _passes(seed=0, config=shallow(), rungs=(7, 8)) == []
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion", "sgd")]
@@ -184,9 +185,9 @@ def test_identical_models_pass_twenty_times_in_twenty_seeds():
     assert [failed for seed in range(20) for failed in _passes(seed, odd_config())] == []
 
 
-def _passes(seed: int, config: Config) -> list[str]:
+def _passes(seed: int, config: Config, rungs: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)) -> list[str]:
     config = replace(config, train=replace(config.train, seed=seed))
-    return failures(make_pair(config, tokens(config.model.vocab_size)), rungs=tuple(range(1, 9)), steps=10)
+    return failures(make_pair(config, tokens(config.model.vocab_size)), rungs, steps=10)
 
 
 @st.composite
@@ -217,7 +218,7 @@ def _check_shape(shape: tuple[dict, dict], scale: float) -> None:
 SHAPES = {"suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
-@settings(max_examples=2, **SHAPES)
+@settings(max_examples=1, **SHAPES)
 @given(odd_shapes(), st.sampled_from([1.0, 10.0]))
 def test_odd_shapes_climb(shape: tuple[dict, dict], scale: float):
     _check_shape(shape, scale)
