@@ -68,7 +68,6 @@ DIFFERENCES = {
         "MergedAttention": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
         "MergedGatedMLP": "XLA compiles the whole loop of decoding; in eager torch each matmul is a call",
         "CallingDecoder": "torch's decoder uses the weight of its output head; jax's calls the head",
-        "EmulatedLinear": "on a CPU, jax decodes a bfloat16 model in float32",
     },
     "fast/linear.py": {
         "linear": "a kernel is stored input × output in jax, output × input in torch",
@@ -76,8 +75,7 @@ DIFFERENCES = {
         **dict.fromkeys(("accumulated", "product"), "XLA gives 16-bit factors' sums in float32, and a rule for them"),
         "int8_linear": "XLA converts int8 values within its own matmul with one row",
         "keeps_int8": "XLA converts int8 values within its own matmul with one row",
-        "emulated": "on a CPU, jax decodes a bfloat16 model in float32",
-        "linear_in_float32": "on a CPU, jax decodes a bfloat16 model in float32",
+        "emulated": "on a CPU, jax always decodes a bfloat16 model in float32",
         "onednn_linear": "torch's own choice of library for a matmul on a CPU is not the fastest; XLA has one",
     },
     "engine.py": {

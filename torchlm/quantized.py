@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmcore.model.quantize import Quantized
-from torchlm.fast.linear import MAX_INT8_ROWS, emulated, int8_linear, keeps_int8, laid_out
+from torchlm.fast.linear import MAX_INT8_ROWS, int8_linear, keeps_int8, laid_out
 from torchlm.linear import BiasedLinear, Linear
 from torchlm.model import Decoder
 
@@ -23,7 +23,7 @@ class Int8Linear(nn.Module):
     values: Tensor
     scales: Tensor
     for_batch: Tensor | None
-    """The values in the dtype of the matmuls, or in float32 where that is faster, for many sequences."""
+    """The values in the dtype of the matmuls, for many sequences."""
 
     def __init__(self, quantized: Quantized, dtype: torch.dtype, device: torch.device):
         super().__init__()
@@ -39,8 +39,7 @@ class Int8Linear(nn.Module):
         if len(x) <= MAX_INT8_ROWS:
             return int8_linear(x.to(self.dtype), self.values, self.scales)
         if self.for_batch is None:  # converted for every token of so many sequences, they would take longer
-            wide = emulated(x.device, self.dtype)
-            self.for_batch = self.values.float() if wide else laid_out(self.values.to(self.dtype))
+            self.for_batch = laid_out(self.values.to(self.dtype))
         return int8_linear(x.to(self.dtype), self.for_batch, self.scales)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
 from lmcore.model.quantize import Quantized, WeightFormat, quantized_layers
-from torchlm.fast.linear import MAX_EMULATED_ROWS, emulated, laid_out, linear_in_float32
+from torchlm.fast.linear import emulated, laid_out
 from torchlm.lora import merge
 from torchlm.mlps import GatedMLP
 from torchlm.model import Attention, Decoder
@@ -76,27 +76,6 @@ class CallingDecoder(Decoder):
             return self.softcap(self.lm_head(self.divide(hidden)).to(hidden.dtype))
 
 
-class EmulatedLinear(nn.Module):
-    """A linear layer in bfloat16 on a CPU without instructions for it, which computes many rows in float32."""
-
-    wide: Tensor | None
-    """The weight in float32, once many rows have come."""
-
-    def __init__(self, layer: nn.Linear):
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("wide", None, persistent=False)
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        weight, bias = self.layer.weight, self.layer.bias
-        if x.numel() // x.shape[-1] <= MAX_EMULATED_ROWS:
-            return self.layer(x)
-        if self.wide is None:
-            self.wide = (weight.to_dense() if weight.is_mkldnn else weight).float()
-        y = linear_in_float32(x.to(weight.dtype), self.wide)
-        return y if bias is None else y + bias.to(y.dtype)
-
-
 MERGED = {Attention: MergedAttention, GatedMLP: MergedGatedMLP}
 """Module -> what replaces it in decoding; a module with a single layer on its input stays."""
 
@@ -105,22 +84,18 @@ def for_decoding(model: Decoder, weights: WeightFormat = "full") -> Decoder:
     """Return a copy whose weights are laid out for the matmuls of decoding, which read each of them once per token.
 
     Matmuls with the same input are one, with weights in `dtype` already and laid out for the machine, or int8. The
-    output head has its own copy.
+    output head has its own copy. On a CPU without instructions for bfloat16, a model in bfloat16 decodes in float32.
     """
     config = replace(model.config, tie_embeddings=False, lora=None)
+    device = model.embed_tokens.weight.device
     with torch.device("meta"):
-        copy = CallingDecoder(config, model.dtype)
+        copy = CallingDecoder(config, torch.float32 if emulated(device, model.dtype) else model.dtype)
         for block in copy.layers:
             for name in ("self_attn", "mlp"):
                 kind = type(block.get_submodule(name))
                 setattr(block, name, MERGED.get(kind, kind)(config))
     prepared = _int8(model, copy) if weights == "int8" else _full(model, copy)
     copy.load_state_dict(prepared, assign=True)
-    device = model.embed_tokens.weight.device
-    if emulated(device, model.dtype):
-        for name, layer in list(copy.named_modules()):
-            if isinstance(layer, nn.Linear):
-                copy.set_submodule(name, EmulatedLinear(layer))
     return copy.to(device).requires_grad_(False).eval()
 
 
@@ -133,7 +108,7 @@ def _full(model: Decoder, copy: Decoder) -> dict[str, Tensor]:
             for kind in dict(module.merged.named_parameters()):
                 weights[f"{name}.merged.{kind}"] = torch.cat([weights.pop(f"{name}.{n}.{kind}") for n in module.names])
         elif isinstance(module, nn.Linear):
-            weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(model.dtype))
+            weights[f"{name}.weight"] = laid_out(weights[f"{name}.weight"].to(copy.dtype))
     return weights
 
 

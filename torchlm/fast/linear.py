@@ -15,14 +15,12 @@ from torch import Tensor
 from lmcore.hardware import bfloat16_products
 
 __all__ = [
-    "MAX_EMULATED_ROWS",
     "MAX_INT8_ROWS",
     "emulated",
     "int8_linear",
     "keeps_int8",
     "laid_out",
     "linear",
-    "linear_in_float32",
     "matmul",
 ]
 
@@ -31,21 +29,21 @@ ONEDNN = torch.backends.mkldnn.is_available() and all(
     for name in ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
 )
 """Whether torch has oneDNN, and under the private names by which it is called here."""
-ONEDNN_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether oneDNN has bfloat16 matmuls here. On x86 it has them with AVX-512, but without bfloat16 instructions they
-take four times as long as in float32, for all but a few rows. Torch's own take fifty times as long."""
 ARM = platform.machine() in ("arm64", "aarch64")
-CPU_BFLOAT16 = ONEDNN_BFLOAT16 and (ARM or getattr(torch.cpu, "_is_avx512_bf16_supported", bfloat16_products)())
+CPU_BFLOAT16 = (
+    ONEDNN
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    and (ARM or getattr(torch.cpu, "_is_avx512_bf16_supported", bfloat16_products)())
+)
 """Whether the processor has bfloat16 instructions that oneDNN uses. Without, bfloat16 factors are multiplied in
-float32, which is exact, and the sums rounded."""
+float32, which is exact, and the sums rounded: oneDNN, which emulates the instructions where there is AVX-512, takes
+four times as long, torch's own matmul fifty times."""
 INT8 = hasattr(torch.ops.aten, "_weight_int8pack_mm")
 """Whether torch has a matmul that converts int8 weights as it reads them; fast on a CPU for bfloat16 activations."""
 INT8_INPUTS = 16
 """Of a number of inputs that this does not divide, that matmul would read past the end."""
 MAX_INT8_ROWS = 4
 """Rows up to which that matmul is faster than one with bfloat16 weights."""
-MAX_EMULATED_ROWS = 4
-"""Rows up to which oneDNN's bfloat16 matmul is faster than float32's without instructions for it: it reads less."""
 MIN_ROWS = 64
 """Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
 
@@ -76,7 +74,7 @@ def matmul(a: Float[Tensor, "*B I J"], b: Float[Tensor, "*B J K"]) -> Float[Tens
 def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
     """Return the same weight in the layout that a matmul with one row reads fastest; it cannot be trained.
 
-    On a CPU that is oneDNN's own order in bfloat16, where it has such matmuls, and, for more outputs than inputs,
+    On a CPU that is oneDNN's own order in bfloat16, where that is no emulation, and, for more outputs than inputs,
     input × output in float32: for an output head about three times faster than output × input, for smaller matrices
     less. In float32, oneDNN's order gained nothing.
     """
@@ -84,24 +82,13 @@ def laid_out(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         return weight
     if weight.dtype == torch.bfloat16:
         weight = weight.contiguous()
-        return torch.ops.mkldnn._reorder_linear_weight(weight) if ONEDNN_BFLOAT16 else weight
+        return torch.ops.mkldnn._reorder_linear_weight(weight) if CPU_BFLOAT16 else weight
     return weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
 
 
 def emulated(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether matmuls in `dtype` have no instructions on this device, so that many rows want float32."""
+    """Return whether this device has no instructions for matmuls in `dtype`, so that float32 is faster."""
     return device.type == "cpu" and dtype == torch.bfloat16 and not CPU_BFLOAT16
-
-
-def linear_in_float32(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
-    """Return x weightᵀ in x's dtype, computed in float32.
-
-    Args:
-        x: activations, of 16 bits.
-        weight: of 16 bits, kept in float32.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return linear(x.float(), weight).to(x.dtype)
 
 
 def keeps_int8(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
@@ -113,7 +100,7 @@ def keeps_int8(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
         dtype: of the matmul.
     """
     fits = inputs % INT8_INPUTS == 0 and device.type == "cpu" and dtype == torch.bfloat16
-    return INT8 and ONEDNN_BFLOAT16 and fits
+    return INT8 and CPU_BFLOAT16 and fits
 
 
 def int8_linear(
@@ -123,7 +110,7 @@ def int8_linear(
 
     Args:
         x: activations.
-        values: from -127 to 127, as int8, or converted to x's dtype or to float32.
+        values: from -127 to 127, as int8, or converted to x's dtype.
         scales: of the output channels.
     """
     inputs = x.shape[-1]
@@ -131,8 +118,6 @@ def int8_linear(
     if values.dtype == torch.int8 and rows <= MAX_INT8_ROWS and keeps_int8(inputs, x.device, x.dtype):
         packed = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), values, _ones(len(values)))
         y = packed.view(*x.shape[:-1], -1)
-    elif values.dtype == torch.float32 != x.dtype:
-        y = linear_in_float32(x, values)
     else:
         y = linear(x, values.to(x.dtype) if values.dtype == torch.int8 else values)
     return (y * scales).to(x.dtype)
