@@ -1,11 +1,10 @@
 """Checks the shapes and types that the packages' functions are annotated with, at every call.
 
-jaxtyping's own import hook also wraps functions within functions, anew whenever they are made, and calls the checker
-three times: that took a third of the suite's time. Here functions of modules and methods of classes are wrapped, once.
+jaxtyping's own import hook also wraps functions within functions, each time that they are defined, and checks arguments
+twice: that took a third of the suite's time. Here functions of modules and methods of classes are wrapped, once.
 """
 
 import ast
-import dataclasses
 import inspect
 import sys
 import typing
@@ -32,22 +31,13 @@ def check_packages(*names: str) -> None:
 def checked(made: Any) -> Any:
     """Return a function that checks its arguments and what it returns, or a dataclass that checks its fields."""
     if inspect.isclass(made):
-        if dataclasses.is_dataclass(made):
+        if "__dataclass_fields__" in vars(made):  # its own, not inherited
             made.__init__ = checked(made.__init__)  # type: ignore[misc]
         return made
-    made.__annotations__ |= {name: _resolved(hint, made.__globals__) for name, hint in made.__annotations__.items()}
+    hints = made.__annotations__
+    hints |= {name: Any for name, hint in hints.items() if isinstance(hint, str)}  # imported later, or for mypy alone
     function: Callable = _beartype(made)
-    return jaxtyped(function, typechecker=None) if any(map(_has_axes, made.__annotations__.values())) else function
-
-
-def _resolved(hint: Any, names: dict[str, Any]) -> Any:
-    """Return the type that a string stands for; any, where its name is not there yet or only for mypy."""
-    if not isinstance(hint, str):
-        return hint
-    try:
-        return eval(hint, names)
-    except (NameError, TypeError):
-        return Any
+    return jaxtyped(function, typechecker=None) if any(map(_has_axes, hints.values())) else function
 
 
 def _has_axes(hint: Any) -> bool:

@@ -166,7 +166,7 @@ def test_equal_models_climb_in_lower_types(dtype: str, rungs: tuple[int, ...]):
 
 
 def test_identical_models_pass():
-    """On the rungs that no other test climbs."""
+    """On the rungs above those that the command climbs in its test."""
     assert _passes(seed=0, config=shallow(), rungs=(7, 8)) == []
 
 
