@@ -36,6 +36,8 @@ sys.exit(main())
 """
 
 
+BY_JAX = ("jaxlm", signal.SIGKILL, 0)
+"""Process 0 runs JAX's coordination service: without it, a client of JAX may end its process before we do."""
 QUICK = {("torchlm", signal.SIGKILL, 1), ("jaxlm", signal.SIGSTOP, 0)}
 CASES = [
     pytest.param(twin, how, lost, marks=() if (twin, how, lost) in QUICK else pytest.mark.slow)
@@ -71,6 +73,9 @@ def test_a_lost_process_is_named_by_the_others_which_end(
     others = [process for rank, process in enumerate(run) if rank != lost]
     for process in others:
         _, error = process.communicate(timeout=60)
+        if (twin, how, lost) == BY_JAX and process.returncode == -signal.SIGABRT:
+            assert "JAX distributed service detected fatal errors" in error
+            continue
         lines = [line for line in error.splitlines() if line.startswith("error: ")]
         assert process.returncode == 1, error
         assert len(lines) == 1, error
