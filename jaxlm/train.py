@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from lmcore.config import Config
 from lmcore.config.cli import parse
 from lmcore.errors import command
-from lmcore.hardware import restart_with_malloc_settings
 from lmcore.run.processes import said_once
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     with said_once():
         config = parse(argv, prog="python -m jaxlm.train", description="Train the decoder in JAX.")
-        if argv is None:  # this process is the command, not a test or a notebook
-            restart_with_malloc_settings()
         from jaxlm.engine import Engine
         from lmcore.run import trainer
 

@@ -25,7 +25,7 @@ PACKAGES = (
 """Distributions whose version changes results or speed."""
 VARIABLES = (
     *("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES"),
-    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GLIBC_TUNABLES", "TWINLM_RESTART"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GLIBC_TUNABLES"),
 )
 """Environment variables that choose devices, threads or memory settings."""
 SECONDS = 10

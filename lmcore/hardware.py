@@ -1,24 +1,24 @@
 """Properties of the machine that both twins need: cores, memory, CPU features, malloc settings."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import resource
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-
-from lmcore.errors import note
 
 __all__ = [
     "bfloat16_products",
     "cpu_features",
     "cpu_name",
     "even_parts",
+    "keep_freed_memory",
     "limit_malloc_arenas",
-    "malloc_settings",
     "memory_bytes",
-    "restart_with_malloc_settings",
+    "resident",
     "usable_cores",
 ]
 
@@ -78,61 +78,70 @@ def bfloat16_products() -> bool:
     return cpu_features().get("AVX-512 BF16", False)
 
 
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files with the memory that a container may use, in versions 2 and 1 of Linux's control groups."""
+
+
 def memory_bytes() -> int:
-    """Return the main memory of the machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes of memory that this process can use: the machine's, or those of its container."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # none, or "max"
+            found.append(int(path.read_text(encoding="utf-8")))
+    return min(found)
 
 
-def malloc_settings() -> dict[str, str]:
-    """Return the environment variables that make glibc's malloc use huge pages, for training.
+def resident(field: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or the most that it held at once (VmHWM).
 
-    Empty on other systems than Linux, and if GLIBC_TUNABLES is already set. Each training step allocates and frees its
-    buffers; with pages of 4 KiB, the kernel spends a sixth of the step on page faults.
+    By Linux's own account, since getrusage passes the parent's peak on; elsewhere both are getrusage's peak.
     """
-    applies = sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ
-    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if applies else {}
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
 
 
-M_ARENA_MAX = -8
-"""Number of the parameter in glibc's malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Numbers of parameters in glibc's malloc.h."""
+MALLOC_VARIABLES = {
+    M_TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold"),
+    M_MMAP_MAX: ("MALLOC_MMAP_MAX_", "glibc.malloc.mmap_max"),
+    M_ARENA_MAX: ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max"),
+}
+"""Parameter -> the environment variable and the name in GLIBC_TUNABLES by which a user sets it."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory from now on, for the next training step, which allocates the same again.
+
+    By default it returns large buffers to the system, which must clear their pages before the next step gets them: up
+    to a quarter of a step of jaxlm on a CPU. The price is memory, since small objects come to lie between the buffers:
+    half as much again for a small model. So nothing changes where processes like this have needed more than a third of
+    what there is.
+    """
+    if 3 * resident("VmHWM") * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < memory_bytes():
+        _set_malloc(M_TRIM_THRESHOLD, -1)  # never
+        _set_malloc(M_MMAP_MAX, 0)
 
 
 def limit_malloc_arenas(count: int) -> None:
     """Let all threads share a few arenas of glibc's malloc, which would else make up to eight for each core.
 
     An arena grows to the most that its threads ever held, and scatters what stays over it. Where threads come and go,
-    each of many arenas grows in turn, for thousands of steps, though no more is in use. Arenas that exist already stay;
-    MALLOC_ARENA_MAX and GLIBC_TUNABLES come first, and other C libraries have no such limit.
+    each of many arenas grows in turn, for thousands of steps, though no more is in use. Arenas that exist already stay.
 
     Args:
         count: maximum number of arenas.
     """
-    chosen = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    _set_malloc(M_ARENA_MAX, count)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
+    """Set a parameter of glibc's malloc unless the user did; other C libraries have none."""
+    variable, tunable = MALLOC_VARIABLES[parameter]
+    chosen = variable in os.environ or tunable in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and not chosen:
-        getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)(M_ARENA_MAX, count)
-
-
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "WORLD_SIZE")
-"""Environment variables that launchers set for each of their processes."""
-
-
-def _observed() -> bool:
-    """Return whether a debugger, profiler or coverage tool is attached, which a restart would detach."""
-    monitoring = getattr(sys, "monitoring", None)  # Python 3.12
-    tools = monitoring is not None and any(monitoring.get_tool(number) is not None for number in range(3))
-    return tools or sys.gettrace() is not None or sys.getprofile() is not None
-
-
-def restart_with_malloc_settings() -> None:
-    """Restart this program with `malloc_settings`, which glibc reads only at startup; the process id stays the same.
-
-    A note says so. There is no restart if TWINLM_RESTART is 0, under a debugger or profiler, or if a launcher started
-    this process.
-    """
-    added = malloc_settings()
-    if not added or os.environ.get("TWINLM_RESTART") == "0" or _observed() or any(map(os.environ.get, LAUNCHERS)):
-        return
-    settings = " ".join(f"{name}={value}" for name, value in added.items())
-    note(f"restarted with {settings}, for faster steps; TWINLM_RESTART=0 prevents this")
-    os.environ.update(added)
-    os.execv(sys.executable, sys.orig_argv)
+        getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)(parameter, value)

@@ -36,7 +36,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: small tensors, and test processes side by side
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and fork don't mix
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["TWINLM_RESTART"] = "0"  # a program that a test starts keeps its standard error to what is tested
 
 import jax  # noqa: E402
 

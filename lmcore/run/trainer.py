@@ -23,6 +23,7 @@ from lmcore.data.prepare import Prepared
 from lmcore.errors import UserError, note, printable
 from lmcore.files import Damaged, replace_file
 from lmcore.generate import chat, prompting
+from lmcore.hardware import keep_freed_memory
 from lmcore.model.flops import flops_per_token
 from lmcore.model.memory import check_batch, check_memory
 from lmcore.model.pretrained import Pretrained, open_pretrained
@@ -230,6 +231,8 @@ class Run:
             if step == self.start:  # wait here, so that compilation does not count into the rate of training
                 self.progress.update({"step": done, "loss": float(metrics["loss"])})
                 self._restart_clock(done)
+                if stop.is_command:
+                    keep_freed_memory()
             due = _due(done, config.checkpoint.every, steps)
             evaluates = due or _due(done, config.eval.every, steps)
             row = None

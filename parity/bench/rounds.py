@@ -22,7 +22,6 @@ import numpy as np
 
 from lmcore.config import Config
 from lmcore.errors import UserError
-from lmcore.hardware import malloc_settings
 
 __all__ = ["Options", "Process", "environment", "started", "take_turns"]
 
@@ -67,7 +66,7 @@ class Process:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [python, "-m", "parity.bench.worker"],
-                env=environment(mode, folder / f"{implementation}-cache"),
+                env=environment(folder / f"{implementation}-cache"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -123,12 +122,12 @@ class Process:
         self.process.communicate()
 
 
-def environment(mode: str, cache: Path) -> dict[str, str]:
+def environment(cache: Path) -> dict[str, str]:
     """What a worker runs under: as the real commands do, but with compilers that remember nothing from earlier runs."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     caches = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch")}
-    return os.environ | {"PYTHONPATH": path} | caches | (malloc_settings() if mode == "train" else {})
+    return os.environ | {"PYTHONPATH": path} | caches
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def _runs(config: Config, twins: Sequence[str], folder: Path, options: Options) 
     runs = {twin: folder / twin for twin in ("jaxlm", "torchlm")}
     words = [f"--{name}={value}" for name, value in fields.items()]
     command = [sys.executable, "-m", "jaxlm.train", f"--run_dir={runs['jaxlm']}", *words]
-    subprocess.run(command, check=True, env=environment("train", folder / "cache"), capture_output=True)
+    subprocess.run(command, check=True, env=environment(folder / "cache"), capture_output=True)
     if "torchlm" in twins:
         convert([str(runs["jaxlm"]), "--to", "torch", "--out", str(runs["torchlm"])])
     return runs
@@ -150,7 +150,7 @@ def _runs(config: Config, twins: Sequence[str], folder: Path, options: Options) 
 def _started(twin: str, run: Path, slots: int, clients: int, folder: Path) -> Iterator[Server]:
     """Start a server and wait until it answers; end it at the end of the context."""
     command = [sys.executable, "-m", f"{twin}.serve", str(run), "--port=0", f"--slots={slots}", "--queue=1000"]
-    env = environment("serve", folder / f"{twin}-cache")
+    env = environment(folder / f"{twin}-cache")
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

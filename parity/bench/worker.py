@@ -7,7 +7,6 @@ Whatever a library prints goes to standard error. Times are on the wall; `cpu` i
 import contextlib
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from lmcore.config import Config, from_dict
 from lmcore.errors import UserError
+from lmcore.hardware import keep_freed_memory, resident
 from parity.bench.base import GeneratingImplementation, Implementation, TrainingImplementation
 from parity.bench.implementations import make_implementation
 
@@ -63,6 +63,7 @@ class Worker:
         ]
         losses = [self.implementation.step(batch, lr) for batch in batches[:warm]]
         self.implementation.wait(losses)
+        keep_freed_memory()  # as `train` does after its first update
         begin, busy = time.perf_counter(), time.process_time()
         losses += [self.implementation.step(batch, lr) for batch in batches[warm:]]
         self.implementation.wait(losses)
@@ -94,19 +95,6 @@ class Worker:
     def _prompts(self, sequences: int, length: int) -> np.ndarray:
         rng = np.random.default_rng([self.config.train.seed, sequences])
         return rng.integers(self.config.model.vocab_size, size=(sequences, length), dtype=np.int32)
-
-
-def resident(field: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or the most that it held at once (VmHWM).
-
-    By Linux's own account, since getrusage passes the parent's peak on; elsewhere both are getrusage's peak.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Restarts for the settings of malloc: once, as the same process, with the same arguments; and few arenas."""
+"""Settings of malloc, which a user's come before, and the cores that a process may use."""
 
 import os
 import platform
@@ -6,62 +6,50 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lmcore.hardware import usable_cores
+from lmcore import hardware
+from lmcore.hardware import memory_bytes, resident, usable_cores
 
-PROGRAM = """
-import os, sys
-from lmcore.hardware import restart_with_malloc_settings
-print("begins", os.getpid(), flush=True)
-restart_with_malloc_settings()
-print("runs", os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    """These settings of malloc, and no others."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_TUNABLES", "MALLOC_"))}
+    return ours | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
+
+
+KEEPS = """
+import resource
+from lmcore import hardware
+hardware.memory_bytes = lambda: {enough} * hardware.resident("VmHWM")
+hardware.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(2**28)[:: 2**12] = bytes(2**16)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
 """
 
 
-SET = "glibc.malloc.hugetlb=1"
-
-
-def _kept() -> dict[str, str]:
-    """This environment without what decides on a restart, such as a tracer of covered lines."""
-    decisive = ("GLIBC_TUNABLES", "TWINLM_RESTART", "COVERAGE")
-    return {name: value for name, value in os.environ.items() if not name.startswith(decisive)}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-@pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
-def test_a_program_starts_anew_once(tmp_path: Path, given: str | None) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    environment = (
-        _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | ({} if given is None else {"GLIBC_TUNABLES": given})
-    )
-    argv = [sys.executable, "-B", str(script), "--option", "two words"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    *begun, last = done.stdout.splitlines()
-    assert len(begun) == (2 if given is None else 1)
-    assert len({line.split()[1] for line in [*begun, last]}) == 1, "the same process"
-    assert last.endswith(f"['--option', 'two words'] {given or SET}")
-    assert done.stderr.count("note: restarted with") == (given is None)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 @pytest.mark.parametrize(
-    ("settings", "options"),
+    ("settings", "enough", "kept"),
     [
-        ({"TWINLM_RESTART": "0"}, []),
-        ({"WORLD_SIZE": "2"}, []),
-        ({}, ["-m", "cProfile"]),
-        ({}, ["-m", "trace", "--count", "--coverdir", "counts"]),
+        ({}, 4, True),
+        ({}, 2, False),
+        ({"MALLOC_MMAP_MAX_": "65536"}, 4, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"}, 4, False),
     ],
 )
-def test_a_program_goes_on_where_a_new_one_would_surprise(tmp_path: Path, settings: dict[str, str], options: list[str]):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    environment = _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
-    argv = [sys.executable, *options, "program.py"]
-    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.count("begins") == 1
-    assert "restarted with" not in done.stderr
+def test_freed_memory_is_kept_where_there_is_enough_unless_the_user_says_otherwise(
+    settings: dict[str, str], enough: int, kept: bool
+):
+    command = [sys.executable, "-c", KEEPS.format(enough=enough)]
+    done = subprocess.run(command, env=_environment(settings), capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first > 100  # of at least 2 MiB each
+    assert (second < first / 10) == kept
 
 
 ARENAS = """
@@ -85,10 +73,29 @@ ctypes.CDLL(None).malloc_stats()
     [({}, 1), ({"MALLOC_ARENA_MAX": "3"}, 3), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}, 3)],
 )
 def test_all_threads_share_an_arena_unless_the_user_says_otherwise(settings: dict[str, str], expected: int):
-    environment = _kept() | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
-    environment = {name: value for name, value in environment.items() if name != "MALLOC_ARENA_MAX"} | settings
-    done = subprocess.run([sys.executable, "-c", ARENAS], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", ARENAS]
+    done = subprocess.run(command, env=_environment(settings), capture_output=True, text=True, check=True)
     assert done.stderr.count("Arena ") == expected, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
+def test_resident_memory_grows_by_what_is_held():
+    before = resident("VmRSS")
+    held = np.ones(8_000_000)
+    assert held.nbytes * 0.9 < resident("VmRSS") - before < held.nbytes * 1.5
+    assert resident("VmHWM") >= resident("VmRSS")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1048576\n", 1 << 20), ("max\n", None), (None, None)])
+def test_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, expected: int | None
+):
+    monkeypatch.setattr(hardware, "LIMITS", ())
+    whole = memory_bytes()
+    monkeypatch.setattr(hardware, "LIMITS", (str(tmp_path / "memory.max"),))
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert memory_bytes() == (expected or whole)
 
 
 def test_the_processes_of_a_run_share_the_cores_of_their_host(monkeypatch: pytest.MonkeyPatch):

@@ -267,7 +267,6 @@ ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "disabled",
     "TORCHDYNAMO_DISABLE": "1",
-    "TWINLM_RESTART": "0",
 }
 """No network, and no compiler that takes minutes."""
 

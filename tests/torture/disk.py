@@ -66,7 +66,7 @@ class Ended:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment of a program, with what jax compiled in `folder`."""
-    found = os.environ | {"PYTHONPATH": str(ROOT), "TWINLM_RESTART": "0", "JAX_PLATFORMS": "cpu"}
+    found = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     found["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     return found | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 

@@ -37,7 +37,6 @@ OPTIONS: dict[str, Any] = {
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
-    "TWINLM_RESTART": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",

@@ -77,7 +77,7 @@ def soak(twin: str, steps: int, folder: Path, every: int = 100) -> list[Sample]:
     }
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", f"{twin}.train", *words]
-    environment = os.environ | {"TWINLM_RESTART": "0", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     samples, last = [], ""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

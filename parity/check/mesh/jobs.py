@@ -138,7 +138,7 @@ def launch(request: Request, processes: int) -> None:
 
 def _environments(processes: int) -> list[dict[str, str]]:
     """Return the variables of each process, as a launcher sets them."""
-    plain = os.environ | {"TWINLM_RESTART": "0", "PYTHONWARNINGS": "ignore"}
+    plain = os.environ | {"PYTHONWARNINGS": "ignore"}
     if processes == 1:
         return [plain | {"WORLD_SIZE": "1"}]
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}

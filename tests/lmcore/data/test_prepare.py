@@ -296,7 +296,7 @@ MEMORY = """
 import sys
 from lmcore.config import Config, DataConfig, TokenizerConfig
 from lmcore.data.prepare import prepare
-from parity.bench.worker import resident  # getrusage counts what the process that started this one held
+from lmcore.hardware import resident  # getrusage counts what the process that started this one held
 tokenizer = TokenizerConfig(vocab_size=400, train_bytes=2_000_000)
 for name in sys.argv[2:]:
     prepare(Config(data=DataConfig(files=[name], dir=sys.argv[1]), tokenizer=tokenizer), lambda line: None)

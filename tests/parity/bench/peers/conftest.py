@@ -93,7 +93,7 @@ prompts = np.arange(1, 15, dtype=np.int32).reshape(2, 7)  # 0 pads in transforme
 print(json.dumps(answer))
 """
         command = [python, "-c", program, json.dumps(asdict(config))]
-        done = subprocess.run(command, env=environment("generate", tmp_path), capture_output=True, text=True)
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
