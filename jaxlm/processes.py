@@ -85,7 +85,7 @@ def joined(config: Config) -> Iterator[Processes]:
     heartbeat = Heartbeat(group.rank, group.count, board, board) if board else None
     try:
         yield group if group.count > 1 else Alone()
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where a call computes at once
         if any(word in str(error) for word in TRANSPORTS):
             raise Lost(group.rank, error, heartbeat.missing() if heartbeat else None) from error
         raise
