@@ -17,6 +17,7 @@ __all__ = [
     "even_parts",
     "keep_freed_memory",
     "limit_malloc_arenas",
+    "local_processes",
     "memory_bytes",
     "resident",
     "usable_cores",
@@ -26,7 +27,12 @@ __all__ = [
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may run on; those of a run on one host share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // local_processes())
+
+
+def local_processes() -> int:
+    """Return the number of a run's processes on this host, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def even_parts(rows: int, max_parts: int) -> int:
@@ -118,11 +124,11 @@ def keep_freed_memory() -> None:
     """Let glibc's malloc keep freed memory from now on, for the next training step, which allocates the same again.
 
     By default it returns large buffers to the system, which must clear their pages before the next step gets them: up
-    to a quarter of a step of jaxlm on a CPU. The price is memory, since small objects come to lie between the buffers:
-    half as much again for a small model. So nothing changes where processes like this have needed more than a third of
-    what there is.
+    to a quarter of a step of jaxlm on a CPU. The price is memory, up to twice as much, since small objects come to lie
+    between the buffers. So nothing changes where the processes of this run on this host, each as large as this one,
+    have needed a third of what there is.
     """
-    if 3 * resident("VmHWM") * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < memory_bytes():
+    if 3 * resident("VmHWM") * local_processes() < memory_bytes():
         _set_malloc(M_TRIM_THRESHOLD, -1)  # never
         _set_malloc(M_MMAP_MAX, 0)
 

@@ -4,7 +4,7 @@ import os
 
 from lmcore.config import GATED, Config, ModelConfig
 from lmcore.errors import UserError
-from lmcore.hardware import memory_bytes
+from lmcore.hardware import local_processes, memory_bytes
 from lmcore.model.lora import adapter_size
 from lmcore.optim.table import OPTIMIZERS
 
@@ -67,7 +67,7 @@ def check_memory(config: Config, *, training: bool) -> None:
 
 def _copies_on_host(config: Config) -> float:
     """Return at least how many times a host's processes hold a model: a fraction where it is sharded over several."""
-    local, count = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    local, count = local_processes(), int(os.environ.get("WORLD_SIZE", "1"))
     sizes = config.parallel.fsdp, config.parallel.tensor
     if sizes == (1, 1):
         return float(local)

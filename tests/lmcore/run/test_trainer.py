@@ -39,6 +39,22 @@ def test_each_step_does_what_is_due_and_the_last_does_everything(config: Config,
     assert read_metrics(folder / "metrics.jsonl")[-1]["loss"] == 0.25
 
 
+@pytest.mark.parametrize("is_command", [True, False])
+def test_a_command_keeps_freed_memory_from_its_first_step_on(
+    config: Config, miniature: type, monkeypatch: pytest.MonkeyPatch, is_command: bool
+):
+    events = []
+    monkeypatch.setattr(trainer, "keep_freed_memory", lambda: events.append("keeps"))
+
+    class Counts(miniature):
+        def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
+            events.append("step")
+            return super().train_step(batch, lr)
+
+    assert trainer.run(config, Counts, is_command) == 0
+    assert events == ["step", *["keeps"] * is_command, *["step"] * 4]
+
+
 def test_a_signal_stops_after_the_step_and_saves_it(config: Config, miniature: type, capsys):
     class Stopped(miniature):
         def train_step(self, batch: np.ndarray, lr: float) -> dict[str, Any]:
