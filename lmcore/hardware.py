@@ -15,6 +15,7 @@ __all__ = [
     "cpu_features",
     "cpu_name",
     "even_parts",
+    "intel_cpu",
     "keep_freed_memory",
     "limit_malloc_arenas",
     "local_processes",
@@ -82,6 +83,11 @@ def cpu_features() -> dict[str, bool]:
 def bfloat16_products() -> bool:
     """Return whether the CPU has bfloat16 matmul instructions: x86 with AVX-512 BF16, as Linux reports it."""
     return cpu_features().get("AVX-512 BF16", False)
+
+
+def intel_cpu() -> bool:
+    """Return whether the CPU is Intel's, for which MKL is written."""
+    return "GenuineIntel" in _cpu_info() + platform.processor()  # the latter on Windows
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

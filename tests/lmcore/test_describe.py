@@ -93,6 +93,21 @@ def test_instructions_are_read_as_each_system_names_them(system, processor, info
     assert hardware.cpu_name() == (name or platform.processor() or processor)
 
 
+@pytest.mark.parametrize(
+    ("info", "processor", "expected"),
+    [
+        ("vendor_id : GenuineIntel", "", True),
+        ("vendor_id : AuthenticAMD", "x86_64", False),
+        ("", "Intel64 Family 6 Model 106 Stepping 6, GenuineIntel", True),  # on Windows
+        ("", "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", False),
+    ],
+)
+def test_intels_processors_are_known(info: str, processor: str, expected: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hardware, "_cpu_info", lambda: info)
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    assert hardware.intel_cpu() == expected
+
+
 def test_a_gpu_is_named_as_its_driver_names_it(capsys, program):
     program("nvidia-smi", "echo 'NVIDIA H100, 81559 MiB, 550.54'")
     assert described(capsys)["GPU"] == "NVIDIA H100, 81559 MiB, 550.54"

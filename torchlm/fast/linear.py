@@ -1,4 +1,4 @@
-"""Matmuls on a CPU: in float32 by oneDNN, for two of a layer's three faster than MKL; elsewhere by `F.linear`.
+"""Matmuls on a CPU: in float32 by oneDNN where it is faster than MKL, which `F.linear` uses; elsewhere by `F.linear`.
 
 All of torch's private operators that this package calls are here. Where torch lacks them, `F.linear` is used.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
-from lmcore.hardware import bfloat16_products
+from lmcore.hardware import bfloat16_products, intel_cpu
 
 __all__ = [
     "MAX_INT8_ROWS",
@@ -29,6 +29,8 @@ ONEDNN = torch.backends.mkldnn.is_available() and all(
     for name in ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
 )
 """Whether torch has oneDNN, and under the private names by which it is called here."""
+FAST_MKL = torch.backends.mkl.is_available() and intel_cpu()
+"""Whether MKL multiplies many rows faster than oneDNN: on Intel's processors by a tenth, on AMD's it is slower."""
 ARM = platform.machine() in ("arm64", "aarch64")
 CPU_BFLOAT16 = (
     ONEDNN
@@ -45,7 +47,7 @@ INT8_INPUTS = 16
 MAX_INT8_ROWS = 4
 """Rows up to which that matmul is faster than one with bfloat16 weights."""
 MIN_ROWS = 64
-"""Below, oneDNN gains nothing with a matrix that has no more outputs than inputs; with a single row, with none."""
+"""Below, oneDNN is the faster one with a matrix that has more outputs than inputs, and with a single row with none."""
 
 
 def linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
@@ -60,7 +62,8 @@ def linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tens
     if dtype == torch.bfloat16 and not CPU_BFLOAT16:
         with torch.autocast("cpu", enabled=False):
             return linear(x.to(dtype).float(), weight.to(dtype).float()).to(dtype)
-    by_onednn = ONEDNN and dtype == torch.float32 and (outputs > inputs or rows >= MIN_ROWS)
+    faster = not FAST_MKL if rows >= MIN_ROWS else outputs > inputs
+    by_onednn = ONEDNN and dtype == torch.float32 and faster
     return onednn_linear(x, weight) if by_onednn else F.linear(x, weight)
 
 

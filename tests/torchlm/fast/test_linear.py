@@ -13,7 +13,10 @@ SHAPES = [((MIN_ROWS, 5), 4), ((3, 33, 8), 3), ((2, 1, 1), 9)]
 
 @pytest.mark.skipif(not ONEDNN, reason="this torch was built without oneDNN")
 @pytest.mark.parametrize(("rows", "outputs"), SHAPES)
-def test_it_is_the_matmul_and_its_gradients(rows: tuple[int, ...], outputs: int) -> None:
+def test_it_is_the_matmul_and_its_gradients(
+    rows: tuple[int, ...], outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAST_MKL", False)
     torch.manual_seed(0)
     x, weight = torch.randn(rows, requires_grad=True), torch.randn(outputs, rows[-1], requires_grad=True)
     torch.library.opcheck(onednn_linear, (x.detach(), weight.detach()))
@@ -27,6 +30,23 @@ def test_it_is_the_matmul_and_its_gradients(rows: tuple[int, ...], outputs: int)
         strict=True,
     ):
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this torch was built without oneDNN")
+@pytest.mark.parametrize("fast_mkl", [True, False])
+def test_where_mkl_is_fast_only_few_rows_and_many_outputs_go_to_onednn(
+    fast_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAST_MKL", fast_mkl)
+    wide, narrow = torch.randn(6, 4, requires_grad=True), torch.randn(4, 6, requires_grad=True)
+    by_torch = type(F.linear(torch.randn(2, 4), wide).grad_fn)
+    asked = {
+        (rows, len(weight)): type(linear(torch.randn(rows, weight.shape[1]), weight).grad_fn) is not by_torch
+        for rows in (MIN_ROWS - 1, MIN_ROWS)
+        for weight in (wide, narrow)
+    }
+    few, many = MIN_ROWS - 1, MIN_ROWS
+    assert asked == {(few, 6): True, (few, 4): False, (many, 6): not fast_mkl, (many, 4): not fast_mkl}
 
 
 def test_other_types_and_few_rows_go_to_torch() -> None:
