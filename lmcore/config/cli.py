@@ -196,6 +196,8 @@ def _field_types(parser: ArgumentParser) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
+        if action.dest.endswith(".help"):  # jsonargparse's own, of a nested group
+            continue
         if action.option_strings and (hint is not None or action.dest not in configs.GROUPS):
             known[action.dest] = hint
             if group := configs.group_in(hint):
@@ -320,6 +322,8 @@ def _one_line(message: str, known: dict[str, Any]) -> str:
     if match := re.match(r"argument (?:-\w/)?--([^\s/:]+)\S*: expected one argument", message):
         return f"{_named(match.group(1))}: found no value, expected {_expected(match.group(1), known)}"
     field = ".".join(dict.fromkeys(keys))
+    if match := re.search(r"NestedArg\(key=['\"]([^'\"]+)", message):
+        return _unknown(f"{field}.{match.group(1)}", known)
     if match := re.search(r"(?:Got|Given) value: ?(.*?)(?: - Expected .*)?$", message):
         return f"{_named(field)}: found {shown(match.group(1))}, expected {_expected(field, known)}"
     if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):

@@ -231,6 +231,7 @@ MISTAKES = [
         "--model.rope_scaling.factr 4",
         "model.rope_scaling.factr: no such field; did you mean model.rope_scaling.factor?",
     ),
+    ("--model.lora.help.rank 3", "model.lora.help.rank: no such field; did you mean model.lora.rank?"),
     ("--zzz 3", "--zzz: no such field; see --help for the fields there are"),
     ("--model.zzz 3", "--model.zzz: no such field; see --help for the fields there are"),
     ("extra", "extra: unexpected argument; set a field as --FIELD VALUE"),
