@@ -111,8 +111,7 @@ class Guard:
                 self._count(scope["path"], message["status"])
             await send(message)
 
-        headers = dict(scope["headers"])
-        error = self._refusal(scope["path"], headers)
+        error = self._refusal(scope["path"], scope["headers"])
         app = self._app if error is None else error_response(error)
         try:
             await app(scope, receive, send_with_headers)
@@ -124,7 +123,10 @@ class Guard:
                 scope, receive, send_with_headers
             )
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+    def _refusal(self, path: str, sent: list[tuple[bytes, bytes]]) -> ApiError | None:
+        headers, hosts = dict(sent), sum(name == b"host" for name, _ in sent)
+        if hosts > 1:  # RFC 9112, section 3.2: what lies before this server may have taken another one
+            return ApiError(400, f"Host: found {hosts} such headers, expected one")
         host = headers.get(b"host", b"").decode("latin-1")
         if self._hosts is not None and host_name(host) not in self._hosts:
             names = ", ".join(sorted(self._hosts))

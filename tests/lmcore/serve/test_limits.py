@@ -66,6 +66,14 @@ def test_a_page_whose_name_leads_here_is_refused(guarded: Running, host: str, st
     assert response.status_code == status
 
 
+def test_several_hosts_are_refused(server: Running):
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nhost: b\r\nConnection: close\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Host: found 2 such headers, expected one" in answer
+
+
 def test_a_servers_names_may_be_any(server: Running):
     assert httpx.get(f"{server.url}/health", headers={"Host": "lab.example"}).status_code == 200
 
