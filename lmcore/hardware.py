@@ -87,7 +87,7 @@ def bfloat16_products() -> bool:
 
 def intel_cpu() -> bool:
     """Return whether the CPU is Intel's, for which MKL is written."""
-    return "GenuineIntel" in _cpu_info() + platform.processor()  # the latter on Windows
+    return "GenuineIntel" in (_cpu_info() or platform.processor())  # the latter on Windows
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
