@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -104,14 +103,19 @@ def memory_bytes() -> int:
 
 
 def resident(field: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or the most that it held at once (VmHWM).
+    """Return the bytes of memory that this process holds, or the most that it held at once.
 
     By Linux's own account, since getrusage passes the parent's peak on; elsewhere both are getrusage's peak.
+
+    Args:
+        field: VmRSS for what it holds, VmHWM for the most.
     """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith(field))
         return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
 

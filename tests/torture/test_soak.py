@@ -1,6 +1,8 @@
 """A run that stays as it is is called flat, and one that leaks anything is not."""
 
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,18 @@ def test_a_short_run_of_torchlm_keeps_its_files_and_threads(tmp_path: Path):
     assert "threads" not in verdict(samples)
     leaking = [Sample(s.step, s.memory, s.files + s.step // 20, s.threads) for s in samples]
     assert "files from" in verdict(leaking), "one file left open by each checkpoint"
+
+
+def test_every_thread_counts_but_those_of_the_pool():
+    process, end = os.getpid(), threading.Event()
+    before = soak._sample(process, 1).threads
+    pooled, other = (threading.Thread(target=end.wait) for _ in range(2))
+    for thread in (pooled, other):
+        thread.start()
+    Path(f"/proc/self/task/{pooled.native_id}/comm").write_text(soak.POOL)
+    after = soak._sample(process, 2).threads
+    end.set()
+    assert after == before + 1
 
 
 def test_a_run_that_fails_is_said(tmp_path: Path):
